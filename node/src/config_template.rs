@@ -51,6 +51,8 @@ pub(crate) fn render(config: &Config) -> String {
         ("advertise.include", list(&advertise.include)),
         ("advertise.exclude", list(&advertise.exclude)),
         ("advertise.withhold_defaults", advertise.withhold_defaults.to_string()),
+        ("advertise.serve", advertise.serve.to_string()),
+        ("advertise.serve_hours", list(&advertise.serve_hours)),
         ("transfer.compress", quoted(&transfer.compress)),
         ("transfer.stall_timeout_ms", transfer.stall_timeout_ms.to_string()),
         ("limits.connections_gossip", limits.connections_gossip.to_string()),
@@ -248,6 +250,10 @@ exclude = @advertise.exclude@
 # Whether to withhold outputs of derivations with allowSubstitutes = false, system configurations (nixos-system-*, etc,
 # unit-*), and everything that refers to them.
 withhold_defaults = @advertise.withhold_defaults@
+# Whether peers get anything of this machine, and in which hours by its clock, such as ["22:00-06:00"]; without hours it is
+# always. `narmesh serve off` and `narmesh serve on` go before both, until `narmesh serve auto`.
+serve = @advertise.serve@
+serve_hours = @advertise.serve_hours@
 
 [transfer]
 # Compress NARs between peers with zstd: "auto" (where the link is slower than the compression), "always" or "never".
@@ -397,6 +403,8 @@ mod tests {
             include = ["i"]
             exclude = ["x", "y"]
             withhold_defaults = false
+            serve = false
+            serve_hours = ["sh"]
             [transfer]
             compress = "never"
             stall_timeout_ms = 3

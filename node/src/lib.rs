@@ -19,6 +19,7 @@ pub mod daemon;
 mod database_file;
 mod describe;
 mod regular_file;
+pub mod serving;
 pub mod settings;
 mod sources;
 pub mod state_db;

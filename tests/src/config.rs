@@ -27,6 +27,8 @@ pub struct NodeConfig {
     pub sign: bool,
     /// `gateway.prefer`, when a story needs another value than the default.
     pub prefer: Option<&'static str>,
+    /// `advertise.serve_hours`.
+    pub serve_hours: Vec<String>,
     /// `transfer.compress`.
     pub compress: &'static str,
     /// `limits.connections_gossip`, when a story needs another value than the default.
@@ -83,6 +85,7 @@ impl NodeConfig {
             exclude: Vec::new(),
             sign: false,
             prefer: None,
+            serve_hours: Vec::new(),
             compress: "auto",
             connections_gossip: None,
             upload_bytes_per_s: None,
@@ -131,6 +134,7 @@ impl NodeConfig {
         }
         let mut advertise = Table::new();
         advertise.insert("exclude".into(), texts(&self.exclude));
+        advertise.insert("serve_hours".into(), texts(&self.serve_hours));
         let mut transfer = Table::new();
         transfer.insert("compress".into(), text(self.compress));
         let mut limits = Table::new();

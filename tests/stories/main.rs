@@ -23,6 +23,7 @@ mod policy;
 mod quorum;
 mod reload;
 mod restart;
+mod serving;
 mod shared;
 mod substitute;
 mod systemd;

@@ -20,6 +20,7 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
         | ControlReply::Advertised(_)
         | ControlReply::Why(_)
         | ControlReply::Reloaded
+        | ControlReply::Serve(_)
         | ControlReply::Probe(_) => Ok(reply),
     }
 }

@@ -15,6 +15,7 @@ mod nix_version;
 mod quorum;
 mod reload;
 mod run;
+mod serve;
 mod startable;
 mod status;
 mod why;
@@ -48,6 +49,8 @@ enum Command {
     /// Check the configuration, whether the daemon could start with it, and how it fits Nix's; with --probe, dial the
     /// peers
     CheckConfig(check_config::Arguments),
+    /// Say whether peers get anything of this machine, or switch it on or off (on battery, on a metered line)
+    Serve(serve::Arguments),
     /// Make the running daemon read its configuration again, as SIGHUP does, and say whether it is in force
     Reload,
     /// Show the state of the running daemon: peers, summaries, requests, bytes
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&config, &arguments).map(|()| true),
         Command::Id(arguments) => id::id(&config, &arguments).map(|()| true),
         Command::CheckConfig(arguments) => check_config::check_config(&config, &arguments),
+        Command::Serve(arguments) => serve::serve(&config, &arguments).map(|()| true),
         Command::Reload => reload::reload(&config).map(|()| true),
         Command::Status(output) => status::status(&config, output.json).map(|()| true),
         Command::Advertised(output) => advertised::advertised(&config, output.json).map(|()| true),

@@ -171,11 +171,21 @@ pub struct AdvertiseConfig {
     pub exclude: Vec<String>,
     /// Whether to withhold system configurations, and outputs of derivations with `allowSubstitutes = false`.
     pub withhold_defaults: bool,
+    /// Whether peers get anything of this machine.
+    pub serve: bool,
+    /// The hours in which they do, `HH:MM-HH:MM` by the clock of this machine; always if there are none.
+    pub serve_hours: Vec<String>,
 }
 
 impl Default for AdvertiseConfig {
     fn default() -> Self {
-        Self { include: vec!["*".to_owned()], exclude: Vec::new(), withhold_defaults: true }
+        Self {
+            include: vec!["*".to_owned()],
+            exclude: Vec::new(),
+            withhold_defaults: true,
+            serve: true,
+            serve_hours: Vec::new(),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use self::places::Places;
 use self::stream::Turns;
 use crate::account::look_up_group_id;
 use crate::attestations::Question;
+use crate::serving::{ServeState, ServeSwitch};
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
@@ -61,6 +62,8 @@ pub enum ControlRequest {
         /// The name or peer id of the peer; all peers if `None`.
         peer: Option<String>,
     },
+    /// Say whether peers get anything of this machine, after setting the switch if one is given.
+    Serve(Option<ServeSwitch>),
     /// A question of `narmesh quorum`, answered with [`crate::attestations::Part`]s.
     Quorum(Question),
 }
@@ -77,6 +80,8 @@ pub enum ControlReply {
     Why(Box<WhyReport>),
     /// To `Reload`: the new settings are in force.
     Reloaded,
+    /// To `Serve`.
+    Serve(ServeState),
     /// To `Probe`.
     Probe(Vec<PeerProbe>),
     /// The request was refused.
@@ -325,6 +330,7 @@ mod tests {
                 ControlRequest::Status
                 | ControlRequest::Why { .. }
                 | ControlRequest::Probe { .. }
+                | ControlRequest::Serve(_)
                 | ControlRequest::Quorum(_) => ControlReply::Refused { why: "not here".to_owned() },
             }
         }

@@ -7,10 +7,12 @@ use crate::account::look_up_user_name;
 use crate::attestations::{OwnBuilds, Part, Queries, Question};
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::describe;
+use crate::serving::{ServeState, ServeSwitch, minute_now};
 use crate::settings::PeerSettings;
 use crate::status::text::utc;
 use crate::status::{AdvertisedReport, PeerProbe, WhyReport};
 use crate::why::explain;
+use anyhow::Context as _;
 use libp2p::PeerId;
 use narmesh_mesh::{PROBE_QUESTION, ProbeResult, probe};
 use narmesh_protocol::{HashPart, StoreDir, StorePath};
@@ -28,6 +30,7 @@ impl ControlHandler for Daemon {
             ControlRequest::Advertised => self.collect_advertised().await.map(ControlReply::Advertised),
             ControlRequest::Why { path } => self.explain(path).await.map(|why| ControlReply::Why(Box::new(why))),
             ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
+            ControlRequest::Serve(switch) => self.serve_peers(switch).map(ControlReply::Serve),
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
             ControlRequest::Quorum(_) => Err(anyhow::anyhow!("`narmesh quorum` is answered part by part")),
         };
@@ -80,6 +83,14 @@ impl Daemon {
         let file = self.config_file.display();
         (changed_s > in_force.loaded_unix_s)
             .then(|| format!("the daemon judges by the settings that it read at {read}; {file} has changed since and takes effect after a reload (SIGHUP)"))
+    }
+
+    /// Sets the switch, if one is given, and says whether peers get anything.
+    fn serve_peers(&self, switch: Option<ServeSwitch>) -> anyhow::Result<ServeState> {
+        let kept = switch.map_or(Ok(()), |switch| self.serving.set(switch));
+        self.apply_serving();
+        kept.context("the switch counts from now on, but only until the daemon ends, because it cannot be kept")?;
+        Ok(self.serving.decide(&self.settings(), minute_now()))
     }
 
     async fn collect_advertised(&self) -> anyhow::Result<AdvertisedReport> {

@@ -13,6 +13,7 @@ mod status;
 use crate::attestations::{Attestations, KeyNames, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
+use crate::serving::{ServeState, Serving, minute_now};
 use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
@@ -28,6 +29,7 @@ use parking_lot::RwLock;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +54,9 @@ pub(crate) struct Daemon {
     offer: Arc<Offer>,
     mesh: MeshHandle,
     resolver: Arc<Resolver>,
+    serving: Serving,
+    /// Whether what is in force serves peers.
+    is_serving: AtomicBool,
     sources: Arc<AllSources>,
     upstreams: Arc<UpstreamSources>,
     uploads: Uploads,
@@ -106,7 +111,10 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let store = NixStore::open(settings.store.clone()).context("the Nix store")?;
     let gateway_key = load_gateway_key(&settings)?;
-    let (offer, offer_changes) = publish::start_offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
+    let serving = Serving::open(&settings.node.state_dir);
+    let is_serving = serving.decide(&settings, minute_now()).is_serving;
+    let offered = offer_policy(&settings, &secrets, gateway_key.as_ref(), is_serving);
+    let (offer, offer_changes) = publish::start_offer(&store, offered)?;
     let ledger = open_ledger(&settings, &secrets, &store, policy);
     let (attestations, exchange) =
         Attestations::start(ledger, &store, &offer, secrets.builder_key.clone(), settings.quorum.signers())?;
@@ -151,6 +159,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         secrets,
         in_force: RwLock::new(InForce { settings: Arc::new(settings), loaded_unix_s: unix_s(), error: None }),
         reloading: tokio::sync::Mutex::default(),
+        serving,
+        is_serving: AtomicBool::new(is_serving),
         gateway_address,
         store,
         offer,
@@ -166,6 +176,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let on_dropped = daemon.attestations.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
+    let serving_task = tokio::spawn(Arc::clone(&daemon).follow_serving());
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();
     let role = ListenerRole { host_names, ..ListenerRole::local() };
@@ -191,6 +202,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     gateway_ended??;
     mesh_task.abort();
     control_task.abort();
+    serving_task.abort();
     Ok(())
 }
 
@@ -268,7 +280,8 @@ impl Daemon {
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let kept = settings.quorum.keep.iter().copied();
         self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
-        let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
+        let is_serving = self.serving.decide(&settings, minute_now()).is_serving;
+        let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref(), is_serving);
         self.upstreams.put_in_force(upstreams);
         self.sources.set_preference(settings.gateway.prefer);
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
@@ -277,11 +290,33 @@ impl Daemon {
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.attestations.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
+        self.is_serving.store(is_serving, Ordering::SeqCst);
         self.attestations.judge_anew();
         let settings = Arc::new(settings);
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
+        self.serving.on_settings_changed();
         tracing::info!("configuration reloaded");
         Ok(())
+    }
+
+    /// Serves peers, or stops it, when a switch or the clock says so.
+    async fn follow_serving(self: Arc<Self>) {
+        loop {
+            self.apply_serving();
+            let has_hours = !self.settings().serve_hours.is_empty();
+            self.serving.wait(has_hours).await;
+        }
+    }
+
+    /// Puts in force whether peers get anything, if that has changed.
+    fn apply_serving(&self) {
+        let settings = self.settings();
+        let ServeState { is_serving, why, .. } = self.serving.decide(&settings, minute_now());
+        if self.is_serving.swap(is_serving, Ordering::SeqCst) == is_serving {
+            return;
+        }
+        tracing::info!(is_serving, why, "what peers get of this machine has changed");
+        self.offer.set_serving(is_serving);
     }
 
     /// Everything that may be refused: once it is there, nothing of a reload can fail.
@@ -370,8 +405,13 @@ fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKey
     TrustedKeys::new(keys).unwrap_or_default()
 }
 
-fn offer_policy(settings: &Settings, secrets: &Secrets, gateway: Option<&NixSecretKey>) -> OfferPolicy {
-    settings.offer_policy(shown_keys(settings, gateway), secrets.builder_key.clone())
+fn offer_policy(
+    settings: &Settings,
+    secrets: &Secrets,
+    gateway: Option<&NixSecretKey>,
+    is_serving: bool,
+) -> OfferPolicy {
+    settings.offer_policy(shown_keys(settings, gateway), secrets.builder_key.clone(), is_serving)
 }
 
 fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use crate::describe::plainly;
+use crate::serving::minute_now;
 use crate::settings::{PeerSettings, Settings};
 use crate::status::{
     BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, OwnStatus, PeerStatus, QuorumStatus, RequestStatus,
@@ -41,6 +42,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         config,
         listen: view.listen.iter().map(Multiaddr::to_string).collect(),
         gateway: daemon.gateway_address.to_string(),
+        serve: daemon.serving.decide(&settings, minute_now()),
         gateway_public_key: daemon.resolver.gateway_public_key().map(|key| key.to_string()),
         store: StoreStatus {
             dir: settings.store.store_dir.as_str().to_owned(),

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 mod addresses;
 mod gateway;
+mod hours;
 mod netrc;
 mod quorum;
 mod secrets;
@@ -28,6 +29,7 @@ mod written;
 use addresses::AddressUse;
 pub(crate) use addresses::socket_address;
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX, Prefer};
+pub use hours::Hours;
 pub(crate) use netrc::find_login;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
@@ -45,6 +47,8 @@ pub const ADDRESSES_MAX: usize = narmesh_protocol::Summary::ADDRESSES_MAX;
 pub const PEER_NAME_BYTES_MAX: usize = 64;
 /// Longest path of a Unix socket, bytes (`sun_path` on Linux holds 108 with the final zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Most spans in `advertise.serve_hours`.
+const SERVE_HOURS_MAX: usize = 16;
 /// Longest include or exclude pattern, bytes: no name is longer than 211.
 const PATTERN_BYTES_MAX: usize = 256;
 // The text of `bounds_of` names this number.
@@ -69,6 +73,8 @@ pub struct Settings {
     pub sign_remote_builds: bool,
     /// `[advertise]`, whose patterns are valid.
     pub advertise: AdvertiseConfig,
+    /// `advertise.serve_hours`; none means always.
+    pub serve_hours: Vec<Hours>,
     /// `[transfer]`
     pub transfer: TransferSettings,
     /// `[limits]`
@@ -203,7 +209,12 @@ pub enum SettingsError {
 impl Settings {
     /// The policy that says which paths may leave this machine, and with which signatures: those of `trusted` keys, and
     /// that of `builder_key` on what was built here.
-    pub fn offer_policy(&self, trusted: TrustedKeys, builder_key: Option<NixSecretKey>) -> OfferPolicy {
+    pub fn offer_policy(
+        &self,
+        trusted: TrustedKeys,
+        builder_key: Option<NixSecretKey>,
+        is_serving: bool,
+    ) -> OfferPolicy {
         OfferPolicy {
             trusted,
             builder_key,
@@ -212,6 +223,7 @@ impl Settings {
             exclude: self.advertise.exclude.clone(),
             withhold_defaults: self.advertise.withhold_defaults,
             paths_max: self.limits.advertised_paths_max,
+            is_serving,
         }
     }
 
@@ -239,6 +251,7 @@ impl Settings {
             upstreams: upstream::check(&config.upstream, &base)?,
             sign_remote_builds: check_sign_remote_builds(&config.trust)?,
             builder_key_file,
+            serve_hours: check_hours(&config.advertise.serve_hours)?,
             advertise: check_advertise(config.advertise)?,
             transfer: TransferSettings {
                 compress: check_compress(&config.transfer.compress)?,
@@ -397,6 +410,18 @@ fn check_advertise(advertise: AdvertiseConfig) -> Result<AdvertiseConfig, Settin
     check_patterns("advertise.include", &advertise.include)?;
     check_patterns("advertise.exclude", &advertise.exclude)?;
     Ok(advertise)
+}
+
+fn check_hours(texts: &[String]) -> Result<Vec<Hours>, SettingsError> {
+    if texts.len() > SERVE_HOURS_MAX {
+        return Err(refused("advertise.serve_hours", Count(texts.len(), "entries"), "at most 16 spans of hours"));
+    }
+    let check = |(index, text): (usize, &String)| {
+        let key = format!("advertise.serve_hours[{index}]");
+        let accepted = "HH:MM-HH:MM by the clock of this machine, such as \"22:00-06:00\", with two different times";
+        Hours::parse(text).ok_or_else(|| refused(key, text, accepted))
+    };
+    texts.iter().enumerate().map(check).collect()
 }
 
 fn check_patterns(key: &str, patterns: &[String]) -> Result<(), SettingsError> {

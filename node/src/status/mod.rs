@@ -2,6 +2,7 @@
 //!
 //! Scripts read this JSON, so fields are added, never renamed. [`text`] renders it for people.
 
+use crate::serving::ServeState;
 use narmesh_mesh::{PeerStats, ProbeResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct Status {
     pub listen: Vec<String>,
     /// `ip:port` of the gateway, with the actual port.
     pub gateway: String,
+    /// Whether peers get anything of this machine, and why.
+    pub serve: ServeState,
     /// The key that signs all narinfos of the gateway: the only one that Nix has to trust, if there is one.
     pub gateway_public_key: Option<String>,
     /// The Nix store.

@@ -230,6 +230,13 @@ impl OfferIndex {
     /// Decides anew which paths are offered.
     pub(super) fn settle(&mut self, rules: &Rules) {
         self.look_into_closures();
+        if !rules.is_serving() {
+            for line in self.lines.values_mut() {
+                (line.is_offered, line.is_carried) = (false, false);
+            }
+            self.has_warned = false;
+            return;
+        }
         self.offer_all(rules);
         let mut rows: Vec<_> = self.lines.values().filter(|line| line.is_offered).map(|line| line.entry.row).collect();
         let Some(surplus) = rows.len().checked_sub(rules.paths_max()).filter(|surplus| *surplus > 0) else {
@@ -316,6 +323,7 @@ impl OfferIndex {
                 let standing = match line.verdict(rules) {
                     _ if line.is_offered => Offering::Offered,
                     Some(reason) => Offering::Withheld(reason),
+                    None if !rules.is_serving() => Offering::Withheld(Withheld::NotServing),
                     None if self.has_warned => Offering::Withheld(Withheld::TooMany),
                     None => Offering::Withheld(Withheld::Unchecked),
                 };

@@ -168,6 +168,13 @@ impl Offer {
         self.shared.woken.notify_all();
     }
 
+    /// Offers what the policy allows, or nothing at all. Nothing is offered any more when this returns; what is offered
+    /// again follows shortly after.
+    pub fn set_serving(&self, is_serving: bool) {
+        let policy = OfferPolicy { is_serving, ..self.shared.rules().policy().clone() };
+        self.set_policy(policy);
+    }
+
     /// The hash parts of all offered paths.
     pub fn hash_parts(&self) -> BTreeSet<HashPart> {
         self.shared.offered.read().iter().copied().collect()

@@ -41,6 +41,9 @@ pub struct OfferPolicy {
     pub withhold_defaults: bool,
     /// Most paths offered; beyond it the newest are withheld.
     pub paths_max: usize,
+    /// Whether anything is offered now. If not, nothing else changes: what is known about paths, and what was told of them
+    /// as private, stays.
+    pub is_serving: bool,
 }
 
 /// Why a path is withheld.
@@ -84,6 +87,8 @@ pub enum Withheld {
     NarInfoTooLong,
     /// There are more paths than may be offered, and this is one of the newest.
     TooMany,
+    /// Nothing is offered now.
+    NotServing,
     /// It was not checked yet.
     Unchecked,
 }
@@ -122,6 +127,7 @@ impl Withheld {
             Self::NarTooLarge => "its row in the Nix database says that its NAR has more than 256 TiB, which cannot be",
             Self::NarInfoTooLong => "its narinfo would have more than 8 MiB: it has too many references",
             Self::TooMany => "more paths than limits.advertised_paths_max; the newest are withheld",
+            Self::NotServing => "this machine serves its peers nothing now (`narmesh serve`)",
             Self::Unchecked => "it was not looked at yet",
         }
     }
@@ -197,8 +203,16 @@ impl Rules {
         }
     }
 
+    pub(super) fn policy(&self) -> &OfferPolicy {
+        &self.policy
+    }
+
     pub(super) fn paths_max(&self) -> usize {
         self.policy.paths_max
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.policy.is_serving
     }
 
     /// Why a path with this name and these derivations, and everything that refers to it, is withheld.

@@ -171,6 +171,7 @@ impl Drop for TestNix {
 /// A policy without any key that offers as much as possible.
 pub(crate) fn open_policy() -> OfferPolicy {
     OfferPolicy {
+        is_serving: true,
         trusted: narmesh_protocol::TrustedKeys::default(),
         builder_key: None,
         sign_remote_builds: false,

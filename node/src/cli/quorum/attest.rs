@@ -124,7 +124,7 @@ impl Here {
             .builder_key
             .context("trust.builder_key_file is not set: nothing to sign with")?;
         files.say_that_no_daemon_runs(config);
-        let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()));
+        let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()), true);
         let offer = Offer::start(Arc::clone(&files.store), policy, Box::new(|_| {}))?;
         Ok(Self { files, offer, key })
     }

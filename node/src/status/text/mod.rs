@@ -112,6 +112,9 @@ impl Status {
                 self.store.dir, self.store.valid_paths, self.store.advertised_paths
             ),
         ));
+        if !self.serve.is_serving {
+            rows.push(row("", format!("peers get nothing of it: {}", escaped(&self.serve.why))));
+        }
         if let Some(missing) = &self.store.missing {
             rows.push(row("", format!("NOT THERE: {}", escaped(missing))));
         }

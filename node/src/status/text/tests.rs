@@ -1,6 +1,7 @@
 //! The rendering, word for word.
 
 use super::*;
+use crate::serving::{ServeState, ServeSwitch};
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
     RememberedView, RequestStatus, RevokedStatus, StoreStatus,
@@ -16,6 +17,7 @@ fn status() -> Status {
         config: ConfigStatus { file: "/etc/narmesh/narmesh.toml".into(), loaded_unix_s: 1_704_067_199, error: None },
         listen: vec!["/ip4/127.0.0.1/tcp/40001".to_owned()],
         gateway: "127.0.0.1:40002".to_owned(),
+        serve: ServeState { is_serving: true, switch: ServeSwitch::Auto, why: "advertise.serve = true".to_owned() },
         gateway_public_key: Some("narmesh-gateway-x:AA==".to_owned()),
         store: StoreStatus { dir: "/nix/store".to_owned(), valid_paths: 10, advertised_paths: 3, missing: None },
         own: OwnStatus { epoch: 7, seq: 1, paths: 3, filter_bits: 8_192 },
