@@ -15,9 +15,9 @@ use anyhow::Context;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
 use rand::TryRng;
-use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 const NODE_KEY: &str = "node.key";
@@ -135,17 +135,29 @@ fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
         .create(state_dir)
         .with_context(|| format!("cannot make {}", state_dir.display()))?;
     let (user, group) = (Some(owner.uid), Some(owner.gid));
+    let failed = |path: &Path| format!("cannot give {} to the user {}", path.display(), owner.name);
     let give = |path: &Path, user, mode| {
-        chown(path, user, group)
-            .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
-            .with_context(|| format!("cannot give {} to the user {}", path.display(), owner.name))
+        let given = chown(path, user, group);
+        given.and_then(|()| set_permissions(path, Permissions::from_mode(mode))).with_context(|| failed(path))
     };
     give(directory_of(&settings.file), None, 0o750)?;
     give(&settings.file, None, 0o640)?;
     give(state_dir, user, 0o750)?;
-    give(&settings.node.key_file, user, 0o600)?;
-    give(&gateway_key_file(state_dir), user, 0o600)?;
-    settings.builder_key_file.as_deref().map_or(Ok(()), |key| give(key, user, 0o600))
+    // The state directory may belong to `owner` already, who must not get another file by a link in place of a key.
+    let give_key = |path: &Path| give_itself(path, owner).with_context(|| failed(path));
+    give_key(&settings.node.key_file)?;
+    give_key(&gateway_key_file(state_dir))?;
+    settings.builder_key_file.as_deref().map_or(Ok(()), give_key)
+}
+
+/// Gives a file to `owner`, who alone may read it: the file that lies at `path`, and no other that a link makes of it.
+fn give_itself(path: &Path, owner: &User) -> std::io::Result<()> {
+    let file = regular_file::open_itself(path, OpenOptions::new().read(true))?;
+    if file.metadata()?.nlink() > 1 {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it has other names (hard links)"));
+    }
+    fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    file.set_permissions(Permissions::from_mode(0o600))
 }
 
 /// What Nix has already, as far as it was asked for.
@@ -468,6 +480,26 @@ mod tests {
                 assert!(!nothing.exists(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn no_other_file_is_given_away_by_a_link_in_place_of_a_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let [precious, key] = ["precious", "gateway.key"].map(|name| dir.path().join(name));
+        std::fs::write(&precious, "mine").unwrap();
+        set_permissions(&precious, Permissions::from_mode(0o644)).unwrap();
+        let own = std::fs::metadata(&precious).unwrap();
+        let owner = User { name: "me".to_owned(), uid: own.uid(), gid: own.gid() };
+        std::os::unix::fs::symlink(&precious, &key).unwrap();
+        give_itself(&key, &owner).unwrap_err();
+        std::fs::remove_file(&key).unwrap();
+        std::fs::hard_link(&precious, &key).unwrap();
+        give_itself(&key, &owner).unwrap_err();
+        assert_eq!(std::fs::metadata(&precious).unwrap().permissions().mode() & 0o777, 0o644);
+        std::fs::remove_file(&key).unwrap();
+        std::fs::write(&key, "secret").unwrap();
+        give_itself(&key, &owner).unwrap();
+        assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
