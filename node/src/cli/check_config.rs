@@ -202,6 +202,7 @@ fn nix_findings(
     } else {
         findings.extend(key_findings(settings, nix));
     }
+    findings.extend(unused_key_notes(settings, gateway, nix));
     findings.extend(substituter_findings(settings, nix));
     if settings.builder_key_file.is_some() {
         findings.extend(builder_key_findings(nix));
@@ -239,6 +240,22 @@ fn gateway_key_finding(gateway: Option<&NixPublicKey>, nix: &NixSettings) -> Opt
     }
 }
 
+/// Names the keys that Nix trusts and narmesh does not.
+fn unused_key_notes(settings: &Settings, gateway: Option<&NixPublicKey>, nix: &NixSettings) -> Vec<Finding> {
+    let is_used = |key: &NixPublicKey| {
+        let mut of_upstreams = settings.upstreams.iter().flat_map(|upstream| upstream.cache.trusted.iter());
+        settings.trusted.by_name(key.name()).is_some() || gateway == Some(key) || of_upstreams.any(|other| other == key)
+    };
+    let known = nix.words("trusted-public-keys").into_iter().filter_map(|text| NixPublicKey::parse(text).ok());
+    let note = |key: NixPublicKey| {
+        Finding::Note(format!(
+            "Nix trusts {key}, but narmesh does not: what only this key signed is neither offered to peers nor taken \
+             from them"
+        ))
+    };
+    known.filter(|key| !is_used(key)).map(note).collect()
+}
+
 fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
     let known: Vec<_> =
         nix.words("trusted-public-keys").into_iter().filter_map(|text| NixPublicKey::parse(text).ok()).collect();
@@ -264,13 +281,6 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
         findings.push(Finding::Warning(format!(
             "an [[upstream]] has the key {key}, which Nix does not trust: Nix refuses what only this key signed. Add it to \
              extra-trusted-public-keys in nix.conf"
-        )));
-    }
-    let is_used = |key: &NixPublicKey| settings.trusted.by_name(key.name()).is_some() || of_upstreams.contains(&key);
-    for other in known.iter().filter(|other| !is_used(other)) {
-        findings.push(Finding::Note(format!(
-            "Nix trusts {other}, but narmesh does not: what only this key signed is neither offered to peers nor \
-             taken from them"
         )));
     }
     findings
