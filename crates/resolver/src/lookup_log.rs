@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const PATHS_MAX: usize = 1_024;
 /// Events kept per path.
 const DECISIONS_MAX: usize = 32;
+/// Most bytes of a reason that is kept; longer ones lose their end.
+const REASON_BYTES_MAX: usize = 400;
 /// Paths answered from memory that are remembered. They are kept apart because Nix asks for thousands of paths that
 /// nobody has, which must not push out what was decided about a path that somebody has. Some 80 bytes each.
 const AT_ONCE_MAX: usize = 16_384;
@@ -56,6 +58,18 @@ pub enum LookupEvent {
     NarGone,
     /// The body was closed short at this byte, so that Nix asks again and then builds.
     NarCutShort(u64),
+}
+
+impl LookupEvent {
+    /// Keeps only the beginning of a long reason: a source may have written part of it.
+    fn shorten(&mut self) {
+        let (Self::Distrusted(_, why) | Self::NoAnswer(_, why) | Self::NarBroken(_, _, why)) = self else { return };
+        if why.len() > REASON_BYTES_MAX {
+            why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+            why.push('…');
+            why.shrink_to_fit();
+        }
+    }
 }
 
 /// Why Nix was told that a path is not here, although a filter claims it or our own store holds it.
@@ -174,7 +188,8 @@ struct GivenAtOnce {
 
 impl LookupLog {
     /// Notes a decision about a path.
-    pub(crate) fn note(&self, hash_part: HashPart, decision: LookupEvent) {
+    pub(crate) fn note(&self, hash_part: HashPart, mut decision: LookupEvent) {
+        decision.shorten();
         tracing::debug!(%hash_part, %decision, "resolver");
         let at_unix_ms = unix_ms();
         let mut log = self.log.lock();
@@ -273,6 +288,18 @@ mod tests {
         lookup_log.note_at_once(part(1), AtOnce::OwnStore);
         assert_eq!(sentences(&lookup_log, 1), ["answered from memory: our own store has the path"]);
         assert!(lookup_log.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
+    }
+
+    #[test]
+    fn long_reason_of_a_source_is_cut() {
+        let lookup_log = LookupLog::default();
+        let source = SourceId::random();
+        let event = [LookupEvent::NoAnswer, LookupEvent::Distrusted];
+        for event in event {
+            lookup_log.note(part(1), event(source, "ö".repeat(1 << 20)));
+        }
+        lookup_log.note(part(1), LookupEvent::NarBroken(source, 0, "x".repeat(1 << 20)));
+        assert!(sentences(&lookup_log, 1).iter().all(|sentence| sentence.len() < 600));
     }
 
     #[test]

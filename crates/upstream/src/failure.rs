@@ -5,6 +5,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+/// Most bytes of a failure's detail: some are kept for each path.
+const DETAIL_BYTES_MAX: usize = 300;
+
 /// A kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
@@ -127,9 +130,15 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without `Retry-After`.
+    /// A failure without `Retry-After`. Of a longer detail, the beginning is kept: what a cache sends may be in it.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), retry_after: None }
+        let mut detail = detail.into();
+        if detail.len() > DETAIL_BYTES_MAX {
+            detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
+            detail.push('…');
+            detail.shrink_to_fit();
+        }
+        Self { kind, detail, retry_after: None }
     }
 
     /// The kind of an error that the HTTP client or a body gave.
@@ -196,6 +205,14 @@ mod tests {
         assert_eq!(Failure::of_error(&tls).kind, FailureKind::Tls);
         let reset = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(Failure::of_error(&reset).kind, FailureKind::Interrupted);
+    }
+
+    #[test]
+    fn what_a_cache_sends_does_not_make_a_failure_long() {
+        let failure = Failure::new(FailureKind::Redirect, "ö".repeat(400_000));
+        assert!((280..310).contains(&failure.detail.len()), "{}", failure.detail.len());
+        let kept = failure.clone();
+        assert!(kept.detail.capacity() <= 310, "the rest is not kept in memory");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-/// The fields that name a peer, in this program and in libp2p. Of several in an event, the first counts.
-const PEER_FIELDS: [&str; 2] = ["peer", "peer_id"];
+/// The fields that name a peer, in this program and in libp2p, or an upstream cache. Of several in an event, the first counts.
+const PEER_FIELDS: [&str; 3] = ["peer", "peer_id", "upstream"];
 
 /// A field with few possible values. Each value makes an event a kind of its own.
 const CAUSE_FIELD: &str = "misdeed";

@@ -81,6 +81,16 @@ fn repeated_event_of_a_peer_is_logged_ten_times_and_then_counted() {
 }
 
 #[test]
+fn failures_of_one_upstream_hide_none_of_another() {
+    let log = logged(|| {
+        (0..1_000).for_each(|_| tracing::warn!(upstream = "flapping", "upstream is down for a while"));
+        tracing::warn!(upstream = "other", "upstream is down for a while");
+    });
+    assert_eq!(log.matches(r#"upstream="flapping""#).count(), 10, "{log}");
+    assert!(log.contains(r#"upstream="other""#), "{log}");
+}
+
+#[test]
 fn misdeeds_logged_at_one_place_are_limited_separately() {
     let log = logged(|| {
         for misdeed in ["first", "second"] {
