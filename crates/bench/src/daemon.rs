@@ -79,6 +79,11 @@ impl Node {
         Ok(NixSecretKey::parse(text.trim())?.public().to_string())
     }
 
+    /// Makes the node serve another chroot store.
+    pub(crate) fn serve(&mut self, store_root: &Path) {
+        store_root.clone_into(&mut self.store_root);
+    }
+
     /// Adds a trusted public key in Nix's form.
     pub(crate) fn trust(&mut self, key: &str) {
         self.trusted_keys.push(key.to_owned());
@@ -120,7 +125,7 @@ impl Node {
         self.config_extra.push('\n');
     }
 
-    /// Sets the rules of the quorum: `[quorum]` and `[[builder]]`.
+    /// Sets the end of the configuration: `[quorum]` and `[[builder]]`, or `[[upstream]]`.
     pub(crate) fn follow(&mut self, rules: &str) {
         rules.clone_into(&mut self.rules);
     }

@@ -33,8 +33,28 @@ pub(crate) fn fetch(address: SocketAddr, target: &str, bytes: u64) -> anyhow::Re
 
 /// Gets a NAR and checks its NarHash. Do this once, before fetches are timed.
 pub(crate) fn verify(address: SocketAddr, target: &str, nar_hash: NarHash) -> anyhow::Result<()> {
-    let mut verifier = NarVerifier::new();
-    body(address, target, |bytes| verifier.feed(bytes))?;
+    verify_and(address, target, nar_hash, u64::MAX, || Ok(()))
+}
+
+/// The same, and calls `act` once when `at` bytes have come.
+pub(crate) fn verify_and(
+    address: SocketAddr,
+    target: &str,
+    nar_hash: NarHash,
+    at: u64,
+    act: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (mut verifier, mut got, mut act, mut acted) = (NarVerifier::new(), 0, Some(act), Ok(()));
+    body(address, target, |bytes| {
+        got += bytes.len() as u64;
+        if got >= at
+            && let Some(act) = act.take()
+        {
+            acted = act();
+        }
+        verifier.feed(bytes)
+    })?;
+    acted?;
     if verifier.finish()?.nar_hash != nar_hash {
         bail!("{target}: the contents have another NarHash");
     }

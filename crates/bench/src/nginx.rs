@@ -52,6 +52,11 @@ impl Nginx {
         wait_for("nginx listens", Duration::from_secs(10), || Ok(TcpStream::connect(address).ok()))?;
         Ok(Self { process, address, _dir: dir })
     }
+
+    /// Kills it and its workers with SIGKILL: connections break in the middle of a body.
+    pub(crate) fn kill(&self) -> anyhow::Result<()> {
+        self.process.kill_with_children()
+    }
 }
 
 /// A loopback address that nobody listens on now. Its port is below those that the kernel gives to clients, because one of

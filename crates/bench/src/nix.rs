@@ -67,6 +67,22 @@ impl Nix {
         Ok(started.elapsed().as_secs_f64())
     }
 
+    /// Copies `path` from a store URL into a binary cache in the directory `to`, which packs with `compression`.
+    pub(crate) fn copy_to_cache(
+        &self,
+        from: &str,
+        to: &Path,
+        compression: &str,
+        path: &str,
+        trusted_key: &str,
+    ) -> anyhow::Result<()> {
+        let mut command = self.command("nix");
+        let to = format!("file://{}?compression={compression}", to.display());
+        command.args(["copy", "--from", from, "--to", &to, path, "--option", "trusted-public-keys", trusted_key]);
+        finish(&format!("nix copy --to {to}"), &mut command)?;
+        Ok(())
+    }
+
     /// [`Self::copy`] into a new store, which must then hold `paths` paths and is deleted. Returns the seconds of the copy.
     pub(crate) fn copy_fresh(&self, from: &str, path: &str, trusted_key: &str, paths: usize) -> anyhow::Result<f64> {
         let root = self.dir.join("fresh");

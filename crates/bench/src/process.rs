@@ -73,6 +73,15 @@ impl Running {
         Ok(kib * 1_024.0 / 1e6)
     }
 
+    /// Sends SIGKILL to it and to its children.
+    pub(crate) fn kill_with_children(&self) -> anyhow::Result<()> {
+        // The process itself first, or it would start new children.
+        for pid in [self.pid()].into_iter().chain(children(self.pid())?) {
+            kill_process(Pid::from_raw(i32::try_from(pid)?).context("a process id")?, Signal::KILL)?;
+        }
+        Ok(())
+    }
+
     /// Sends SIGTERM; dropping the value waits for the end.
     pub(crate) fn tell_to_end(&self) {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);

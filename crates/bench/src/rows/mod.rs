@@ -16,6 +16,7 @@ mod spread;
 mod table;
 mod told;
 mod transport;
+mod upstream;
 
 use crate::subject::Subject;
 use std::time::Duration;
@@ -33,6 +34,12 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(nar_small::SmallNars),
         Box::new(copy::Copy { paths: 200 }),
         Box::new(copy::Copy { paths: 2_000 }),
+        Box::new(upstream::small::Small),
+        Box::new(upstream::large::Large { megabytes: 256 }),
+        Box::new(upstream::large::Large { megabytes: 1_000 }),
+        Box::new(upstream::copies::Xz),
+        Box::new(upstream::copies::Copies { paths: 200 }),
+        Box::new(upstream::copies::Copies { paths: 2_000 }),
         Box::new(daemon::Memory { peers: 1 }),
         Box::new(daemon::Memory { peers: 50 }),
         Box::new(daemon::Start),

@@ -58,7 +58,11 @@ impl Subject for SmallNars {
     }
 }
 
-fn targets(cache: &SampleCache, target: impl Fn(&SamplePath) -> anyhow::Result<String>) -> anyhow::Result<Load> {
+/// A load that asks for the target of each sample, one after the other.
+pub(super) fn targets(
+    cache: &SampleCache,
+    target: impl Fn(&SamplePath) -> anyhow::Result<String>,
+) -> anyhow::Result<Load> {
     let targets = cache.paths().iter().map(target).collect::<anyhow::Result<_>>()?;
     Ok(Load { targets, status: 200, connections: 1, end: End::OncePerTarget })
 }
@@ -68,7 +72,8 @@ fn at_once(load: &Load) -> Load {
     Load { targets: load.targets.clone(), status: load.status, connections: 16, end: End::OncePerTarget }
 }
 
-fn each_ms(load: &Load, address: SocketAddr) -> anyhow::Result<f64> {
+/// Milliseconds that each answer took, of all that the load's connections were kept waiting together.
+pub(super) fn each_ms(load: &Load, address: SocketAddr) -> anyhow::Result<f64> {
     let seen = load.run(address)?;
     Ok(seen.seconds * 1e3 / seen.requests() as f64)
 }
