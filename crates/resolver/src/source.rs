@@ -114,6 +114,9 @@ pub enum NoAnswer {
     /// It cannot be reached, or the connection broke, or it violated the protocol.
     #[error("{0}")]
     Failed(String),
+    /// The same of a source that is not known to be down: the next question may be answered.
+    #[error("{0}")]
+    FailedForNow(String),
 }
 
 /// What a source did, as reported to the ranking of sources.

@@ -85,7 +85,7 @@ impl FailureKind {
     }
 
     /// Whether it says something about the cache or the line to it, and not only about one path.
-    pub(crate) fn is_of_cache(self) -> bool {
+    pub fn is_of_cache(self) -> bool {
         match self {
             Self::Dns
             | Self::Connect

@@ -121,10 +121,14 @@ impl UpstreamSources {
         let (source, store_dir) = (self.find(id), self.store_dir.clone());
         Box::pin(async move {
             let source = source.ok_or_else(|| NoAnswer::Failed("no longer configured".to_owned()))?;
-            let found = source.ask(&part, &store_dir).await;
-            match found.map_err(|failure| NoAnswer::Failed(failure.to_string()))? {
-                Some(text) => Ok(NarInfoReply::Found(text)),
-                None => Ok(NarInfoReply::Absent),
+            match source.ask(&part, &store_dir).await {
+                Ok(Some(text)) => Ok(NarInfoReply::Found(text)),
+                Ok(None) => Ok(NarInfoReply::Absent),
+                // What is wrong with one path is so the next time, too.
+                Err(failure) if failure.kind.is_of_cache() && source.upstream.may_be_asked() => {
+                    Err(NoAnswer::FailedForNow(failure.to_string()))
+                }
+                Err(failure) => Err(NoAnswer::Failed(failure.to_string())),
             }
         })
     }

@@ -39,6 +39,12 @@ const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 /// The pause before a source that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often one lookup asks a source that fails and is not known to be down: one reset or one 500 says nothing about the
+/// path, and a 404 would cost a rebuild. As many failures in a row take a cache down.
+const TRIES_MAX: u32 = 3;
+/// The pause before the second of these questions; it doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 /// While the deadline is put off, lines are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A line is in use if something came in on it within this time.
@@ -78,9 +84,9 @@ struct UnderWay {
 }
 
 /// A candidate and what it said.
-type Reply = (SourceId, Said);
+type Reply = (Candidate, Said);
 
-/// When a candidate was asked. Empty while its question waits for a place.
+/// When a candidate was asked. Empty while its question waits for its turn.
 type AskedAt = Arc<OnceLock<Instant>>;
 
 impl Asking {
@@ -155,6 +161,7 @@ impl Asking {
         let mut slot = Some(slot);
         let mut asked = FuturesUnordered::new();
         let mut silent: Vec<(SourceId, AskedAt)> = Vec::new();
+        let mut tries = Tries::default();
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
         loop {
@@ -170,15 +177,16 @@ impl Asking {
                 hedge = self.hedge_delay(&candidate.source);
                 let asked_at = AskedAt::default();
                 silent.push((candidate.source, Arc::clone(&asked_at)));
-                asked.push(self.ask_in_turn(part, candidate, is_demoted, for_judging, asked_at));
+                let turn = if is_demoted { Turn::Demoted } else { Turn::Now };
+                asked.push(self.ask_in_turn(part, candidate, turn, for_judging, asked_at));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
             let more = candidates.len() + last_resort.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
             tokio::select! {
-                reply = asked.next() => if let Some((source, said)) = reply {
-                    silent.retain(|(asked, _)| *asked != source);
+                reply = asked.next() => if let Some((candidate, said)) = reply {
+                    silent.retain(|(asked, _)| *asked != candidate.source);
                     match said {
                         // Another fingerprint is agreed on: a candidate with that one is preferred if it answers soon.
                         Said::Holds(answer) if answer.is_second_choice() => {
@@ -197,6 +205,15 @@ impl Asking {
                         Said::Refused(refusal) => refused = Some(refusal),
                         Said::Absent => {}
                         Said::Nothing => none = NoNarInfo::NotNow,
+                        // The next candidate is asked meanwhile.
+                        Said::NothingForNow => {
+                            none = NoNarInfo::NotNow;
+                            if let Some(pause) = tries.pause_after_failure(candidate.source) {
+                                let asked_at = AskedAt::default();
+                                silent.push((candidate.source, Arc::clone(&asked_at)));
+                                asked.push(self.ask_in_turn(part, candidate, Turn::After(pause), for_judging, asked_at));
+                            }
+                        }
                     }
                 },
                 () = hedged => {}
@@ -233,26 +250,31 @@ impl Asking {
         usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
-    /// Asks a candidate; a demoted one as soon as there is a place for the question.
+    /// Asks a candidate when it is its turn.
     async fn ask_in_turn(
         self: &Arc<Self>,
         part: HashPart,
         candidate: Candidate,
-        is_demoted: bool,
+        turn: Turn,
         patience: Patience,
         asked_at: AskedAt,
     ) -> Reply {
-        if !is_demoted {
-            return self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
-        }
-        let Some(place) = self.false_hits.take_place(&candidate.source).await else {
-            return (candidate.source, Said::Nothing);
+        let place = match turn {
+            Turn::Now => None,
+            Turn::After(pause) => {
+                tokio::time::sleep(pause).await;
+                None
+            }
+            Turn::Demoted => match self.false_hits.take_place(&candidate.source).await {
+                Some(place) => Some(place),
+                None => return (candidate, Said::Nothing),
+            },
         };
-        let reply = self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
-        if matches!(reply.1, Said::Holds(_)) {
+        let said = self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
+        if let (Some(place), Said::Holds(_)) = (place, &said) {
             place.give_back();
         }
-        reply
+        (candidate, said)
     }
 
     async fn ask_one(
@@ -261,7 +283,7 @@ impl Asking {
         candidate: Candidate,
         patience: Patience,
         since: Instant,
-    ) -> Reply {
+    ) -> Said {
         let source = candidate.source;
         self.shared.sources.observe(source, Observation::Asked);
         self.shared.sources.prepare(source);
@@ -294,11 +316,44 @@ impl Asking {
                 self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, why));
                 Said::Nothing
             }
+            Err(NoAnswer::FailedForNow(why)) => {
+                self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, why));
+                Said::NothingForNow
+            }
         };
         if let Said::Holds(answer) = &said {
             self.ahead.ask(self, &answer.info);
         }
-        (source, said)
+        said
+    }
+}
+
+/// When a candidate is asked.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// At once.
+    Now,
+    /// Again, after a pause.
+    After(Duration),
+    /// As soon as there is a place for a question to a demoted one.
+    Demoted,
+}
+
+/// How often each source has failed in one lookup.
+#[derive(Debug, Default)]
+struct Tries(Vec<(SourceId, u32)>);
+
+impl Tries {
+    /// Counts a failure. Returns the pause before the source is asked again, unless it was asked often enough.
+    fn pause_after_failure(&mut self, source: SourceId) -> Option<Duration> {
+        let at = self.0.iter().position(|(known, _)| *known == source);
+        let at = at.unwrap_or_else(|| {
+            self.0.push((source, 0));
+            self.0.len() - 1
+        });
+        let (_, failures) = self.0.get_mut(at)?;
+        *failures += 1;
+        (*failures < TRIES_MAX).then(|| RETRY_PAUSE * 2_u32.pow(*failures - 1))
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum Said {
     Absent,
     /// It gave no answer, or its answer could not be checked.
     Nothing,
+    /// It gave no answer, and may give one to the same question.
+    NothingForNow,
 }
 
 /// Judges the answers of candidates, and remembers those that pass.

@@ -1,6 +1,6 @@
-//! Lookups of paths that one source claims, demoted or slow, in virtual time.
+//! Lookups of paths that one source claims, demoted or slow, and of paths whose sources fail, in virtual time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::ResolverSettings;
 use crate::builders::Builders;
 use crate::nar::{Compress, ContentsCheck, NarContext, TransferSettings};
 use crate::shared::Shared;
-use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
+use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources, UpstreamId};
 use crate::tests::Nothing;
 
 /// One source that claims every path: one that is demoted, or one that is awaited.
@@ -80,24 +80,27 @@ struct Stage {
 impl Stage {
     /// A demoted source that answers after `latency`, and holds 20 paths.
     fn new(latency: Duration) -> Self {
-        Self::with(false, latency)
+        Self::with_one(false, latency)
     }
 
-    fn with(is_awaited: bool, latency: Duration) -> Self {
+    /// The same of a source that is awaited, or demoted.
+    fn with_one(is_awaited: bool, latency: Duration) -> Self {
+        let (source, observed) = (SourceId::random(), Arc::default());
+        let sources = OneSource { source, is_awaited, latency, held: held(), observed: Arc::clone(&observed) };
+        Self::with(sources, observed)
+    }
+
+    fn with(sources: impl Sources, observed: Arc<Mutex<Vec<Observation>>>) -> Self {
         let store_dir = StoreDir::parse("/nix/store").unwrap();
-        let key = NixSecretKey::from_seed("b-1", &[1; 32]).unwrap();
-        let held: HashMap<_, _> = (0..20).map(|number| narinfo(&store_dir, &key, number)).collect();
-        let (parts, observed) = (held.keys().copied().collect(), Arc::default());
-        let source = SourceId::random();
-        let sources = OneSource { source, is_awaited, latency, held, observed: Arc::clone(&observed) };
+        let parts = held().into_keys().collect();
         let settings = ResolverSettings {
-            trusted: TrustedKeys::new([key.public()]).unwrap(),
+            trusted: TrustedKeys::new([key().public()]).unwrap(),
             builder_key: None,
             priority: 30,
             narinfo_deadline: Duration::from_secs(1),
             narinfo_deadline_max: Duration::from_secs(10),
             transfer: TransferSettings { stall_timeout: Duration::from_secs(5), compress: Compress::Auto },
-            signers: vec![key.public()],
+            signers: vec![key().public()],
             gateway_key: None,
         };
         // What is not there reads as an empty store.
@@ -116,6 +119,16 @@ impl Stage {
     fn asked(&self) -> usize {
         self.observed.lock().iter().filter(|observation| **observation == Observation::Asked).count()
     }
+}
+
+fn key() -> NixSecretKey {
+    NixSecretKey::from_seed("b-1", &[1; 32]).unwrap()
+}
+
+/// The narinfos of 20 paths.
+fn held() -> HashMap<HashPart, Vec<u8>> {
+    let store_dir = StoreDir::parse("/nix/store").unwrap();
+    (0..20).map(|number| narinfo(&store_dir, &key(), number)).collect()
 }
 
 /// The hash part and the narinfo of one path.
@@ -181,8 +194,106 @@ async fn slow_liar_makes_few_lookups_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn answer_that_was_waited_for_has_time_to_be_judged() {
-    let stage = Stage::with(true, Duration::from_secs(3));
+    let stage = Stage::with_one(true, Duration::from_secs(3));
     let asked_at = Instant::now();
     assert!(stage.narinfos.find(stage.held[0]).await.is_some());
     assert_eq!(*stage.builders.deadlines.lock(), [asked_at + Duration::from_secs(10)]);
+}
+
+/// Upstream caches, the first of which fails a number of times before it answers. Those in `silent` never answer.
+struct Failing {
+    failures_left: Arc<Mutex<u32>>,
+    silent: HashSet<UpstreamId>,
+    others_hold: bool,
+    observed: Arc<Mutex<Vec<Observation>>>,
+}
+
+impl Failing {
+    const CACHES: u16 = 3;
+
+    /// A stage on which the first cache fails so often, and the others have nothing.
+    fn stage(failures: u32) -> (Stage, Arc<Mutex<u32>>) {
+        let (observed, failures_left) = (Arc::default(), Arc::new(Mutex::new(failures)));
+        let source = Self {
+            failures_left: Arc::clone(&failures_left),
+            silent: HashSet::new(),
+            others_hold: false,
+            observed: Arc::clone(&observed),
+        };
+        (Stage::with(source, observed), failures_left)
+    }
+}
+
+impl Sources for Failing {
+    fn candidates(&self, _: &HashPart) -> Candidates {
+        let candidate = |number| Candidate { source: SourceId::Upstream(UpstreamId(number)), summary_epoch: 0 };
+        Candidates { ranked: (0..Self::CACHES).map(candidate).collect(), ..Candidates::default() }
+    }
+
+    fn is_claimed(&self, _: &HashPart) -> bool {
+        true
+    }
+
+    fn summary_epoch(&self, _: &SourceId) -> Option<u64> {
+        Some(0)
+    }
+
+    fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+        let text = held().remove(&part).map_or(NarInfoReply::Absent, NarInfoReply::Found);
+        let SourceId::Upstream(id) = source else { unreachable!("only caches are here") };
+        if self.silent.contains(&id) {
+            return Box::pin(std::future::pending());
+        }
+        let reply = match id {
+            UpstreamId(0) => match &mut *self.failures_left.lock() {
+                0 => Ok(text),
+                failures => {
+                    *failures -= 1;
+                    Err(NoAnswer::FailedForNow("status 500".to_owned()))
+                }
+            },
+            UpstreamId(_) if self.others_hold => Ok(text),
+            UpstreamId(_) => Ok(NarInfoReply::Absent),
+        };
+        Box::pin(std::future::ready(reply))
+    }
+
+    fn prepare(&self, _: SourceId) {}
+
+    fn request(&self, _: SourceId, _: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
+    }
+
+    fn line(&self, _: &SourceId) -> Line {
+        Line::default()
+    }
+
+    fn observe(&self, _: SourceId, observation: Observation) {
+        self.observed.lock().push(observation);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_fails_twice_and_is_not_down_is_asked_again_before_a_404() {
+    let (stage, _) = Failing::stage(2);
+    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_always_fails_costs_a_lookup_little() {
+    let (stage, failures_left) = Failing::stage(100);
+    let started = Instant::now();
+    assert!(stage.narinfos.find(stage.held[0]).await.is_none());
+    assert_eq!(*failures_left.lock(), 97, "it was asked three times");
+    assert_eq!(started.elapsed(), Duration::from_millis(150));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_fails_keeps_no_other_one_waiting() {
+    let observed = Arc::default();
+    let failures_left = Arc::new(Mutex::new(100));
+    let source = Failing { failures_left, silent: HashSet::new(), others_hold: true, observed: Arc::clone(&observed) };
+    let (stage, started) = (Stage::with(source, observed), Instant::now());
+    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert_eq!(started.elapsed(), Duration::ZERO);
 }
