@@ -246,8 +246,12 @@ impl Asking {
     }
 
     fn hedge_delay(&self, source: &SourceId) -> Duration {
-        let usual = self.shared.sources.line(source).latency;
-        usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
+        match (self.shared.sources.line(source).latency, source) {
+            (Some(usual), _) => (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX),
+            (None, SourceId::Peer(_)) => HEDGE_MAX,
+            // It may never answer, and to find that out costs the next cache one question.
+            (None, SourceId::Upstream(_)) => HEDGE_MIN,
+        }
     }
 
     /// Asks a candidate when it is its turn.

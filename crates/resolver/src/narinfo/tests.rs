@@ -297,3 +297,14 @@ async fn cache_that_fails_keeps_no_other_one_waiting() {
     assert!(stage.narinfos.find(stage.held[0]).await.is_some());
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn caches_of_which_nothing_is_known_are_asked_soon_after_each_other() {
+    let observed = Arc::default();
+    let silent = HashSet::from([UpstreamId(0), UpstreamId(1)]);
+    let failures_left = Arc::default();
+    let source = Failing { failures_left, silent, others_hold: true, observed: Arc::clone(&observed) };
+    let (stage, started) = (Stage::with(source, observed), Instant::now());
+    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert!(started.elapsed() <= Duration::from_millis(50), "{:?}", started.elapsed());
+}
