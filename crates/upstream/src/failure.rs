@@ -39,13 +39,15 @@ pub enum FailureKind {
     Truncated,
     /// A file whose size is not the `FileSize` of the narinfo.
     WrongLength,
+    /// A compressed file whose hash is not the `FileHash` of the narinfo: it is not the file that the cache once had.
+    WrongFileHash,
     /// A file that cannot be unpacked, or whose NAR is not the one promised.
     BadNar,
 }
 
 impl FailureKind {
     /// All kinds, in the order of the enum.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Dns,
         Self::Connect,
         Self::Tls,
@@ -60,6 +62,7 @@ impl FailureKind {
         Self::Untrusted,
         Self::Truncated,
         Self::WrongLength,
+        Self::WrongFileHash,
         Self::BadNar,
     ];
 
@@ -80,6 +83,7 @@ impl FailureKind {
             Self::Untrusted => "untrusted",
             Self::Truncated => "truncated",
             Self::WrongLength => "wrong_length",
+            Self::WrongFileHash => "wrong_file_hash",
             Self::BadNar => "bad_nar",
         }
     }
@@ -101,6 +105,7 @@ impl FailureKind {
             | Self::Untrusted
             | Self::Truncated
             | Self::WrongLength
+            | Self::WrongFileHash
             | Self::BadNar => false,
         }
     }

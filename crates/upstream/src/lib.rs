@@ -5,7 +5,8 @@
 //! `health` decides from what happened whether the cache is asked at all.
 //!
 //! Contract: nothing here is trusted. A narinfo is bounded bytes, and the caller judges it; a [`NarBody`] gives bytes of
-//! which the caller checks number and hash, and its end says nothing about whether the NAR is complete.
+//! which the caller checks number and hash, and its end says nothing about whether the NAR is complete. What the narinfo
+//! says of the file is compared as well, but only noted: the hash of the NAR decides.
 //! Invariants: a cache that is down is not contacted, except by one request at a time that tries it again; credentials go
 //! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one.
 
@@ -16,6 +17,7 @@ mod health;
 mod http;
 mod latency;
 mod location;
+mod received;
 mod settings;
 mod upstream;
 

@@ -1,6 +1,7 @@
 //! Where the NAR of a narinfo is, and how it is packed: the fields that no signature covers.
 
 use crate::decode::Compression;
+use narmesh_protocol::NarHash;
 
 /// Longest URL that is taken from a narinfo, bytes.
 const URL_BYTES_MAX: usize = 4096;
@@ -14,6 +15,8 @@ pub struct NarLocation {
     pub compression: Compression,
     /// Size of the file in bytes, if given.
     pub file_size: Option<u64>,
+    /// SHA-256 of the file, if that is given. A `FileHash` of another kind, or one that cannot be read, counts as none.
+    pub file_hash: Option<[u8; 32]>,
 }
 
 /// Why the NAR of a narinfo cannot be fetched.
@@ -49,7 +52,8 @@ impl NarLocation {
             None => None,
             Some(digits) => Some(digits.parse().map_err(|_| LocationError::FileSize)?),
         };
-        Ok(Self { url: url.to_owned(), compression, file_size })
+        let file_hash = field("FileHash").and_then(|text| NarHash::parse(text).ok()).map(|digest| digest.0);
+        Ok(Self { url: url.to_owned(), compression, file_size, file_hash })
     }
 }
 
@@ -64,13 +68,14 @@ mod tests {
 
     #[test]
     fn reads_what_real_caches_write() {
-        let text =
-            "StorePath: /nix/store/x\nURL: nar/1w.nar.xz\nCompression: xz\nFileHash: sha256:1w\nFileSize: 50088\n";
-        let location = NarLocation::parse(text).unwrap();
+        let digest = NarHash([7; 32]);
+        let text = format!("URL: nar/1w.nar.xz\nCompression: xz\nFileHash: {digest}\nFileSize: 50088\n");
+        let location = NarLocation::parse(&text).unwrap();
+        assert_eq!(location.file_hash, Some(digest.0));
         assert_eq!(location.url, "nar/1w.nar.xz");
         assert_eq!((location.compression, location.file_size), (Compression::Xz, Some(50_088)));
-        let old = NarLocation::parse("URL: nar/1w.nar.bz2\n").unwrap();
-        assert_eq!((old.compression, old.file_size), (Compression::Bzip2, None));
+        let old = NarLocation::parse("URL: nar/1w.nar.bz2\nFileHash: md5:00\n").unwrap();
+        assert_eq!((old.compression, old.file_size, old.file_hash), (Compression::Bzip2, None, None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::health::{Health, HealthReport};
 use crate::http::{Http, Purpose, Refusal, refusal_of};
 use crate::latency::Latency;
 use crate::location::NarLocation;
+use crate::received::Received;
 use crate::settings::{Place, UpstreamSettings};
 use bytes::{BufMut as _, Bytes};
 use futures::{Stream, StreamExt as _};
@@ -22,6 +23,9 @@ use tokio_util::io::StreamReader;
 
 /// Longest `nix-cache-info` that is read, bytes.
 const CACHE_INFO_BYTES_MAX: usize = 64 << 10;
+/// How long the end of a file is awaited behind the last byte of the NAR, to see whether the file is the right one. The
+/// NAR waits with it, and is judged by its own hash in any case.
+const FILE_END_MAX: Duration = Duration::from_millis(100);
 /// Bytes that are unpacked at a time.
 const UNPACKED_BYTES: usize = 64 << 10;
 
@@ -194,7 +198,10 @@ impl Upstream {
         let is_plain = location.compression == Compression::None;
         let wanted_from = if is_plain { offset } else { 0 };
         let file_size = location.file_size.or(is_plain.then_some(nar_size));
-        let wire = Arc::new(AtomicU64::new(0));
+        let file_hash = location.file_hash.filter(|_| !is_plain);
+        let wire = Arc::new(Received::new(file_hash.is_some()));
+        // Of a file whose size was compared, and which is not unpacked, nothing is to be found at its end.
+        let mut is_end_known = is_plain && file_size.is_some();
         let (unpacked, from) = match &self.transport {
             Transport::Directory(directory) => {
                 let Some((file, bytes)) = directory.open(&location.url, wanted_from).await? else { return Ok(None) };
@@ -219,15 +226,22 @@ impl Upstream {
                         Refusal::Failed(failure) => return Err(failure),
                     },
                 };
-                if let Some(bytes) = response.content_length() {
-                    expect_size(file_size, from + bytes)?;
+                match response.content_length() {
+                    Some(bytes) => expect_size(file_size, from + bytes)?,
+                    None => is_end_known = false,
                 }
                 (location.compression.unpack(body_of(response.bytes_stream(), Arc::clone(&wire))), from)
             }
         };
-        let skip = offset - from;
-        let body = NarBody { upstream: Arc::clone(self), unpacked, is_plain, skip, left: nar_size - offset, wire };
-        Ok(Some(body))
+        Ok(Some(NarBody {
+            upstream: Arc::clone(self),
+            unpacked,
+            is_plain,
+            skip: offset - from,
+            left: nar_size - offset,
+            wire,
+            end: (!is_end_known).then_some(FileEnd { file_size: file_size.filter(|_| from == 0), file_hash }),
+        }))
     }
 }
 
@@ -249,11 +263,11 @@ fn range_begins_at(response: &reqwest::Response, offset: u64) -> bool {
 /// The bytes of a body, counted as they come.
 fn body_of(
     body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static,
-    wire: Arc<AtomicU64>,
+    wire: Arc<Received>,
 ) -> impl AsyncBufRead + Send + 'static {
     let counted = body.map(move |bytes| match bytes {
         Ok(bytes) => {
-            wire.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            wire.take(&bytes);
             Ok(bytes)
         }
         Err(error) => Err(io::Error::other(Failure::of_error(&error.without_url()))),
@@ -264,7 +278,7 @@ fn body_of(
 /// A file whose bytes are counted as they are read.
 struct CountedFile {
     file: tokio::fs::File,
-    counted: Arc<AtomicU64>,
+    counted: Arc<Received>,
 }
 
 impl tokio::io::AsyncRead for CountedFile {
@@ -276,7 +290,7 @@ impl tokio::io::AsyncRead for CountedFile {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = std::pin::Pin::new(&mut this.file).poll_read(context, buffer);
-        this.counted.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        this.counted.take(buffer.filled().get(before..).unwrap_or_default());
         read
     }
 }
@@ -290,7 +304,16 @@ pub struct NarBody {
     skip: u64,
     /// Bytes of the NAR that are still to come.
     left: u64,
-    wire: Arc<AtomicU64>,
+    wire: Arc<Received>,
+    /// What is to be found behind the last byte of the NAR; `None` if that was looked at, or need not be.
+    end: Option<FileEnd>,
+}
+
+/// What the narinfo says of the whole file.
+#[derive(Clone, Copy, Debug)]
+struct FileEnd {
+    file_size: Option<u64>,
+    file_hash: Option<[u8; 32]>,
 }
 
 impl std::fmt::Debug for NarBody {
@@ -318,6 +341,9 @@ impl NarBody {
             }
             Ok(bytes) => {
                 self.left -= bytes as u64;
+                if self.left == 0 {
+                    self.check_end().await;
+                }
                 return Ok(bytes);
             }
             Err(error) => self.failure_of(&error),
@@ -341,6 +367,31 @@ impl NarBody {
         self.unpacked.read_buf(&mut out.limit(limit)).await
     }
 
+    /// Looks whether the file ends where the NAR ends, and whether it is the one that the narinfo names. What is wrong is
+    /// noted, and no more: whether the NAR is the promised one, its own hash says.
+    async fn check_end(&mut self) {
+        let Some(end) = self.end.take() else { return };
+        let checked = tokio::time::timeout(FILE_END_MAX, self.find_wrong_end(end)).await;
+        if let Ok(Some(failure)) = checked {
+            self.upstream.note_failure(failure);
+        }
+    }
+
+    async fn find_wrong_end(&mut self, FileEnd { file_size, file_hash }: FileEnd) -> Option<Failure> {
+        let wrong_length = |detail: String| Some(Failure::new(FailureKind::WrongLength, detail));
+        match self.unpacked.read_buf(&mut Vec::with_capacity(1)).await {
+            Ok(0) => {}
+            Ok(_) => return wrong_length("its file goes on behind the end of the NAR".to_owned()),
+            Err(error) => return Some(self.failure_of(&error)),
+        }
+        let bytes = self.wire_bytes();
+        if let Some(expected) = file_size.filter(|expected| *expected != bytes) {
+            return wrong_length(format!("its file has {bytes} bytes, and its narinfo says {expected}"));
+        }
+        let is_wrong = file_hash.is_some() && self.wire.sha256() != file_hash;
+        is_wrong.then(|| Failure::new(FailureKind::WrongFileHash, "its file has another hash than its narinfo says"))
+    }
+
     fn failure_of(&self, error: &io::Error) -> Failure {
         match Failure::of_error(error) {
             // Not from the line: the decoder says that the file is damaged.
@@ -356,6 +407,6 @@ impl NarBody {
 
     /// Bytes received over the wire for it so far.
     pub fn wire_bytes(&self) -> u64 {
-        self.wire.load(Ordering::Relaxed)
+        self.wire.bytes()
     }
 }

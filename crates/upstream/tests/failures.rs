@@ -7,6 +7,7 @@ use narmesh_protocol::{HashPart, TrustedKeys};
 use narmesh_upstream::{
     Compression, Credentials, FailureKind, HealthState, NarLocation, Place, ProxyChoice, Upstream, UpstreamSettings,
 };
+use sha2::{Digest as _, Sha256};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -95,7 +96,7 @@ fn ok(body: &[u8]) -> Vec<u8> {
 }
 
 fn location(compression: Compression, file_size: Option<u64>) -> NarLocation {
-    NarLocation { url: "nar/x.nar".to_owned(), compression, file_size }
+    NarLocation { url: "nar/x.nar".to_owned(), compression, file_size, file_hash: None }
 }
 
 async fn narinfo_failure(answer: impl Into<Vec<u8>>) -> FailureKind {
@@ -261,12 +262,46 @@ async fn a_compressed_nar_that_is_damaged_cut_or_too_long_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_not_the_one_of_the_narinfo_is_told_from_a_wrong_nar() {
+    let packed = tokio::task::spawn_blocking(|| zstd::encode_all(NAR, 3).unwrap()).await.unwrap();
+    let other = tokio::task::spawn_blocking(|| zstd::encode_all(NAR, 19).unwrap()).await.unwrap();
+    let named = |digest: [u8; 32]| NarLocation { file_hash: Some(digest), ..location(Compression::Zstd, None) };
+    let right: [u8; 32] = Sha256::digest(&packed).into();
+    let too_long = [&packed[..], &packed[..]].concat();
+    for (file, kinds) in
+        [(&packed, vec![]), (&other, vec![FailureKind::WrongFileHash]), (&too_long, vec![FailureKind::WrongLength])]
+    {
+        let server = Server::answering(ok(file));
+        let upstream = upstream(&server);
+        assert!(read_nar(&upstream, &named(right), 0).await.unwrap() == NAR, "the NAR itself is right");
+        let failures = upstream.report_health().failures;
+        assert_eq!(failures.keys().copied().collect::<Vec<_>>(), kinds);
+    }
+}
+
+#[tokio::test]
+async fn a_file_whose_end_does_not_come_delays_no_nar() {
+    let packed = tokio::task::spawn_blocking(|| zstd::encode_all(NAR, 3).unwrap()).await.unwrap();
+    let server = Server::start(move |connection, _| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", packed.len() + 1);
+        connection.write_all(&[head.as_bytes(), &packed].concat()).ok();
+        std::thread::sleep(Duration::from_secs(5));
+    });
+    let upstream = upstream(&server);
+    let location = NarLocation { file_hash: Some([0; 32]), ..location(Compression::Zstd, None) };
+    assert!(read_nar(&upstream, &location, 0).await.unwrap() == NAR);
+    assert!(upstream.report_health().failures.is_empty(), "nothing is known of the file");
+}
+
+#[tokio::test]
 async fn an_endless_body_gives_no_more_than_the_nar() {
     let server = Server::start(|connection, _| {
         connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok();
         while connection.write_all(&[7; 1 << 16]).is_ok() {}
     });
-    assert!(read_nar(&upstream(&server), &location(Compression::None, None), 0).await.unwrap() == NAR);
+    let upstream = upstream(&server);
+    assert!(read_nar(&upstream, &location(Compression::None, None), 0).await.unwrap() == NAR);
+    assert_eq!(upstream.report_health().failures[&FailureKind::WrongLength], 1);
 }
 
 #[tokio::test]
