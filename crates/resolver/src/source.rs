@@ -103,6 +103,8 @@ pub struct Line {
     pub is_paused: bool,
     /// Whether it sends NARs only if no other source does: the preference of this machine.
     pub is_reserve: bool,
+    /// Upstream caches of a lower tier are asked before those of a higher one; 0 for peers.
+    pub tier: u8,
 }
 
 /// Why a source gave no answer to a question.

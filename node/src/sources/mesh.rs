@@ -93,6 +93,7 @@ impl MeshSources {
             is_paused: stats.is_paused,
             is_reserve: false,
             is_awaited: !stats.is_connected && self.since.elapsed() < AWAITED,
+            tier: 0,
         }
     }
 

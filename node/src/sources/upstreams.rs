@@ -158,6 +158,7 @@ impl UpstreamSources {
             is_awaited: true,
             is_paused: false,
             is_reserve: false,
+            tier: source.upstream.settings().tier,
         }
     }
 

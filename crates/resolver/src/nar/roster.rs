@@ -103,17 +103,21 @@ impl Roster {
     }
 
     /// Of the sources not asked yet, the preferred one, else the one that should be done first with `bytes_left`;
-    /// suspects come last, before them paused ones, and before these the reserve.
+    /// suspects come last, before them paused ones, and before these the reserve; upstream caches go by tier, and in a tier
+    /// those that have answered something come first.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
         // `min_by_key` gives the first of equals, so the order of the roster counts.
         fresh.map(|(source, _)| *source).min_by_key(|source| {
-            let line = line(source);
+            let (line, is_upstream) = (line(source), source.peer().is_none());
             (
                 self.preferred != Some(*source),
                 self.is_suspect(source),
                 line.is_paused,
                 line.is_reserve,
+                line.tier,
+                // One that has never answered may never do, and whether it has the path, nobody knows.
+                is_upstream && line.latency.is_none(),
                 expected_duration(&line, bytes_left),
             )
         })
@@ -185,6 +189,7 @@ pub(super) fn expected_duration(line: &Line, bytes: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::UpstreamId;
 
     fn line(rate_bytes_s: Option<u64>, in_flight: usize) -> Line {
         Line { rate_bytes_s, in_flight, ..Line::default() }
@@ -230,6 +235,22 @@ mod tests {
         };
         let mut roster = Roster::new([reserve, slow], None);
         for expected in [slow, reserve] {
+            assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
+            roster.rule_out(expected);
+        }
+    }
+
+    #[test]
+    fn caches_are_asked_tier_by_tier_and_those_that_have_answered_before_silent_ones() {
+        let [far, silent, near] = [0, 1, 2].map(|number| SourceId::Upstream(UpstreamId(number)));
+        let answered = Some(Duration::from_millis(40));
+        let lines = |source: &SourceId| match source {
+            source if *source == far => Line { tier: 1, latency: answered, ..line(Some(100_000_000), 0) },
+            source if *source == near => Line { latency: answered, ..line(None, 0) },
+            _ => Line::default(),
+        };
+        let mut roster = Roster::new([far, silent, near], None);
+        for expected in [near, silent, far] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.rule_out(expected);
         }
