@@ -20,12 +20,14 @@
 
 mod asked;
 mod binary;
+mod certificate;
 #[cfg(test)]
 mod circles;
 mod config;
 #[cfg(test)]
 mod documents;
 mod emulator;
+mod failing_cache;
 mod fleet;
 mod gate;
 mod handed_socket;
@@ -48,6 +50,7 @@ pub use asked::{Fetched, fetch_all, missing};
 pub use binary::{narmesh_binary, repository_root};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use emulator::{Emulator, LineCounts, Link, Site};
+pub use failing_cache::{FailingCache, FailsAt, Way};
 pub use fleet::{Fleet, assert_unblamed, build_and_tell, others, wait_tables};
 pub use gate::GatedProxy;
 pub use handed_socket::HandedSocket;

@@ -30,3 +30,4 @@ mod systemd;
 mod travel;
 mod trust;
 mod upstream;
+mod upstream_failures;
