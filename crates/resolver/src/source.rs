@@ -132,6 +132,9 @@ pub enum Observation {
     FalseHit,
     /// We gave up waiting for it.
     TimedOut,
+    /// A request for a NAR ended without it: the connection broke, or nothing had come for a moment when nobody waited
+    /// for it any more. A source that counts its own failures has counted this one if it is one.
+    Unfinished,
     /// It has said nothing for so long, and another one that was asked has answered.
     Overtaken(Duration),
     /// A request has ended, and this is what it received.

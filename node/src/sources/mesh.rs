@@ -109,7 +109,7 @@ impl MeshSources {
                 statistics.update(&source, |stats| stats.false_hits += 1);
                 mesh.report_probe(source, ProbeOutcome::FalseHit);
             }
-            Observation::TimedOut => statistics.on_timed_out(&source),
+            Observation::TimedOut | Observation::Unfinished => statistics.on_timed_out(&source),
             Observation::Overtaken(elapsed) => statistics.on_overtaken(&source, elapsed),
             Observation::Received { bytes, line_bytes, elapsed } => {
                 statistics.on_received(&source, bytes, line_bytes, elapsed);

@@ -173,6 +173,8 @@ impl UpstreamSources {
             Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),
             // A frozen cache is thereby asked after those that answer, long before it counts as down.
             Observation::Overtaken(waited) => source.upstream.note_overtaken(waited),
+            // The request itself has counted its failure, if it was one.
+            Observation::Unfinished => {}
             Observation::Asked | Observation::Held | Observation::FalseHit => {}
         }
     }
@@ -264,8 +266,9 @@ impl NarFeed for UpstreamFeed {
                     *self.under_way.0.last_received.lock() = Some(Instant::now());
                     Ok(Piece::Data)
                 }
+                // Charged already, and asking again would bring the same file.
                 Err(failure) if failure.kind == FailureKind::BadNar => {
-                    Err(io::Error::new(io::ErrorKind::InvalidData, failure))
+                    Err(io::Error::new(io::ErrorKind::InvalidInput, failure))
                 }
                 Err(failure) => Err(io::Error::other(failure)),
             }

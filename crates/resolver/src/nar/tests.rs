@@ -362,7 +362,8 @@ fn is_blamed(outcome: &Outcome, source: SourceId) -> bool {
 }
 
 fn has_timed_out(outcome: &Outcome, source: SourceId) -> bool {
-    outcome.observed.contains(&(source, Observation::TimedOut))
+    let waited = [Observation::TimedOut, Observation::Unfinished];
+    waited.into_iter().any(|observation| outcome.observed.contains(&(source, observation)))
 }
 
 fn flipped(chunk: usize, after: Option<u64>, at: u64) -> Script {

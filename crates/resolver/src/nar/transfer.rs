@@ -184,7 +184,7 @@ impl Transfer {
     pub(crate) fn abandon(self) {
         for runner in &self.runners {
             if runner.idle_time(self.waited) >= RACE_AFTER {
-                self.context.sources.observe(runner.source, Observation::TimedOut);
+                self.context.sources.observe(runner.source, Observation::Unfinished);
             }
             self.account(runner);
         }
@@ -572,7 +572,8 @@ impl Transfer {
             }
         };
         if is_waited_for_in_vain {
-            self.context.sources.observe(runner.source, Observation::TimedOut);
+            let observation = if left == Left::Broke { Observation::Unfinished } else { Observation::TimedOut };
+            self.context.sources.observe(runner.source, observation);
         }
         self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
