@@ -157,3 +157,45 @@ fn table(seen: &[(Case, Seen)]) -> String {
     }
     text
 }
+
+/// In front of a good cache of a higher tier.
+fn client_behind(mesh: &TestMesh, holder: &TestNode, good: &PlainCache, failing: &FailingCache) -> TestNode {
+    let mut client = mesh.node("client");
+    let key = holder.builder_key();
+    client.config.trusted_public_keys = vec![key.clone()];
+    client.config.more =
+        failing.upstream("failing", &key, client.dir()) + &good.upstream("good", holder) + "tier = 1\n";
+    client.start();
+    client
+}
+
+/// Of 15 requests, a cache that keeps somebody waiting gets at most so many: those that find it out, and some that are
+/// under way meanwhile.
+const ASKED_MAX: usize = 8;
+
+#[test]
+fn frozen_cache_of_a_lower_tier_costs_a_few_lookups_a_moment_and_the_others_nothing() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let good = PlainCache::on_loopback(&holder, &paths, "none");
+    let failing = FailingCache::start(good.dir(), Way::Frozen, FailsAt::NarInfo);
+    let client = client_behind(&mesh, &holder, &good, &failing);
+    paths.iter().for_each(|path| assert_eq!(client.get_narinfo(path).status, 200));
+    assert!((1..=ASKED_MAX).contains(&failing.failures()), "{} of {}", failing.failures(), paths.len());
+    assert_eq!(client.status().text("/upstreams/0/state"), Some("up"), "it may only be slow");
+}
+
+#[test]
+fn cache_of_a_lower_tier_whose_nars_freeze_delays_a_few_of_them() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let good = PlainCache::on_loopback(&holder, &paths, "none");
+    let failing = FailingCache::start(good.dir(), Way::Frozen, FailsAt::Nar);
+    let client = client_behind(&mesh, &holder, &good, &failing);
+    // One after the other, so that the cache answers each at once, whatever else the machine does.
+    paths.iter().for_each(|path| assert_eq!(client.get_narinfo(path).status, 200));
+    client.realise(&paths).expect_success("nix-store --realise");
+    assert!((1..=ASKED_MAX).contains(&failing.failures()), "{} of {}", failing.failures(), paths.len());
+}

@@ -11,6 +11,11 @@ const FAILURES_UNTIL_DOWN: u32 = 3;
 const PAUSES: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(150)];
 /// A pause is this share longer or shorter, so that the machines of a site do not all come back at once.
 const JITTER: f64 = 0.2;
+/// So often in a row another source answered first, and the cache counts as silent: it is asked last for one of [`PAUSES`].
+/// It is not down, because it may only be slow, and have what no other has.
+const OVERTAKEN_UNTIL_SILENT: u32 = 3;
+/// What is overtaken within this time counts once: while a first connection is made, many lookups may wait for it.
+const SAME_MOMENT: Duration = Duration::from_millis(100);
 /// The longest pause that a `Retry-After` can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// A request that tries a cache again and never ends keeps others away for so long.
@@ -67,6 +72,12 @@ pub(crate) struct Health {
     failures: BTreeMap<FailureKind, u64>,
     answers: u64,
     latency: Option<Latency>,
+    /// How often other sources answered first since its last answer.
+    overtaken: u32,
+    overtaken_at: Option<Instant>,
+    /// Number of times in a row that it counted as silent.
+    silences: u32,
+    silent_until: Option<Instant>,
 }
 
 impl Health {
@@ -91,16 +102,30 @@ impl Health {
     pub(crate) fn on_answer(&mut self, took: Option<Duration>) {
         self.answers += 1;
         (self.in_a_row, self.pauses, self.down_until, self.trial_since) = (0, 0, None, None);
+        (self.overtaken, self.silences, self.silent_until) = (0, 0, None);
         if let Some(took) = took {
             self.latency = Some(Latency::after(self.latency, took));
         }
     }
 
     /// Notes that another source answered while this one had said nothing for so long: it takes at least that.
-    pub(crate) fn on_overtaken(&mut self, waited: Duration) {
+    pub(crate) fn on_overtaken(&mut self, waited: Duration, now: Instant) {
+        if self.overtaken_at.is_none_or(|at| now.saturating_duration_since(at) >= SAME_MOMENT) {
+            self.overtaken_at = Some(now);
+            self.overtaken += 1;
+        }
+        if self.overtaken >= OVERTAKEN_UNTIL_SILENT && !self.is_silent(now) {
+            self.silent_until = Some(now + pause_after(self.silences));
+            self.silences += 1;
+        }
         if self.latency.is_none_or(|latency| latency.mean() < waited) {
             self.latency = Some(Latency::after(self.latency, waited));
         }
+    }
+
+    /// Whether it has answered nothing lately, although it was asked, so that all others are asked first.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.silent_until.is_some_and(|until| now < until)
     }
 
     /// Notes a failure; `chance` in 0 to 1 chooses the jitter of a pause. Returns the pause, if one begins.
@@ -119,9 +144,7 @@ impl Health {
         if is_paused || !(was_trial || kind.is_lasting() || self.in_a_row >= FAILURES_UNTIL_DOWN) {
             return None;
         }
-        let index = usize::try_from(self.pauses).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
-        let usual = PAUSES.get(index).copied().unwrap_or(RETRY_AFTER_MAX);
-        let pause = usual.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
+        let pause = pause_after(self.pauses).mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
         let pause = retry_after.map_or(pause, |asked| asked.min(RETRY_AFTER_MAX).max(Duration::from_secs(1)));
         self.pauses += 1;
         self.down_until = Some(now + pause);
@@ -149,6 +172,12 @@ impl Health {
     pub(crate) fn latency(&self) -> Option<Latency> {
         self.latency
     }
+}
+
+/// The pause after so many pauses in a row.
+fn pause_after(earlier: u32) -> Duration {
+    let index = usize::try_from(earlier).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
+    PAUSES.get(index).copied().unwrap_or(RETRY_AFTER_MAX)
 }
 
 #[cfg(test)]
@@ -211,13 +240,30 @@ mod tests {
 
     #[test]
     fn an_overtaken_cache_counts_as_slow_until_it_answers_quickly() {
-        let mut health = Health::default();
-        health.on_overtaken(Duration::from_millis(250));
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.on_overtaken(Duration::from_millis(250), now);
         assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250));
-        health.on_overtaken(Duration::from_millis(20));
+        health.on_overtaken(Duration::from_millis(20), now);
         assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250), "20 ms say nothing new");
         (0..50).for_each(|_| health.on_answer(Some(Duration::from_millis(10))));
         assert!(health.latency().unwrap().mean() < Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_cache_that_others_overtake_is_silent_for_a_while_and_never_down() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        let overtake = |health: &mut Health, now| health.on_overtaken(Duration::from_millis(250), now);
+        (0..30).for_each(|_| overtake(&mut health, start));
+        assert!(!health.is_silent(start), "one slow moment says little");
+        let third = start + 2 * SAME_MOMENT;
+        [start + SAME_MOMENT, third].into_iter().for_each(|now| overtake(&mut health, now));
+        let after = third + PAUSES[0];
+        assert!(health.is_silent(third) && !health.is_silent(after));
+        overtake(&mut health, after);
+        assert!(health.is_silent(after + PAUSES[0]), "longer each time");
+        assert!(health.admit(after) && health.report(after).state == HealthState::Up);
+        health.on_answer(None);
+        assert!(!health.is_silent(after), "it answered");
     }
 
     #[test]

@@ -92,9 +92,14 @@ impl Upstream {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
+    /// Whether it answers nothing lately, although it is asked: then it is asked after all others.
+    pub fn is_silent(&self) -> bool {
+        self.health.lock().is_silent(Instant::now())
+    }
+
     /// Notes that another source answered while this cache had said nothing for so long.
     pub fn note_overtaken(&self, waited: Duration) {
-        self.health.lock().on_overtaken(waited);
+        self.health.lock().on_overtaken(waited, Instant::now());
     }
 
     /// Notes what the caller found wrong with an answer.

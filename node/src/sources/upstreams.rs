@@ -21,6 +21,10 @@ const LOCATIONS_FOR: Duration = Duration::from_secs(3_600);
 const RATE_SHARE: u64 = 4;
 /// A shorter transfer says more about latency than about the rate.
 const RATED_BYTES_MIN: u64 = 64 << 10;
+/// A cache that sent less than that in so long kept a NAR waiting: it is then that another source is tried beside it.
+const KEPT_WAITING: Duration = Duration::from_secs(1);
+/// For so long it is then asked for NARs after all others, or each NAR would wait for it.
+const ASKED_LAST_FOR: Duration = Duration::from_secs(15);
 
 /// All configured caches.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ struct Source {
     in_flight: AtomicUsize,
     last_received: Mutex<Option<Instant>>,
     rate_bytes_s: Mutex<Option<u64>>,
+    /// When it last kept a NAR waiting, if it has sent none since.
+    kept_waiting: Mutex<Option<Instant>>,
 }
 
 impl UpstreamSources {
@@ -65,6 +71,7 @@ impl UpstreamSources {
                 in_flight: AtomicUsize::new(0),
                 last_received: Mutex::default(),
                 rate_bytes_s: Mutex::default(),
+                kept_waiting: Mutex::default(),
             }))
         });
         made.collect::<Result<Arc<[_]>, _>>().map(PreparedUpstreams)
@@ -102,13 +109,13 @@ impl UpstreamSources {
         self.configured.read().iter().any(|source| source.upstream.may_be_asked())
     }
 
-    /// The caches that are not down: lower tiers first, and in a tier the quickest first.
+    /// The caches that are not down: silent ones last, before them lower tiers first, and in a tier the quickest first.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let configured = Arc::clone(&self.configured.read());
         let mut usable: Vec<_> = configured.iter().filter(|source| source.upstream.may_be_asked()).collect();
         usable.sort_by_key(|source| {
             let latency = source.upstream.latency().map_or(Duration::ZERO, |latency| latency.mean());
-            (source.upstream.settings().tier, latency)
+            (source.upstream.is_silent(), source.upstream.settings().tier, latency)
         });
         usable.iter().map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
     }
@@ -156,8 +163,8 @@ impl UpstreamSources {
             rate_bytes_s: *source.rate_bytes_s.lock(),
             latency: source.upstream.latency().map(|latency| latency.mean()),
             is_awaited: true,
-            is_paused: false,
             is_reserve: false,
+            is_paused: source.upstream.is_silent() || source.keeps_nars_waiting(),
             tier: source.upstream.settings().tier,
         }
     }
@@ -171,7 +178,8 @@ impl UpstreamSources {
             Observation::FalseNar => fail(FailureKind::BadNar, "its NAR is not the one that its narinfo promises"),
             Observation::TimedOut => fail(FailureKind::Timeout, "no answer before the deadline of the lookup"),
             Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),
-            // A frozen cache is thereby asked after those that answer, long before it counts as down.
+            // A frozen cache is thereby asked after those that answer. It would never count as down: whoever answers first
+            // ends its question.
             Observation::Overtaken(waited) => source.upstream.note_overtaken(waited),
             // The request itself has counted its failure, if it was one.
             Observation::Unfinished => {}
@@ -221,10 +229,18 @@ impl Source {
         }
     }
 
+    fn keeps_nars_waiting(&self) -> bool {
+        self.kept_waiting.lock().is_some_and(|at| at.elapsed() < ASKED_LAST_FOR)
+    }
+
     fn on_received(&self, bytes: u64, elapsed: Duration) {
         if bytes < RATED_BYTES_MIN {
+            if elapsed >= KEPT_WAITING {
+                *self.kept_waiting.lock() = Some(Instant::now());
+            }
             return;
         }
+        *self.kept_waiting.lock() = None;
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         let measured = bytes.saturating_mul(1_000_000) / micros;
         let mut rate = self.rate_bytes_s.lock();
