@@ -53,6 +53,12 @@ impl GatedProxy {
         Self { address, shared }
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The address of the proxy, to dial instead of the one behind it.
     #[must_use]
     pub fn multiaddr(&self) -> String {

@@ -1,11 +1,12 @@
 //! A binary cache behind nginx: to compare a mesh with, and to be one of its upstreams.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::certificate::Certificate;
 use crate::{NixStoreFixture, TestNode, finish, get, hash_part, promised, wait_until};
 
 const PORT: u16 = 8_080;
@@ -16,7 +17,11 @@ const START: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct PlainCache {
     nginx: Child,
+    /// The directory of nginx itself.
+    nginx_dir: PathBuf,
     cache: PathBuf,
+    /// The certificate that it shows, if it speaks TLS.
+    certificate: Option<PathBuf>,
     /// Where it listens, on the holder's machine.
     pub address: SocketAddr,
 }
@@ -32,9 +37,9 @@ impl PlainCache {
         let address = SocketAddr::from((machine.address(), PORT));
         let dir = holder.dir().join("plain");
         let cache = write_cache(holder, paths, &dir, "none");
-        let nginx = start_nginx(machine.command("setpriv"), &dir, &cache, address);
+        let nginx = start_nginx(machine.command("setpriv"), &dir, &cache, address, None);
         wait_until("nginx answers", promised(START), || machine.enter(|| get(address, "/nix-cache-info")).is_ok());
-        Self { nginx, cache, address }
+        Self { nginx, nginx_dir: dir, cache, certificate: None, address }
     }
 
     /// Starts one for `paths` on a free loopback port; its NARs are compressed as `nix copy` understands the word.
@@ -45,18 +50,52 @@ impl PlainCache {
     pub fn on_loopback(holder: &TestNode, paths: &[String], compression: &str) -> Self {
         let dir = holder.dir().join(format!("plain-{compression}"));
         let cache = write_cache(holder, paths, &dir, compression);
+        Self::serve(&dir, cache, None)
+    }
+
+    /// A second one for the same files.
+    ///
+    /// # Panics
+    /// When nginx fails.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        Self::serve(&self.nginx_dir.join("twin"), self.cache.clone(), None)
+    }
+
+    /// A second one for the same files, over TLS and HTTP/2 or HTTP/1.1; it logs the protocol and target of each request.
+    ///
+    /// # Panics
+    /// When nginx fails.
+    #[must_use]
+    pub fn twin_over_tls(&self) -> Self {
+        Self::serve(&self.nginx_dir.join("tls"), self.cache.clone(), Some(&Certificate::of_loopback()))
+    }
+
+    fn serve(dir: &Path, cache: PathBuf, certificate: Option<&Certificate>) -> Self {
+        fs::create_dir_all(dir).expect("our own directory");
+        let files = certificate.map(|certificate| certificate.write(dir));
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
         let address = free.expect("a free port");
-        let nginx = start_nginx(Command::new("setpriv"), &dir, &cache, address);
-        wait_until("nginx answers", promised(START), || get(address, "/nix-cache-info").is_ok());
-        Self { nginx, cache, address }
+        let nginx = start_nginx(Command::new("setpriv"), dir, &cache, address, files.as_ref());
+        wait_until("nginx listens", promised(START), || TcpStream::connect(address).is_ok());
+        Self {
+            nginx,
+            nginx_dir: dir.to_owned(),
+            cache,
+            certificate: files.map(|[certificate, _]| certificate),
+            address,
+        }
     }
 
     /// The `[[upstream]]` lines of it under this name, with the key of the holder that filled it.
     #[must_use]
     pub fn upstream(&self, name: &str, holder: &TestNode) -> String {
         let (address, key) = (self.address, holder.builder_key());
-        format!("[[upstream]]\nname = '{name}'\nurl = 'http://{address}'\npublic_keys = ['{key}']\n")
+        let (scheme, ca_file) = match &self.certificate {
+            Some(file) => ("https", format!("ca_file = '{}'\n", file.display())),
+            None => ("http", String::new()),
+        };
+        format!("[[upstream]]\nname = '{name}'\nurl = '{scheme}://{address}'\npublic_keys = ['{key}']\n{ca_file}")
     }
 
     /// The directory of its files.
@@ -65,7 +104,17 @@ impl PlainCache {
         &self.cache
     }
 
-    /// Kills it now.
+    /// Protocol and target of each request so far, of one over TLS.
+    ///
+    /// # Panics
+    /// When it keeps no log.
+    #[must_use]
+    pub fn requests(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.nginx_dir.join("access.log")).expect("one over TLS keeps a log");
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// Kills it now, with SIGKILL.
     pub fn kill(&mut self) {
         self.nginx.kill().ok();
         self.nginx.wait().ok();
@@ -103,23 +152,37 @@ fn write_cache(holder: &TestNode, paths: &[String], dir: &Path, compression: &st
 }
 
 /// Starts nginx over that directory; `command` runs setpriv where nginx has to listen.
-fn start_nginx(mut command: Command, dir: &Path, cache: &Path, address: SocketAddr) -> Child {
+fn start_nginx(
+    mut command: Command,
+    dir: &Path,
+    cache: &Path,
+    address: SocketAddr,
+    tls: Option<&[PathBuf; 2]>,
+) -> Child {
     let configuration = dir.join("nginx.conf");
-    fs::write(&configuration, nginx_configuration(dir, cache, address)).expect("our own directory");
+    fs::write(&configuration, nginx_configuration(dir, cache, address, tls)).expect("our own directory");
     command.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(dir).arg("-c").arg(&configuration);
     command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light")
 }
 
 /// One process, run by the user that runs the test, with everything in its own directory.
-fn nginx_configuration(dir: &Path, cache: &Path, address: SocketAddr) -> String {
+fn nginx_configuration(dir: &Path, cache: &Path, address: SocketAddr, tls: Option<&[PathBuf; 2]>) -> String {
     let dir = dir.display();
+    let (log, listen, files) = match tls {
+        Some([certificate, key]) => (
+            format!("log_format requests '$server_protocol $request_uri';\n  access_log {dir}/access.log requests"),
+            format!("{address} ssl http2"),
+            format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display()),
+        ),
+        None => ("access_log off".to_owned(), address.to_string(), String::new()),
+    };
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("  {kind}_temp_path {dir}/{kind};\n"))
         .concat();
     format!(
         "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log {dir}/error.log;\nevents {{}}\n\
-         http {{\n  access_log off;\n{temporary}  sendfile on;\n  tcp_nopush on;\n  default_type application/octet-stream;\n  \
-         server {{\n    listen {address};\n    location / {{ root {}; }}\n  }}\n}}\n",
+         http {{\n  {log};\n{temporary}  sendfile on;\n  tcp_nopush on;\n  default_type application/octet-stream;\n  \
+         server {{\n    listen {listen};\n    {files}\n    location / {{ root {}; }}\n  }}\n}}\n",
         cache.display()
     )
 }

@@ -2,9 +2,10 @@
 //! packed and whatever fails beside it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{PlainCache, TestMesh, TestNode, get, promised};
+use narmesh_tests::{GatedProxy, PlainCache, TestMesh, TestNode, get, promised, sha256_hex, wait_until};
 
 /// A lookup waits at most this long for an upstream that says nothing.
 const DEADLINE_MAX: Duration = Duration::from_secs(10);
@@ -188,4 +189,110 @@ fn without_a_network_the_answer_comes_at_once() {
     assert!(since.elapsed() < DEADLINE_MAX, "100 lookups took {:?} while the upstream was down", since.elapsed());
     let status = client.narmesh(&["status"]).expect_success("narmesh status");
     assert!(status.contains("offline"), "{status}");
+}
+
+#[test]
+fn while_all_caches_refuse_one_lookup_finds_it_out_and_the_next_ones_are_answered_at_once() {
+    let mesh = TestMesh::new();
+    let path = mesh.node("holder").store.build_one("rootfile");
+    let mut client = mesh.node("client");
+    let refusing = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    client.config.more = lone_upstream("one", refusing()) + &lone_upstream("two", refusing());
+    client.start();
+    assert_eq!(client.get_narinfo(&path).status, 404);
+    let failures = || {
+        let status = client.status();
+        ["/upstreams/0/failures/connect", "/upstreams/1/failures/connect"].map(|counted| status.number(counted))
+    };
+    let after_one = failures();
+    assert_eq!(after_one, [3, 3], "asked until they are down");
+    (0..20).for_each(|_| assert_eq!(client.get_narinfo(&path).status, 404));
+    assert_eq!(failures(), after_one, "nobody is asked while all are down");
+    let status = client.narmesh(&["status"]).expect_success("narmesh status");
+    assert!(status.contains("offline"), "{status}");
+}
+
+#[test]
+fn over_tls_narinfos_come_on_http_2_and_nars_on_http_1() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let cache = PlainCache::on_loopback(&holder, &paths, "zstd").twin_over_tls();
+    let mut client = mesh.node("client");
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = cache.upstream("tls", &holder);
+    client.start();
+    assert_arrived(&holder, &client, &paths);
+    let requests = cache.requests();
+    for (what, protocol) in [(".narinfo", "HTTP/2.0"), ("/nar/", "HTTP/1.1")] {
+        let of_kind: Vec<_> = requests.iter().filter(|request| request.contains(what)).collect();
+        assert!(!of_kind.is_empty() && of_kind.iter().all(|request| request.starts_with(protocol)), "{of_kind:?}");
+    }
+    let mut stranger = mesh.node("without-ca-file");
+    stranger.config.more = lone_upstream("tls", cache.address).replace("http:", "https:");
+    stranger.start();
+    assert_eq!(stranger.get_narinfo(&paths[0]).status, 404);
+    assert_eq!(stranger.status().number("/upstreams/0/failures/tls"), 1, "its certificate is nobody's");
+}
+
+/// Bytes of a NAR of 24 MiB that come before its cache is killed.
+const BEFORE_THE_KILL: u64 = 10 << 20;
+
+/// Asks the gateway once for the NAR of `path`; meanwhile the cache behind `gate` stands still in the middle of it, and
+/// `act` is called. Whatever then sends the rest, the one answer has to be the whole NAR.
+fn get_over(gate: &GatedProxy, client: &TestNode, path: &str, act: impl FnOnce()) {
+    let narinfo = client.wait_narinfo(path);
+    gate.hold_after(BEFORE_THE_KILL);
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| get(client.gateway(), &narinfo.url).unwrap());
+        wait_until("the cache stands still", promised(DEADLINE_MAX), || gate.is_holding());
+        act();
+        gate.release();
+        let answer = answer.join().unwrap();
+        assert_eq!((answer.status, answer.complete), (200, true));
+        assert_eq!(format!("sha256:{}", sha256_hex(&answer.body)), narinfo.nar_hash);
+    });
+}
+
+fn gated_upstream(gate: &GatedProxy, holder: &TestNode) -> String {
+    format!("{}public_keys = ['{}']\n", lone_upstream("doomed", gate.address()), holder.builder_key())
+}
+
+#[test]
+fn nar_goes_on_from_another_cache_when_its_cache_is_killed() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let path = holder.store.build_one("middle");
+    let mut doomed = PlainCache::on_loopback(&holder, std::slice::from_ref(&path), "none");
+    let other = doomed.twin();
+    let gate = GatedProxy::to(doomed.address);
+    let mut client = mesh.node("client");
+    client.config.more = gated_upstream(&gate, &holder) + &other.upstream("other", &holder) + "tier = 1\n";
+    client.start();
+    get_over(&gate, &client, &path, || doomed.kill());
+    let status = client.status();
+    let [from_doomed, from_other] = [0, 1].map(|number| status.number(&format!("/upstreams/{number}/bytes_in")));
+    assert!(from_doomed > BEFORE_THE_KILL / 2, "{from_doomed}");
+    assert!(from_other < 24 << 20, "{from_other}: it begins in the middle");
+}
+
+#[test]
+fn nar_goes_on_from_a_peer_when_its_cache_is_killed() {
+    let mesh = TestMesh::new();
+    let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
+    let path = holder.store.build_one("middle");
+    let mut doomed = PlainCache::on_loopback(&holder, std::slice::from_ref(&path), "none");
+    let gate = GatedProxy::to(doomed.address);
+    client.config.more = gated_upstream(&gate, &holder);
+    TestMesh::introduce(&mut [&mut holder, &mut client]);
+    client.start();
+    holder.learn_address(&client.name, &client.p2p_address());
+    get_over(&gate, &client, &path, || {
+        holder.start();
+        holder.wait_all_advertised(&[&client]);
+        doomed.kill();
+    });
+    let status = client.status();
+    let from_peer = status.peer("holder").unwrap()["bytes_in"].as_u64().unwrap();
+    assert!(from_peer > 0 && from_peer < 24 << 20, "{from_peer}: it begins in the middle");
 }
