@@ -171,6 +171,28 @@ fn what_no_trusted_key_of_the_upstream_signed_is_not_given() {
 }
 
 #[test]
+fn a_path_that_a_cache_denied_is_asked_for_again_after_a_reload_and_not_before() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let [held, absent] = ["held", "absent"].map(|tag| holder.store.build_fresh(tag));
+    let mut cache = PlainCache::on_loopback(&holder, std::slice::from_ref(&held), "xz");
+    let mut client = mesh.node("client");
+    client.config.more = cache.upstream("plain", &holder);
+    client.start();
+    assert_eq!(client.get_narinfo(&absent).status, 404);
+    // From now on each request would fail, and be counted.
+    cache.kill();
+    (0..100).for_each(|_| assert_eq!(client.get_narinfo(&absent).status, 404));
+    let failures = || client.status().0.pointer("/upstreams/0/failures").unwrap().as_object().unwrap().len();
+    assert_eq!(failures(), 0, "it was not asked");
+    let why = client.narmesh(&["why", &absent]).expect_success("narmesh why");
+    assert!(why.contains("no upstream cache may have it"), "{why}");
+    client.narmesh(&["reload"]).expect_success("narmesh reload");
+    assert_eq!(client.get_narinfo(&absent).status, 404);
+    assert_eq!(failures(), 1);
+}
+
+#[test]
 fn without_a_network_the_answer_comes_at_once() {
     let mesh = TestMesh::new();
     let holder = mesh.node("holder");

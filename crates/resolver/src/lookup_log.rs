@@ -99,7 +99,7 @@ impl fmt::Display for AtOnce {
         f.write_str(match self {
             Self::OwnStore => "answered from memory: our own store has the path",
             Self::Remembered => "answered from memory; a candidate still claims the path",
-            Self::NotClaimed => "answered 404 at once, and nobody was asked: no peer's filter said maybe",
+            Self::NotClaimed => "answered 404 at once, and nobody was asked: no peer's filter said maybe, and no upstream cache may have it",
         })
     }
 }
@@ -280,7 +280,7 @@ mod tests {
         let lookup_log = LookupLog::default();
         assert!(sentences(&lookup_log, 1).is_empty());
         lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
-        let miss = "answered 404 at once, and nobody was asked: no peer's filter said maybe";
+        let miss = "answered 404 at once, and nobody was asked: no peer's filter said maybe, and no upstream cache may have it";
         assert_eq!(sentences(&lookup_log, 1), [miss]);
         lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
         lookup_log.note_at_once(part(1), AtOnce::NotClaimed);

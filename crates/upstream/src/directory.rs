@@ -38,11 +38,13 @@ impl Directory {
             return Err(Failure::new(FailureKind::BadNarInfo, "the URL leads out of the directory of the cache"));
         }
         let path = self.path.join(name);
+        let mut is_file_there = false;
         let opened = async {
             // A FIFO would keep the thread that opens it.
             if !tokio::fs::metadata(&path).await?.is_file() {
                 return Err(io::Error::other("not a regular file"));
             }
+            is_file_there = true;
             let mut file = File::open(&path).await?;
             let bytes = file.metadata().await?.len();
             file.seek(io::SeekFrom::Start(offset)).await?;
@@ -51,6 +53,10 @@ impl Directory {
         match opened.await {
             Ok(opened) => Ok(Some(opened)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.is_there().await.map(|()| None),
+            // One file says nothing about the others.
+            Err(error) if is_file_there && error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(Failure::new(FailureKind::Unreadable, format!("{name}: {error}")))
+            }
             Err(error) => Err(failure(name, &error)),
         }
     }

@@ -31,6 +31,8 @@ pub enum FailureKind {
     UnexpectedStatus,
     /// A redirect that is not followed.
     Redirect,
+    /// A file of a directory that is there and cannot be read.
+    Unreadable,
     /// The narinfo is not one, or is about another path, or is longer than a narinfo may be.
     BadNarInfo,
     /// No key that counts for this cache signed the narinfo.
@@ -47,7 +49,7 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// All kinds, in the order of the enum.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Dns,
         Self::Connect,
         Self::Tls,
@@ -58,6 +60,7 @@ impl FailureKind {
         Self::Unauthorized,
         Self::UnexpectedStatus,
         Self::Redirect,
+        Self::Unreadable,
         Self::BadNarInfo,
         Self::Untrusted,
         Self::Truncated,
@@ -79,6 +82,7 @@ impl FailureKind {
             Self::Unauthorized => "unauthorized",
             Self::UnexpectedStatus => "unexpected_status",
             Self::Redirect => "redirect",
+            Self::Unreadable => "unreadable",
             Self::BadNarInfo => "bad_narinfo",
             Self::Untrusted => "untrusted",
             Self::Truncated => "truncated",
@@ -101,6 +105,7 @@ impl FailureKind {
             | Self::Unauthorized
             | Self::UnexpectedStatus => true,
             Self::Redirect
+            | Self::Unreadable
             | Self::BadNarInfo
             | Self::Untrusted
             | Self::Truncated

@@ -13,7 +13,7 @@ pub struct NarLocation {
     pub url: String,
     /// How the file is compressed.
     pub compression: Compression,
-    /// Size of the file in bytes, if given.
+    /// Size of the file in bytes, if that is given. One that is no number counts as none.
     pub file_size: Option<u64>,
     /// SHA-256 of the file, if that is given. A `FileHash` of another kind, or one that cannot be read, counts as none.
     pub file_hash: Option<[u8; 32]>,
@@ -28,9 +28,6 @@ pub enum LocationError {
     /// The compression is not one that can be unpacked.
     #[error("Compression: {0:?}; accepted: {accepted}", accepted = Compression::names())]
     Compression(String),
-    /// The size of the file is not a number.
-    #[error("FileSize: expected a decimal number")]
-    FileSize,
 }
 
 impl NarLocation {
@@ -48,10 +45,7 @@ impl NarLocation {
             None => Compression::Bzip2,
             Some(name) => Compression::parse(name).ok_or_else(|| LocationError::Compression(shorten(name)))?,
         };
-        let file_size = match field("FileSize") {
-            None => None,
-            Some(digits) => Some(digits.parse().map_err(|_| LocationError::FileSize)?),
-        };
+        let file_size = field("FileSize").and_then(|digits| digits.parse().ok());
         let file_hash = field("FileHash").and_then(|text| NarHash::parse(text).ok()).map(|digest| digest.0);
         Ok(Self { url: url.to_owned(), compression, file_size, file_hash })
     }
@@ -79,10 +73,15 @@ mod tests {
     }
 
     #[test]
+    fn field_that_only_helps_makes_no_narinfo_unusable() {
+        let location = NarLocation::parse("URL: a\nFileSize: -1\nFileHash: x\n").unwrap();
+        assert_eq!((location.file_size, location.file_hash), (None, None));
+    }
+
+    #[test]
     fn says_which_field_is_wrong() {
         assert_eq!(NarLocation::parse("StorePath: x\n"), Err(LocationError::Url));
         assert_eq!(NarLocation::parse("URL: a b\n"), Err(LocationError::Url));
-        assert_eq!(NarLocation::parse("URL: a\nFileSize: -1\n"), Err(LocationError::FileSize));
         let error = NarLocation::parse("URL: a\nCompression: arj\n").unwrap_err();
         assert_eq!(error.to_string(), "Compression: \"arj\"; accepted: none, xz, zstd, bzip2, br, gzip, lz4");
     }

@@ -67,18 +67,18 @@ fn interleave(first: Vec<Candidate>, second: Vec<Candidate>) -> Vec<Candidate> {
 impl Sources for AllSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let mut candidates = self.mesh.candidates(part);
-        candidates.ranked = self.order(candidates.ranked, self.upstreams.candidates());
+        candidates.ranked = self.order(candidates.ranked, self.upstreams.candidates(part));
         candidates
     }
 
     fn look_up(&self, part: &HashPart) -> bool {
         // Not short-circuited: the table counts each lookup.
         let is_claimed = self.mesh.look_up(part);
-        is_claimed || self.upstreams.may_any_be_asked()
+        is_claimed || self.upstreams.may_any_have(part)
     }
 
     fn is_claimed(&self, part: &HashPart) -> bool {
-        self.mesh.is_claimed(part) || self.upstreams.may_any_be_asked()
+        self.mesh.is_claimed(part) || self.upstreams.may_any_have(part)
     }
 
     fn summary_epoch(&self, source: &SourceId) -> Option<u64> {

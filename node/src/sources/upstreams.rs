@@ -13,10 +13,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// For how many paths it is remembered where their NARs are.
-const LOCATIONS_MAX: u64 = 16_384;
+/// Memory for where the NARs of paths are, bytes for each cache.
+const LOCATIONS_BYTES_MAX: u64 = 4 << 20;
+/// Memory of one such entry beside its URL, bytes. A guess, not measured.
+const LOCATION_BYTES: usize = 250;
 /// For how long; a narinfo that is older is asked for again.
 const LOCATIONS_FOR: Duration = Duration::from_secs(3_600);
+/// For how many paths it is remembered that a cache does not have them.
+const MISSES_MAX: u64 = 65_536;
+/// For how long: what is put into a cache meanwhile is found a little later, and Nix, which forgets misses at once as
+/// `narmesh init` sets it up, does not ask the internet for each path of each build again.
+const MISSES_FOR: Duration = Duration::from_secs(60);
 /// The newest measurement counts one in this many in the usual rate of a cache.
 const RATE_SHARE: u64 = 4;
 /// A shorter transfer says more about latency than about the rate.
@@ -42,6 +49,8 @@ struct Source {
     upstream: Arc<Upstream>,
     trusted: Arc<TrustedKeys>,
     locations: Cache<HashPart, (NarHash, NarLocation)>,
+    /// Paths that it said lately it does not have.
+    misses: Cache<HashPart, ()>,
     in_flight: AtomicUsize,
     last_received: Mutex<Option<Instant>>,
     rate_bytes_s: Mutex<Option<u64>>,
@@ -67,7 +76,14 @@ impl UpstreamSources {
                 id,
                 upstream: Arc::new(Upstream::new(settings)?),
                 trusted,
-                locations: Cache::builder().max_capacity(LOCATIONS_MAX).time_to_live(LOCATIONS_FOR).build(),
+                locations: Cache::builder()
+                    .max_capacity(LOCATIONS_BYTES_MAX)
+                    .weigher(|_, (_, location): &(NarHash, NarLocation)| {
+                        u32::try_from(LOCATION_BYTES + location.url.len()).unwrap_or(u32::MAX)
+                    })
+                    .time_to_live(LOCATIONS_FOR)
+                    .build(),
+                misses: Cache::builder().max_capacity(MISSES_MAX).time_to_live(MISSES_FOR).build(),
                 in_flight: AtomicUsize::new(0),
                 last_received: Mutex::default(),
                 rate_bytes_s: Mutex::default(),
@@ -79,6 +95,8 @@ impl UpstreamSources {
 
     /// Puts in force what was prepared.
     pub(crate) fn put_in_force(&self, prepared: PreparedUpstreams) {
+        // Who reloads may have put something into a cache just now.
+        prepared.0.iter().for_each(|source| source.misses.invalidate_all());
         *self.configured.write() = prepared.0;
     }
 
@@ -105,14 +123,15 @@ impl UpstreamSources {
         self.configured.read().iter().any(|source| source.id == id)
     }
 
-    pub(super) fn may_any_be_asked(&self) -> bool {
-        self.configured.read().iter().any(|source| source.upstream.may_be_asked())
+    /// Whether any may have the path, as far as is known without asking.
+    pub(super) fn may_any_have(&self, part: &HashPart) -> bool {
+        self.configured.read().iter().any(|source| source.may_have(part))
     }
 
-    /// The caches that are not down: silent ones last, before them lower tiers first, and in a tier the quickest first.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
+    /// The caches that are not down and did not deny the path lately: silent ones last, before them lower tiers first, and in a tier the quickest first.
+    pub(super) fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
         let configured = Arc::clone(&self.configured.read());
-        let mut usable: Vec<_> = configured.iter().filter(|source| source.upstream.may_be_asked()).collect();
+        let mut usable: Vec<_> = configured.iter().filter(|source| source.may_have(part)).collect();
         usable.sort_by_key(|source| {
             let latency = source.upstream.latency().map_or(Duration::ZERO, |latency| latency.mean());
             (source.upstream.is_silent(), source.upstream.settings().tier, latency)
@@ -195,7 +214,10 @@ pub(crate) struct PreparedUpstreams(Arc<[Arc<Source>]>);
 impl Source {
     /// Asks for a narinfo, and remembers where its NAR is.
     async fn ask(&self, part: &HashPart, store_dir: &StoreDir) -> Result<Option<Vec<u8>>, Failure> {
-        let Some(text) = self.upstream.narinfo(part).await? else { return Ok(None) };
+        let Some(text) = self.upstream.narinfo(part).await? else {
+            self.misses.insert(*part, ());
+            return Ok(None);
+        };
         let judged = NarInfo::parse(store_dir, &text).map_err(|error| error.to_string());
         let judged = judged.and_then(|info| {
             let location = NarLocation::parse(&String::from_utf8_lossy(&text)).map_err(|error| error.to_string())?;
@@ -210,6 +232,7 @@ impl Source {
             }
         };
         if !self.upstream.settings().allows(info.path.name()) {
+            self.misses.insert(*part, ());
             return Ok(None);
         }
         self.locations.insert(*part, (info.nar_hash, location));
@@ -227,6 +250,10 @@ impl Source {
             Some((known, location)) if known == nar_hash => self.upstream.nar(&location, offset, nar_size).await,
             Some(_) | None => Ok(None),
         }
+    }
+
+    fn may_have(&self, part: &HashPart) -> bool {
+        self.upstream.may_be_asked() && !self.misses.contains_key(part)
     }
 
     fn keeps_nars_waiting(&self) -> bool {
