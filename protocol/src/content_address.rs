@@ -91,6 +91,12 @@ impl HashAlgorithm {
 }
 
 impl ContentAddress {
+    /// Parses a content address that stands in a database of Nix, which wrote it: one that this version cannot parse is
+    /// [`Self::Other`].
+    pub fn parse_or_other(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|_| Self::Other(text.into()))
+    }
+
     /// Parses the `CA` field. A form that a newer Nix may have added becomes [`Self::Other`]. A malformed address of a
     /// known form is an error.
     pub fn parse(text: &str) -> Result<Self, ContentAddressError> {

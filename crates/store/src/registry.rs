@@ -66,7 +66,8 @@ impl Registry {
     pub(crate) fn read_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         or_else_unreadable(self.database.read_derivers(path), || {
             let paths = self.daemon.ask_derivers(&self.store_dir.display(path))?;
-            Ok(paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
+            let wrong = |_| StoreError::Row { row: NO_ROW, path: self.store_dir.display(path), column: "derivers" };
+            paths.iter().map(|text| self.store_dir.parse_path(text).map_err(wrong)).collect()
         })
     }
 
@@ -96,7 +97,7 @@ impl Registry {
             signatures: row.signatures.iter().filter_map(|text| NixSignature::parse(text).ok()).collect(),
             content_address: match row.content_address.as_str() {
                 "" => None,
-                text => Some(ContentAddress::parse(text).map_err(|_| wrong("ca"))?),
+                text => Some(ContentAddress::parse_or_other(text)),
             },
             ultimate: row.ultimate,
             registration_time_s: row.registration_time_s,

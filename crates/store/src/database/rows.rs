@@ -86,7 +86,9 @@ impl Database {
         let found = self
             .query(|connection| read_texts(connection, DERIVERS_SQL, [&full]).map_err(|source| self.sqlite(source)))?
             .unwrap_or_default();
-        Ok(found.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
+        // One that cannot be read may forbid substitutes.
+        let wrong = |_| StoreError::Row { row: 0, path: full.clone(), column: "DerivationOutputs.drv" };
+        found.iter().map(|text| self.store_dir.parse_path(text).map_err(wrong)).collect()
     }
 
     /// The outputs of the valid derivation with this hash part, whether or not they are valid.
@@ -148,7 +150,7 @@ impl Database {
                 .collect(),
             content_address: match raw.content_address.as_deref() {
                 None | Some("") => None,
-                Some(text) => Some(ContentAddress::parse(text).map_err(|_| wrong("ca"))?),
+                Some(text) => Some(ContentAddress::parse_or_other(text)),
             },
             ultimate: raw.ultimate == Some(1),
             registration_time_s: raw.registration_time.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),

@@ -301,27 +301,20 @@ pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) 
 /// What all these derivations together say about substitutes.
 pub(super) fn read_builders_word(store: &NixStore, derivers: &[StorePath]) -> BuilderStatement {
     let mut word = BuilderStatement::Silent;
-    for deriver in derivers {
+    // A derivation that is not valid here says nothing.
+    for deriver in derivers.iter().filter(|path| path.is_derivation() && store.contains(&path.hash_part())) {
         match read_derivation(store, deriver) {
-            Ok(None) | Ok(Some(Ok(false))) => {}
-            Ok(Some(Ok(true))) => return BuilderStatement::SubstitutesForbidden,
-            Ok(Some(Err(NotADerivation))) | Err(_) => word = BuilderStatement::Unreadable,
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => return BuilderStatement::SubstitutesForbidden,
+            Ok(Err(NotADerivation)) | Err(_) => word = BuilderStatement::Unreadable,
         }
     }
     word
 }
 
-/// Whether the derivation forbids substitutes; `None` if its file is not here.
-fn read_derivation(store: &NixStore, path: &StorePath) -> io::Result<Option<Result<bool, NotADerivation>>> {
-    if !path.is_derivation() || !store.contains(&path.hash_part()) {
-        return Ok(None);
-    }
-    let file = match File::open(store.location().real_path(path)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
+/// Whether a valid derivation forbids substitutes. That its file is not here is an error: it may have forbidden them.
+fn read_derivation(store: &NixStore, path: &StorePath) -> io::Result<Result<bool, NotADerivation>> {
     let mut aterm = Vec::new();
-    file.take(DERIVATION_BYTES_MAX).read_to_end(&mut aterm)?;
-    Ok(Some(forbids_substitutes(&aterm)))
+    File::open(store.location().real_path(path))?.take(DERIVATION_BYTES_MAX).read_to_end(&mut aterm)?;
+    Ok(forbids_substitutes(&aterm))
 }
