@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{FailingCache, FailsAt, Finished, PlainCache, TestMesh, TestNode, Way};
+use narmesh_tests::{FailingCache, FailsAt, Finished, PlainCache, TestMesh, TestNode, Way, hash_part};
 
 /// Runs that go on side by side: most of them wait.
 const AT_ONCE: usize = 6;
@@ -198,4 +198,49 @@ fn cache_of_a_lower_tier_whose_nars_freeze_delays_a_few_of_them() {
     paths.iter().for_each(|path| assert_eq!(client.get_narinfo(path).status, 200));
     client.realise(&paths).expect_success("nix-store --realise");
     assert!((1..=ASKED_MAX).contains(&failing.failures()), "{} of {}", failing.failures(), paths.len());
+}
+
+#[test]
+fn file_that_is_not_the_one_of_its_narinfo_is_counted_and_a_right_nar_is_taken() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let path = holder.store.build_one("lib");
+    let cache = PlainCache::on_loopback(&holder, std::slice::from_ref(&path), "xz");
+    let file = cache.dir().join(format!("{}.narinfo", hash_part(&path)));
+    let text = fs::read_to_string(&file).unwrap();
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+    // Any hash that is not that of the file.
+    fs::write(&file, text.replace(&field("FileHash: "), &field("NarHash: "))).unwrap();
+    let mut client = mesh.node("client");
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = cache.upstream("lying", &holder);
+    client.start();
+    client.realise(std::slice::from_ref(&path)).expect_success("nix-store --realise");
+    let nar_hash = |node: &TestNode| node.store.row(&path).unwrap().nar_hash;
+    assert_eq!(nar_hash(&client), nar_hash(&holder));
+    let status = client.status();
+    let failures = status.0.pointer("/upstreams/0/failures").and_then(|failures| failures.as_object()).unwrap();
+    assert_eq!(failures.keys().collect::<Vec<_>>(), ["wrong_file_hash"]);
+}
+
+#[test]
+fn only_cache_that_fails_twice_is_asked_again() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let path = holder.store.build_one("small");
+    let good = PlainCache::on_loopback(&holder, std::slice::from_ref(&path), "none");
+    for (way, place) in [
+        (Way::ServerError, FailsAt::NarInfo),
+        (Way::ServerError, FailsAt::Nar),
+        (Way::Reset, FailsAt::NarInfo),
+        (Way::KilledAtHalf, FailsAt::Nar),
+    ] {
+        let failing = FailingCache::start_failing(good.dir(), way, place, 2);
+        let mut client = mesh.node(&format!("client-{way:?}-{place:?}"));
+        client.config.trusted_public_keys = vec![holder.builder_key()];
+        client.config.more = failing.upstream("failing", &holder.builder_key(), client.dir());
+        client.start();
+        client.realise(std::slice::from_ref(&path)).expect_success(&format!("{way:?} at {place:?}"));
+        assert_eq!(failing.failures(), 2, "{way:?} at {place:?}");
+    }
 }

@@ -28,6 +28,11 @@ const MISSES_FOR: Duration = Duration::from_secs(60);
 const RATE_SHARE: u64 = 4;
 /// A shorter transfer says more about latency than about the rate.
 const RATED_BYTES_MIN: u64 = 64 << 10;
+/// How often a NAR is requested of the only cache that is not down, if it fails: one 500 does not mean that the NAR is gone.
+/// As many failures in a row take it down.
+const TRIES_MAX: u32 = 3;
+/// The pause before the second of these requests; it doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// A cache that sent less than that in so long kept a NAR waiting: it is then that another source is tried beside it.
 const KEPT_WAITING: Duration = Duration::from_secs(1);
 /// For so long it is then asked for NARs after all others, or each NAR would wait for it.
@@ -165,10 +170,26 @@ impl UpstreamSources {
         request: NarRequest,
     ) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
         let (source, store_dir) = (self.find(id), self.store_dir.clone());
+        let configured = Arc::clone(&self.configured.read());
         Box::pin(async move {
             let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
             let under_way = UnderWay::begin(source);
-            let body = under_way.0.request(&request, &store_dir).await.map_err(io::Error::other)?;
+            let mut failures = 0;
+            let body = loop {
+                match under_way.0.request(&request, &store_dir).await {
+                    Ok(body) => break body,
+                    Err(failure) => {
+                        failures += 1;
+                        // Where another cache may have it, that one is asked at once.
+                        let usable = configured.iter().filter(|source| source.upstream.may_be_asked());
+                        let is_only = under_way.0.upstream.may_be_asked() && usable.count() == 1;
+                        if !(is_only && failure.kind.is_of_cache() && failures < TRIES_MAX) {
+                            return Err(io::Error::other(failure));
+                        }
+                        tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(failures - 1)).await;
+                    }
+                }
+            };
             Ok(Box::new(UpstreamFeed { body, under_way }) as Box<dyn NarFeed>)
         })
     }

@@ -126,6 +126,8 @@ struct Server {
     /// Where a redirect leads that has to fail.
     elsewhere: String,
     failures: Arc<AtomicUsize>,
+    /// How often it fails.
+    times: usize,
 }
 
 impl FailingCache {
@@ -135,6 +137,15 @@ impl FailingCache {
     /// When no port can be had.
     #[must_use]
     pub fn start(files: &Path, way: Way, place: FailsAt) -> Self {
+        Self::start_failing(files, way, place, usize::MAX)
+    }
+
+    /// The same, which fails only the first `times`; not with GOAWAY.
+    ///
+    /// # Panics
+    /// As [`FailingCache::start`].
+    #[must_use]
+    pub fn start_failing(files: &Path, way: Way, place: FailsAt, times: usize) -> Self {
         let failures = Arc::new(AtomicUsize::new(0));
         if way == Way::GoAway {
             let (address, certificate) = goaway::start(files, &failures);
@@ -155,7 +166,7 @@ impl FailingCache {
         // A host that cannot be reached has no places: the whole cache is elsewhere, or a redirect leads there.
         let url = if place == FailsAt::NarInfo { elsewhere.clone() } else { format!("http://{address}") };
         let server =
-            Arc::new(Server { files: files.to_owned(), way, place, elsewhere, failures: Arc::clone(&failures) });
+            Arc::new(Server { files: files.to_owned(), way, place, elsewhere, failures: Arc::clone(&failures), times });
         thread::spawn(move || {
             for connection in listener.incoming().map_while(Result::ok) {
                 let server = Arc::clone(&server);
@@ -195,7 +206,7 @@ impl Server {
             let place = if target.ends_with(".narinfo") { FailsAt::NarInfo } else { FailsAt::Nar };
             match fs::read(&file) {
                 Err(_) => answer(&mut connection, "404 Not Found", b"")?,
-                Ok(body) if place == self.place => {
+                Ok(body) if place == self.place && self.failures.load(Ordering::Relaxed) < self.times => {
                     self.failures.fetch_add(1, Ordering::Relaxed);
                     return self.fail(connection, &file, body);
                 }
