@@ -17,6 +17,7 @@ mod interrupted;
 mod layering;
 mod local_users;
 mod names;
+mod no_store;
 mod nondeterministic;
 mod one_key;
 mod policy;
