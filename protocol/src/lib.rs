@@ -4,7 +4,7 @@
 //! Contract: pure functions over bytes; no clock, no socket, no file. A decoder checks every length before it allocates.
 //! Contents: for Nix [`StorePath`], [`NarInfo`], [`Fingerprint`], [`nar`]; for the mesh an [`Envelope`] around an
 //! [`Announcement`], the [`Summary`] that it announces, a [`SummaryDelta`] between two summaries, and the requests in
-//! [`wire`]; for builders an [`Attestation`].
+//! [`wire`], and the [`nar_tree`] by which parts of a NAR prove themselves; for builders an [`Attestation`].
 //! Invariant: bytes that decode also encode back to the same bytes; all others are refused.
 
 mod attestation;
@@ -19,6 +19,7 @@ mod fingerprint;
 mod key;
 pub mod nar;
 mod nar_hash;
+pub mod nar_tree;
 mod nar_url;
 mod narinfo;
 pub mod nix32;

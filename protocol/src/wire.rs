@@ -1,6 +1,9 @@
 //! The messages that peers send each other, and the size limit of each. `docs/protocol.md` describes their bytes.
 
 use crate::codec::{self, CodecError};
+#[cfg(doc)]
+use crate::nar_tree::NarTree;
+use crate::nar_tree::{LEAVES_MAX, LeafHash};
 use crate::{AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Summary, SummaryDelta};
 
 /// Gossipsub topic of the announcements.
@@ -14,6 +17,8 @@ pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
 pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
+/// Request-response protocol of [`TreeRequest`].
+pub const TREE_PROTOCOL: &str = "/narmesh/1/tree";
 /// Request-response protocol of [`DialRequest`].
 pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
 
@@ -154,6 +159,37 @@ pub enum DialReply {
     NotNow,
 }
 message!(DialReply, 16);
+
+/// Request of `/narmesh/1/tree`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, bincode::Encode, bincode::Decode)]
+pub struct TreeRequest {
+    /// Hash part of the store path.
+    pub hash_part: HashPart,
+    /// NarHash that the asker expects.
+    pub nar_hash: NarHash,
+    /// NarSize that the asker expects, bytes.
+    pub nar_size: u64,
+}
+message!(TreeRequest, 64);
+
+/// Answers of `/narmesh/1/tree`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum TreeReply {
+    /// No tree is to be had: such a NAR is not here, or a NAR of that size has none.
+    Absent,
+    /// The tree is being computed; the asker may ask again.
+    NotYet,
+    /// The tree, and who says that it is that of the NAR.
+    Tree {
+        /// Of the answerer's node key: [`NarTree::bind`].
+        signature: [u8; 64],
+        /// The hashes of all leaves.
+        leaves: Vec<LeafHash>,
+    },
+    /// The asker sent too many requests, or too many trees are being computed; it may ask again.
+    Busy,
+}
+message!(TreeReply, LEAVES_MAX * 32 + 128);
 
 /// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

@@ -13,7 +13,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
     ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest,
-    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest,
+    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, TREE_PROTOCOL, TreeReply, TreeRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -37,6 +37,7 @@ pub(super) struct MeshBehaviour {
     pub(super) announcements: MessageLimits<Announcements>,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
+    pub(super) tree: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
     pub(super) dial: request_response::Behaviour<BytesCodec>,
     pub(super) control_watch: ControlWatch,
@@ -73,6 +74,7 @@ impl MeshBehaviour {
                 NARINFO_PROTOCOL,
                 256,
             ),
+            tree: request_response(BytesCodec::new(TreeRequest::BYTES_MAX, TreeReply::BYTES_MAX), TREE_PROTOCOL, 32),
             quorum: request_response(
                 BytesCodec::new(QuorumRequest::BYTES_MAX, QuorumReply::BYTES_MAX),
                 QUORUM_PROTOCOL,

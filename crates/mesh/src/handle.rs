@@ -7,7 +7,8 @@ use super::statistics::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
-use narmesh_protocol::wire::NarInfoReply;
+use narmesh_protocol::nar_tree::NarTree;
+use narmesh_protocol::wire::{NarInfoReply, TreeReply, TreeRequest};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 /// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a
 /// time.
 const ASKS_MAX: usize = 32;
+/// The same of trees. Nobody waits long for one, so a few at a time are enough.
+const TREE_ASKS_MAX: usize = 8;
 
 /// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
@@ -42,6 +45,7 @@ pub enum AskError {
 #[derive(Debug)]
 pub(super) enum Command {
     AskNarInfo { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    AskTree { peer: PeerId, request: TreeRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
@@ -88,6 +92,20 @@ pub struct AudienceView {
     pub admitted: BTreeSet<PeerId>,
 }
 
+/// What a peer says of the tree of a NAR.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TreeAnswer {
+    /// It has none.
+    Absent,
+    /// It is computing it, or is busy: ask again.
+    NotYet,
+    /// This is it, and the peer signed that.
+    Bound(NarTree),
+}
+
+/// The questions under way at each peer.
+type AskSlots = Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>;
+
 /// A handle of the mesh, cheap to clone.
 #[derive(Clone)]
 pub struct MeshHandle {
@@ -96,7 +114,8 @@ pub struct MeshHandle {
     pub(super) statistics: Arc<PeerStatistics>,
     pub(super) nar: NarPool,
     pub(super) exchange: ExchangeLink,
-    pub(super) asks: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
+    pub(super) asks: AskSlots,
+    pub(super) tree_asks: AskSlots,
 }
 
 impl std::fmt::Debug for MeshHandle {
@@ -125,7 +144,7 @@ impl MeshHandle {
     /// lost with its connection is asked again on the next one.
     pub async fn ask_narinfo(&self, peer: PeerId, hash_part: HashPart) -> Result<NarInfoReply, AskError> {
         self.connect(peer).await?;
-        let slots = self.ask_slots(peer);
+        let slots = ask_slots(&self.asks, ASKS_MAX, peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
         let bytes = self.ask_connected(peer, hash_part).await?;
         let reply = NarInfoReply::decode(&bytes).map_err(|error| {
@@ -136,6 +155,31 @@ impl MeshHandle {
             AskError::Failed(error.to_string())
         })?;
         if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
+    }
+
+    /// Asks a peer for the tree of a NAR, dialling it if need be; the caller sets the deadline. A tree that it did not sign,
+    /// or that no such NAR can have, is a misdeed.
+    pub async fn ask_tree(&self, peer: PeerId, request: TreeRequest) -> Result<TreeAnswer, AskError> {
+        self.connect(peer).await?;
+        let slots = ask_slots(&self.tree_asks, TREE_ASKS_MAX, peer);
+        let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
+        let bytes = self.call(|reply| Command::AskTree { peer, request, reply }).await??;
+        let malformed = |why: String| {
+            self.report_misdeed(peer, Misdeed::MalformedReply);
+            AskError::Failed(why)
+        };
+        match TreeReply::decode(&bytes) {
+            Ok(TreeReply::Absent) => Ok(TreeAnswer::Absent),
+            Ok(TreeReply::NotYet | TreeReply::Busy) => Ok(TreeAnswer::NotYet),
+            Ok(TreeReply::Tree { signature, leaves }) => {
+                let tree = NarTree::fold(request.nar_size, leaves);
+                let bound = tree.filter(|tree| tree.is_bound_by(&peer, &request.nar_hash, &signature));
+                bound.map(TreeAnswer::Bound).ok_or_else(|| malformed("a tree that is not its own".to_owned()))
+            }
+            // A reply that was cut short may be the connection's fault.
+            Err(error) if error.is_truncated() => Err(AskError::Failed(error.to_string())),
+            Err(error) => Err(malformed(error.to_string())),
+        }
     }
 
     /// Asks up to three connected peers what builders attest of a path. Returns when `enough` says so after an answer,
@@ -161,13 +205,6 @@ impl MeshHandle {
                 reply => return reply,
             }
         }
-    }
-
-    fn ask_slots(&self, peer: PeerId) -> Arc<Semaphore> {
-        let mut asks = self.asks.lock();
-        // Peers that are not asked at present need no entry.
-        asks.retain(|known, slots| *known == peer || slots.available_permits() < ASKS_MAX);
-        Arc::clone(asks.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(ASKS_MAX))))
     }
 
     /// Makes sure that there is a connection; waits for one that is expected soon, and the caller sets the deadline.
@@ -219,4 +256,11 @@ impl MeshHandle {
         self.commands.send(command(sender)).await.map_err(|_| AskError::Stopping)?;
         receiver.await.map_err(|_| AskError::Stopping)
     }
+}
+
+fn ask_slots(asks: &AskSlots, at_once_max: usize, peer: PeerId) -> Arc<Semaphore> {
+    let mut asks = asks.lock();
+    // Peers that are not asked at present need no entry.
+    asks.retain(|known, slots| *known == peer || slots.available_permits() < at_once_max);
+    Arc::clone(asks.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(at_once_max))))
 }

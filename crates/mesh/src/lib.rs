@@ -51,7 +51,7 @@ pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrd
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
 pub use driver::{Mesh, MeshParts, StartError};
-pub use handle::{AskError, AudienceView, MeshHandle, MeshView};
+pub use handle::{AskError, AudienceView, MeshHandle, MeshView, TreeAnswer};
 pub use listeners::ListenError;
 pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};

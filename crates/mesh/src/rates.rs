@@ -12,6 +12,11 @@ use std::time::Duration;
 const NARINFOS: Bucket = Bucket { burst: 20_000, per_s: 2_000 };
 /// Requests that are told *busy*; above that a peer floods: an honest one has 32 under way and waits 50 ms after a *busy*.
 const BUSY: Bucket = Bucket { burst: 2_000, per_s: 2_000 };
+/// Requests of one peer for trees that are answered; it asks once for each large NAR, and again while a tree is being
+/// computed. Above that it is told *busy*.
+const TREES: Bucket = Bucket { burst: 1_024, per_s: 64 };
+/// Requests for trees that are told *busy*; above that a peer floods.
+const TREES_BUSY: Bucket = Bucket { burst: 1_024, per_s: 64 };
 /// A flood counts as one misdeed per second.
 const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
 /// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
@@ -23,7 +28,7 @@ const NARS: Bucket = Bucket { burst: 20_000, per_s: 4_000 };
 /// A request that has to wait looks again after this.
 const NARS_PAUSE: Duration = Duration::from_millis(1);
 
-/// What to do with a narinfo request.
+/// What to do with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     /// Answer it.
@@ -34,26 +39,36 @@ pub(super) enum Admission {
     Flood,
 }
 
-/// The narinfo requests of each peer.
-#[derive(Debug, Default)]
-pub(super) struct NarInfoRates {
-    peers: HashMap<PeerId, NarInfoRate>,
+/// The requests of each peer for narinfos, or for trees.
+#[derive(Debug)]
+pub(super) struct RequestRates {
+    answered: Bucket,
+    busy: Bucket,
+    peers: HashMap<PeerId, RequestRate>,
 }
 
 #[derive(Debug, Default)]
-struct NarInfoRate {
+struct RequestRate {
     answered: Tokens,
     busy: Tokens,
     blamed: Tokens,
 }
 
-impl NarInfoRates {
+impl RequestRates {
+    pub(super) fn of_narinfos() -> Self {
+        Self { answered: NARINFOS, busy: BUSY, peers: HashMap::new() }
+    }
+
+    pub(super) fn of_trees() -> Self {
+        Self { answered: TREES, busy: TREES_BUSY, peers: HashMap::new() }
+    }
+
     /// Counts one request.
     pub(super) fn admit(&mut self, peer: PeerId) -> Admission {
         let (rate, now) = (self.peers.entry(peer).or_default(), moment());
-        if rate.answered.try_take(NARINFOS, now) {
+        if rate.answered.try_take(self.answered, now) {
             Admission::Answer
-        } else if rate.busy.try_take(BUSY, now) || !rate.blamed.try_take(BLAMED, now) {
+        } else if rate.busy.try_take(self.busy, now) || !rate.blamed.try_take(BLAMED, now) {
             Admission::Busy
         } else {
             Admission::Flood
@@ -109,12 +124,22 @@ mod tests {
 
     #[test]
     fn a_large_closure_is_answered_and_a_flood_is_blamed_once_a_second() {
-        let (mut rates, peer) = (NarInfoRates::default(), PeerId::random());
+        let (mut rates, peer) = (RequestRates::of_narinfos(), PeerId::random());
         let said: Vec<_> = (0..60_000).map(|_| rates.admit(peer)).collect();
         assert!(said.iter().take(20_000).all(|said| *said == Admission::Answer));
         let floods = said.iter().filter(|said| **said == Admission::Flood).count();
         assert!((1..=3).contains(&floods), "{floods}");
         assert_eq!(rates.admit(PeerId::random()), Admission::Answer, "another peer is none the worse");
+    }
+
+    #[test]
+    fn trees_are_asked_for_at_a_pace_and_a_flood_is_blamed_once_a_second() {
+        let (mut rates, peer) = (RequestRates::of_trees(), PeerId::random());
+        let said: Vec<_> = (0..10_000).map(|_| rates.admit(peer)).collect();
+        assert!(said.iter().take(1_024).all(|said| *said == Admission::Answer));
+        assert!(said.iter().filter(|said| **said == Admission::Answer).count() < 2_000);
+        let floods = said.iter().filter(|said| **said == Admission::Flood).count();
+        assert!((1..=3).contains(&floods), "{floods}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use crate::by_use::ByUse;
 use crate::failed_copies::Registration;
 use crate::layout::Layout;
+use crate::nar_trees::NarTrees;
 
 /// Memory for all layouts together, bytes.
 const BYTES_MAX: usize = 32 << 20;
@@ -29,11 +30,13 @@ pub(crate) struct KnownCopy {
 pub(crate) struct KnownCopies {
     copies: Mutex<ByUse<(Registration, KnownCopy)>>,
     hashed_bytes: AtomicU64,
+    /// The trees of their NARs.
+    pub(crate) trees: NarTrees,
 }
 
 impl Default for KnownCopies {
     fn default() -> Self {
-        Self { copies: Mutex::new(ByUse::new(BYTES_MAX)), hashed_bytes: AtomicU64::new(0) }
+        Self { copies: Mutex::new(ByUse::new(BYTES_MAX)), hashed_bytes: AtomicU64::new(0), trees: NarTrees::default() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! a receiver that counts up to NarSize never completes a wrong body. A copy whose NarHash was right once and that has
 //! not changed since is not hashed again, and a range is read from its first byte on: see `layout`. If a tree changes
 //! during the read, it is walked once more: the bytes already given out are compared with the new ones or known to be
-//! right, or else the body ends.
+//! right, or else the body ends. The tree of a large NAR is computed when the NAR is hashed, from the same bytes.
 //!
 //! Nix's garbage collector treats open files that it finds in `/proc` as roots, so a path whose NAR is being read survives a
 //! collection that starts meanwhile. A path that is collected nevertheless gives an error.
@@ -15,6 +15,7 @@ use crate::known_copies::{KnownCopies, KnownCopy};
 use crate::layout_reader::{LayoutReader, Unread};
 use crate::nar_walk::{Stop, Walk};
 use crate::{CopyFault, PathInfo, StoreError, StoreLocation};
+use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::{HashPart, NarHash};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -87,6 +88,8 @@ pub struct NarStream {
     known: Arc<KnownCopies>,
     /// `None` if the copy is known to be right, or if a range is read, which cannot be hashed.
     hasher: Option<Sha256>,
+    /// Computes the tree of a whole NAR, if it is wanted.
+    leaf_hasher: Option<LeafHasher>,
     /// Offset in the NAR of the first byte to give out.
     first_byte: u64,
     /// Bytes of the NAR that were read or skipped.
@@ -154,6 +157,8 @@ impl NarStream {
             }
         };
         let offset = if matches!(reader, Reader::Layout { .. }) { first_byte } else { 0 };
+        let is_tree_wanted = hasher.is_some() && known.trees.get(&info.path.hash_part(), &info.nar_hash).is_none();
+        let leaf_hasher = if is_tree_wanted { LeafHasher::new(info.nar_size, 0) } else { None };
         Ok(Self {
             part: info.path.hash_part(),
             nar_hash: info.nar_hash,
@@ -166,6 +171,7 @@ impl NarStream {
             failed,
             known,
             hasher,
+            leaf_hasher,
             first_byte,
             offset,
             given: 0,
@@ -173,6 +179,14 @@ impl NarStream {
             first_reading: None,
             reader,
         })
+    }
+
+    /// Has the tree computed and kept, although the copy is known to be right and would not be hashed.
+    pub fn with_tree(mut self) -> Self {
+        if self.first_byte == 0 && self.offset == 0 {
+            self.leaf_hasher = LeafHasher::new(self.nar_size, 0);
+        }
+        self
     }
 
     /// Size of the whole NAR in bytes, as registered.
@@ -262,6 +276,7 @@ impl NarStream {
             self.first_reading = Some((self.offset, hasher.finalize().into()));
         }
         self.hasher = (!is_range).then(Sha256::new);
+        self.leaf_hasher = self.leaf_hasher.take().and_then(|_| LeafHasher::new(self.nar_size, 0));
         let unread_until = if is_range { self.first_byte + self.given } else { 0 };
         self.offset = 0;
         let store = Arc::clone(&self.store);
@@ -271,6 +286,9 @@ impl NarStream {
 
     /// Hashes the appended bytes. Where the first reading ended, it compares the digests of both readings.
     fn hash(&mut self, mut appended: &[u8]) -> Result<(), Error> {
+        if let Some(leaf_hasher) = &mut self.leaf_hasher {
+            leaf_hasher.update(appended);
+        }
         let Some(hasher) = &mut self.hasher else { return Ok(()) };
         self.known.count_hashed(appended.len());
         if let Some((first_bytes, digest)) = self.first_reading
@@ -306,6 +324,10 @@ impl NarStream {
             let digest = self.hasher.as_mut().map(Sha256::finalize_reset);
             if digest.is_some_and(|digest| digest.as_slice() != self.nar_hash.0) {
                 return Err(Error::Mismatch);
+            }
+            // Without a digest, the files are those of a copy that was hashed right before.
+            if let Some(tree) = self.leaf_hasher.take().and_then(LeafHasher::finish) {
+                self.known.trees.keep(self.part, self.nar_hash, tree);
             }
             let is_verified = digest.is_some();
             if let Reader::Walk(walk) = &mut self.reader

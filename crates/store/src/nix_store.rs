@@ -7,7 +7,8 @@ use crate::path_index::PathIndex;
 use crate::registry::Registry;
 use crate::watch_thread::WatchThread;
 use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreGap, StoreLocation};
-use narmesh_protocol::{HashPart, StoreDir, StorePath};
+use narmesh_protocol::nar_tree::NarTree;
+use narmesh_protocol::{HashPart, NarHash, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -282,6 +283,11 @@ impl NixStore {
     ) -> Result<Option<NarStream>, StoreError> {
         let Some((row, info)) = self.registry.read_path_info(part)? else { return Ok(None) };
         from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
+    }
+
+    /// The tree of this NAR, if it is known.
+    pub fn known_tree(&self, part: &HashPart, nar_hash: &NarHash) -> Option<Arc<NarTree>> {
+        self.known.trees.get(part, nar_hash)
     }
 
     /// Opens the NAR of a row that was just read.

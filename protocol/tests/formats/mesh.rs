@@ -3,6 +3,7 @@
 use libp2p_identity::Keypair;
 use narmesh_protocol::wire::{
     DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
+    TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
@@ -121,6 +122,9 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
         (NarReply::Body { zstd: true }.encode(), "0000000001"),
         (NarReply::Absent.encode(), "01000000"),
         (NarReply::NotNow { place: 3, ask_again_ms: 2_000 }.encode(), "0200000003000000d0070000"),
+        (TreeReply::Absent.encode(), "00000000"),
+        (TreeReply::NotYet.encode(), "01000000"),
+        (TreeReply::Busy.encode(), "03000000"),
         (DialRequest::Bulk.encode(), "00000000"),
         (DialReply::Dialling.encode(), "00000000"),
         (DialReply::NotNow.encode(), "01000000"),
@@ -143,7 +147,7 @@ proptest! {
         flag: bool,
         text in vec(any::<u8>(), 0..100),
     ) {
-        let (hash_part, (nar_size, offset)) = (HashPart(part), numbers);
+        let (hash_part, (nar_size, offset), text_bytes) = (HashPart(part), numbers, text.len());
         assert_comes_back!(GossipRequest, request);
         assert_comes_back!(GossipReply, reply);
         assert_comes_back!(NarInfoRequest, NarInfoRequest { hash_part });
@@ -155,6 +159,11 @@ proptest! {
         let not_now = NarReply::NotNow { place: places.0, ask_again_ms: places.1 };
         for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, not_now] {
             assert_comes_back!(NarReply, reply);
+        }
+        assert_comes_back!(TreeRequest, TreeRequest { hash_part, nar_hash, nar_size });
+        let tree = TreeReply::Tree { signature: [part[0]; 64], leaves: vec![hash; text_bytes] };
+        for reply in [TreeReply::Absent, TreeReply::NotYet, tree, TreeReply::Busy] {
+            assert_comes_back!(TreeReply, reply);
         }
         assert_comes_back!(DialRequest, DialRequest::Bulk);
         for reply in [DialReply::Dialling, DialReply::NotNow] {
@@ -205,6 +214,8 @@ proptest! {
         assert_one_spelling!(NarInfoReply, &bytes);
         assert_one_spelling!(NarRequest, &bytes);
         assert_one_spelling!(NarReply, &bytes);
+        assert_one_spelling!(TreeRequest, &bytes);
+        assert_one_spelling!(TreeReply, &bytes);
         assert_one_spelling!(DialRequest, &bytes);
         assert_one_spelling!(DialReply, &bytes);
         assert_one_spelling!(Summary, &bytes);

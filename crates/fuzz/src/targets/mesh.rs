@@ -6,6 +6,7 @@ use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
     DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
+    TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, NarHash, Summary, SummaryDelta,
@@ -53,7 +54,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 12] = [
+pub(super) const TARGETS: [Target; 14] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -74,6 +75,16 @@ pub(super) const TARGETS: [Target; 12] = [
     }),
     message!("nar-reply", NarReply, || {
         [NarReply::Body { zstd: true }, NarReply::Absent, NarReply::NotNow { place: 3, ask_again_ms: 2_000 }]
+            .map(|reply| reply.encode().expect("fits"))
+            .to_vec()
+    }),
+    message!("tree-request", TreeRequest, || {
+        let (hash_part, nar_hash) = (HashPart([1; 20]), NarHash([2; 32]));
+        vec![TreeRequest { hash_part, nar_hash, nar_size: 9 << 20 }.encode().expect("fits")]
+    }),
+    message!("tree-reply", TreeReply, || {
+        let tree = TreeReply::Tree { signature: [3; 64], leaves: vec![[4; 32]; 36] };
+        [TreeReply::Absent, TreeReply::NotYet, tree, TreeReply::Busy]
             .map(|reply| reply.encode().expect("fits"))
             .to_vec()
     }),

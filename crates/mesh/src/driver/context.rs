@@ -11,7 +11,7 @@ use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, Swarm};
 use narmesh_gossip::{Gossip, Input, Misdeed};
 use narmesh_protocol::codec::CodecError;
-use narmesh_protocol::wire::{GossipReply, NarInfoReply};
+use narmesh_protocol::wire::{GossipReply, NarInfoReply, TreeReply};
 use narmesh_quorum::wire::QuorumReply;
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ impl Context {
         match protocol {
             Protocol::Gossip => &mut behaviour.gossip,
             Protocol::NarInfo => &mut behaviour.narinfo,
+            Protocol::Tree => &mut behaviour.tree,
             Protocol::Quorum => &mut behaviour.quorum,
         }
     }
@@ -61,6 +62,7 @@ pub(super) fn encode_busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
     match protocol {
         Protocol::Gossip => GossipReply::Busy.encode(),
         Protocol::NarInfo => NarInfoReply::Busy.encode(),
+        Protocol::Tree => TreeReply::Busy.encode(),
         Protocol::Quorum => QuorumReply::Busy.encode(),
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
 //! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
-//! others dial, `narinfos` asks and answers, `attestations` serves the thread that exchanges them, and `kept` writes
+//! others dial, `narinfos` and `trees` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
 //! summaries. The loop alone passes on what one of them means for another.
 
 mod attestations;
@@ -15,7 +15,9 @@ mod dials;
 mod gossip_link;
 mod kept;
 mod narinfos;
+mod questions;
 mod requests;
+mod trees;
 
 use self::attestations::{Attestations, view_audiences};
 use self::bulk_dials::BulkDials;
@@ -24,6 +26,7 @@ use self::dials::Dials;
 use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::narinfos::NarInfos;
+use self::trees::Trees;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
 use super::attestation_link::DriverEnd;
 use super::behaviour::MeshBehaviourEvent;
@@ -103,6 +106,7 @@ pub struct Mesh {
     dials: Dials,
     bulk_dials: BulkDials,
     narinfos: NarInfos,
+    trees: Trees,
     nars: NarPool,
     attestations: Attestations,
     /// Missing when summaries cannot be kept.
@@ -142,6 +146,7 @@ impl Mesh {
             nar: nars.clone(),
             exchange: exchange.link.clone(),
             asks: Arc::default(),
+            tree_asks: Arc::default(),
         };
         let blame = Blame(handle.commands.clone());
         let surroundings = Surroundings {
@@ -159,6 +164,7 @@ impl Mesh {
             dials: Dials::new(config.connections_gossip, rng),
             bulk_dials: BulkDials::new(bulk, asks),
             narinfos: NarInfos::new(Arc::clone(&offer)),
+            trees: Trees::new(Arc::clone(&offer), keypair.clone()),
             nars,
             attestations: Attestations::new(exchange, offer),
             summaries: None,
@@ -214,6 +220,7 @@ impl Mesh {
                     None => return,
                 },
                 Some(answer) = self.narinfos.next_answer() => answer.send(context),
+                Some(answer) = self.trees.next_answer() => answer.send(context),
                 Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
                 Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
                 Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
@@ -235,6 +242,7 @@ impl Mesh {
         let context = &mut self.context;
         match command {
             Command::AskNarInfo { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
+            Command::AskTree { peer, request, reply } => self.trees.ask(context, peer, request, reply),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
                 self.attestations.on_offer_looked(context);
@@ -273,6 +281,7 @@ impl Mesh {
             self.dials.forget(peer);
             self.bulk_dials.forget(peer);
             self.narinfos.forget(peer);
+            self.trees.forget(peer);
         }
         for peer in config.peers.keys() {
             behaviour.allowlist.allow_peer(*peer);
@@ -316,6 +325,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.gossip_link.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {

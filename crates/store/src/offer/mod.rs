@@ -11,9 +11,11 @@ mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
 
+use crate::nar_trees::OfferedTree;
 use crate::{NarStream, NixStore, PathInfo, StoreChange, StoreError, Watcher};
 use index::{Entry, OfferIndex};
-use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
+use narmesh_protocol::nar_tree::leaf_bytes;
+use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
 use policy::{BuilderStatement, NAR_BYTES_MAX, Origin, Rules, Voucher, origin, read_builders_word};
 use rendered::{Rendered, RenderedCache};
@@ -215,6 +217,19 @@ impl Offer {
         let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
         let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
         from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
+    }
+
+    /// The tree of a NAR. The predicate is asked again, with the row as it is now.
+    pub fn find_tree(&self, part: &HashPart, nar_hash: &NarHash, nar_size: u64) -> Result<OfferedTree, StoreError> {
+        if !self.is_offered(part) || leaf_bytes(nar_size).is_none() {
+            return Ok(OfferedTree::Absent);
+        }
+        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let is_wanted = |info: &PathInfo| info.nar_hash == *nar_hash && info.nar_size == nar_size;
+        if !looked.is_some_and(|rendered| is_wanted(&rendered.path.info)) {
+            return Ok(OfferedTree::Absent);
+        }
+        Ok(self.shared.store.known_tree(part, nar_hash).map_or(OfferedTree::NotComputed, OfferedTree::Known))
     }
 
     /// Why peers may not hear of a path with these references, whether it is still here or deleted; `None` if they may.

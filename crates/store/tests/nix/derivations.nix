@@ -28,6 +28,9 @@ in rec {
       i=$((i+1))
     done
   '' {};
+  large = mk "large-1.0" ''
+    mkdir -p $out; i=0; while [ $i -lt 9 ]; do head -c 1048576 /dev/zero > $out/f$i; i=$((i+1)); done
+  '' {};
   empty = mk "empty-1.0" ": > $out" {};
   file = mk "file-1.0" "echo contents > $out; chmod +x $out" {};
   symlink = mk "symlink-1.0" "ln -s somewhere/else $out" {};

@@ -1,9 +1,11 @@
 //! Tests what the store remembers about copies: a copy whose NarHash was right is not hashed again until it changes.
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, read_all, wait_until_settled};
+use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, PathInfo};
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn whole(store: &NixStore, info: &PathInfo) -> Vec<u8> {
@@ -193,4 +195,27 @@ fn copy_that_nix_optimises_is_hashed_again_and_right() {
     assert_eq!(store.hashed_bytes(), info.nar_size, "a range was hashed");
     assert!(whole(&store, &info) == expected);
     assert_eq!(store.hashed_bytes(), 2 * info.nar_size);
+}
+
+#[test]
+fn tree_comes_with_the_hash_of_a_copy_and_later_without_one() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("large");
+    wait_until_settled(&nix.location.real_path(&path));
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let tree_of = |store: &NixStore| store.known_tree(&path.hash_part(), &info.nar_hash);
+    assert!(tree_of(&store).is_none());
+    let nar = whole(&store, &info);
+    let tree = tree_of(&store).expect("it was hashed");
+    let mut expected = LeafHasher::new(info.nar_size, 0).unwrap();
+    expected.update(&nar);
+    assert_eq!(*tree, expected.finish().unwrap());
+    // A copy that is known to be right is read once more, and not hashed.
+    let mut stream = store.open_nar(&info).unwrap().with_tree();
+    let mut out = Vec::new();
+    while stream.fill(&mut out, 1 << 20).unwrap() == NarProgress::More {}
+    assert_eq!(store.hashed_bytes(), info.nar_size);
+    let again = tree_of(&store).unwrap();
+    assert!(!Arc::ptr_eq(&tree, &again) && tree == again);
 }
