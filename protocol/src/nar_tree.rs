@@ -9,7 +9,7 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 use libp2p_identity::{Keypair, PeerId, PublicKey};
 
 use crate::NarHash;
-use crate::wire::SMALL_NAR_BYTES_MAX;
+use crate::wire::{SMALL_NAR_BYTES_MAX, TREE_LEAVES_MAX};
 
 /// Prefix of the signed bytes: the signature of a tree is valid for nothing else.
 const SIGNING_DOMAIN: &[u8] = b"narmesh-nar-tree-1;";
@@ -17,20 +17,19 @@ const SIGNING_DOMAIN: &[u8] = b"narmesh-nar-tree-1;";
 const LEAF_LOG2_MIN: u32 = 18;
 /// The same of the largest NAR that has a tree: 1 MiB, which a receiver has to hold before it may use any of it.
 const LEAF_LOG2_MAX: u32 = 20;
-/// Leaves of one tree.
-pub const LEAVES_MAX: usize = 8_192;
-
 /// The hash of one leaf.
 pub type LeafHash = ChainingValue;
 
 /// Bytes of each leaf of a NAR of this size, but for the last one: 256 KiB, or the next powers of two as long as there
-/// would be more than [`LEAVES_MAX`] leaves. `None` for a NAR that has no tree: a small one is verified whole, and one
+/// would be more than [`TREE_LEAVES_MAX`] leaves. `None` for a NAR that has no tree: a small one is verified whole, and one
 /// over 8 GiB has leaves that nobody could hold.
 pub fn leaf_bytes(nar_size: u64) -> Option<u64> {
     if nar_size <= SMALL_NAR_BYTES_MAX {
         return None;
     }
-    (LEAF_LOG2_MIN..=LEAF_LOG2_MAX).map(|log2| 1 << log2).find(|bytes| nar_size.div_ceil(*bytes) <= LEAVES_MAX as u64)
+    (LEAF_LOG2_MIN..=LEAF_LOG2_MAX)
+        .map(|log2| 1 << log2)
+        .find(|bytes| nar_size.div_ceil(*bytes) <= TREE_LEAVES_MAX as u64)
 }
 
 /// All leaves of one NAR.

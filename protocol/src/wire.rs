@@ -1,9 +1,6 @@
 //! The messages that peers send each other, and the size limit of each. `docs/protocol.md` describes their bytes.
 
 use crate::codec::{self, CodecError};
-#[cfg(doc)]
-use crate::nar_tree::NarTree;
-use crate::nar_tree::{LEAVES_MAX, LeafHash};
 use crate::{AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Summary, SummaryDelta};
 
 /// Gossipsub topic of the announcements.
@@ -17,6 +14,8 @@ pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
 pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
+/// Leaves of the tree of a NAR.
+pub const TREE_LEAVES_MAX: usize = 8_192;
 /// Request-response protocol of [`TreeRequest`].
 pub const TREE_PROTOCOL: &str = "/narmesh/1/tree";
 /// Request-response protocol of [`DialRequest`].
@@ -181,15 +180,15 @@ pub enum TreeReply {
     NotYet,
     /// The tree, and who says that it is that of the NAR.
     Tree {
-        /// Of the answerer's node key: [`NarTree::bind`].
+        /// Of the answerer's node key, over the NAR and the root of the tree.
         signature: [u8; 64],
         /// The hashes of all leaves.
-        leaves: Vec<LeafHash>,
+        leaves: Vec<[u8; 32]>,
     },
     /// The asker sent too many requests, or too many trees are being computed; it may ask again.
     Busy,
 }
-message!(TreeReply, LEAVES_MAX * 32 + 128);
+message!(TreeReply, TREE_LEAVES_MAX * 32 + 128);
 
 /// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

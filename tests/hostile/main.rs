@@ -29,6 +29,8 @@ mod strangers;
 mod summaries;
 mod swarm;
 mod table;
+mod tree_wire;
+mod trees;
 mod uploads;
 mod wire;
 mod wire_examples;

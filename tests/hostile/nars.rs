@@ -13,7 +13,7 @@ use std::time::Duration;
 const FALSE_NAR: Expect = Expect::Blamed("sent a false NAR", "false_nar");
 
 /// Sends the NAR with one byte changed, `parts` ten-thousandths of the way into it.
-fn wrong_byte(parts: usize) -> Script {
+pub fn wrong_byte(parts: usize) -> Script {
     Script::default().nar(move |item, request| {
         let mut nar = item.nar.clone();
         let at = nar.len() * parts / 10_000;

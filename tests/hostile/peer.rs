@@ -5,6 +5,7 @@ use crate::filter::filter;
 use crate::formats::NarInfo;
 use crate::quorum_wire::QuorumRequest;
 use crate::swarm::{self, Command};
+use crate::tree_wire::TreeRequest;
 use crate::wire::{
     ABSENT, Address, Announcement, GOSSIP, GossipReply, GossipRequest, NAR, NAR_END, NarRequest, Summary,
     audience_digest, found, nar_absent, nar_chunks, nar_head, sha256,
@@ -91,12 +92,13 @@ pub struct Asked {
     pub narinfos: Vec<(Instant, [u8; 20])>,
     pub nars: Vec<(Instant, [u8; 20])>,
     pub attestations: Vec<Instant>,
+    pub trees: Vec<(Instant, [u8; 20])>,
     /// Authors and data of the gossipsub messages that came.
     pub announced: Vec<(PeerId, Vec<u8>)>,
 }
 
 impl Asked {
-    /// The number of requests, without those for attestations.
+    /// The number of requests, without those for attestations and trees.
     pub fn count(&self) -> usize {
         self.syncs.len() + self.pulls.len() + self.narinfos.len() + self.nars.len()
     }
@@ -112,6 +114,7 @@ pub struct Script {
     pub narinfo: Answer<[u8; 20]>,
     pub nar: Answer<NarRequest>,
     pub quorum: Answer<QuorumRequest>,
+    pub tree: Answer<TreeRequest>,
 }
 
 impl Script {
@@ -127,6 +130,15 @@ impl Script {
     pub fn narinfo(mut self, text: impl Fn(&Item) -> Vec<u8> + Send + Sync + 'static) -> Self {
         self.narinfo = Some(Box::new(move |state, part| match state.shelf.get(&part) {
             Some(item) => vec![Move::Send(found(&text(item)))],
+            None => vec![Move::Send(ABSENT.to_vec())],
+        }));
+        self
+    }
+
+    /// Answers requests for trees of items; the key is the one that the peer will have.
+    pub fn tree(mut self, answer: impl Fn(&Item, TreeRequest) -> Play + Send + Sync + 'static) -> Self {
+        self.tree = Some(Box::new(move |state, request| match state.shelf.get(&request.hash_part) {
+            Some(item) => answer(item, request),
             None => vec![Move::Send(ABSENT.to_vec())],
         }));
         self

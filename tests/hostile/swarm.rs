@@ -3,6 +3,7 @@
 use crate::bulk::Bulk;
 use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
+use crate::tree_wire::{TREE, TREE_ABSENT, TreeRequest};
 use crate::wire::{
     ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest,
     found, nar_absent,
@@ -27,11 +28,12 @@ pub enum Command {
 #[derive(NetworkBehaviour)]
 pub struct Protocols {
     pub gossipsub: gossipsub::Behaviour,
-    /// For our own requests. Requests of others come by the four behaviours below, because libp2p-stream drops incoming
+    /// For our own requests. Requests of others come by the five behaviours below, because libp2p-stream drops incoming
     /// streams when many come at once.
     pub streams: libp2p_stream::Behaviour,
     gossip: request_response::Behaviour<Actor>,
     narinfo: request_response::Behaviour<Actor>,
+    tree: request_response::Behaviour<Actor>,
     dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
 }
@@ -102,6 +104,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
             streams: libp2p_stream::Behaviour::new(),
             gossip: answers(GOSSIP),
             narinfo: answers(NARINFO),
+            tree: answers(TREE),
             dial: answers(DIAL),
             quorum: answers(QUORUM),
         })
@@ -164,6 +167,11 @@ pub async fn run(
                 SwarmEvent::Behaviour(ProtocolsEvent::Narinfo(event)) => {
                     if let Some((request, channel)) = asked(event) {
                         swarm.behaviour_mut().narinfo.send_response(channel, stage.narinfo(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Tree(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().tree.send_response(channel, stage.tree(&request)).ok();
                     }
                 }
                 SwarmEvent::Behaviour(ProtocolsEvent::Dial(event)) => {
@@ -251,6 +259,17 @@ impl Stage {
             (Some(answer), _) => answer(&state, part),
             (None, Some(item)) => vec![Move::Send(found(item.narinfo.text().as_bytes()))],
             (None, None) => vec![Move::Send(ABSENT.to_vec())],
+        }
+    }
+
+    fn tree(&self, request: &[u8]) -> Play {
+        let request = TreeRequest::decode(request).expect("a tree request as docs/protocol.md has it");
+        let mut state = self.locked();
+        state.asked.trees.push((Instant::now(), request.hash_part));
+        match &self.script.tree {
+            Some(answer) => answer(&state, request),
+            // It follows a version of the document that knew no trees.
+            None => vec![Move::Send(TREE_ABSENT.to_vec())],
         }
     }
 

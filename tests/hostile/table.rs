@@ -2,6 +2,7 @@
 
 use crate::peer::{Item, Peer, Script};
 use crate::stage::{Expect, Stage};
+use libp2p::identity::Keypair;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ type Falsify = Box<dyn Fn(&Stage, Item) -> Item>;
 pub struct Attack {
     pub name: &'static str,
     pub script: Script,
+    /// The liar's node key, if the script needs it.
+    pub keys: Option<Keypair>,
     /// Changes the items that the liar holds.
     pub shelf: Falsify,
     pub expect: Expect,
@@ -28,11 +31,13 @@ pub enum Gets {
     Builds,
     /// It takes them from the liar, whose attack has no effect.
     Takes,
+    /// It takes them from the liar until that is set aside.
+    TakesSome,
 }
 
 impl Attack {
     pub fn new(name: &'static str, expect: Expect, script: Script) -> Self {
-        Self { name, script, shelf: Box::new(|_, item| item), expect, gets: Gets::Builds }
+        Self { name, script, keys: None, shelf: Box::new(|_, item| item), expect, gets: Gets::Builds }
     }
 
     pub fn takes(mut self) -> Self {
@@ -58,8 +63,9 @@ struct Row {
 pub fn play(attacks: Vec<Attack>, kib: u32, mut after: impl FnMut(&Stage, &Peer, &str)) {
     let mut rows = Vec::new();
     for attack in attacks {
-        let Attack { name, script, shelf, expect, gets } = attack;
-        rows.push(Row { peer: Peer::liar(name, script), shelf, expect, gets });
+        let Attack { name, script, keys, shelf, expect, gets } = attack;
+        let keys = keys.unwrap_or_else(Keypair::generate_ed25519);
+        rows.push(Row { peer: Peer::new(name, keys, script), shelf, expect, gets });
     }
     let mut tags: Vec<_> = rows.iter().map(|row| row.peer.name.clone()).collect();
     tags.push("nobody".to_owned());
@@ -93,6 +99,7 @@ fn play_one(stage: &Stage, row: &Row, alone: Duration) {
     let outcome = stage.build_under_attack(tag, "top", &["a", "b", "c"]);
     match gets {
         Gets::Builds => assert!(outcome.substituted.is_empty(), "{tag}: taken {:?}", outcome.substituted),
+        Gets::TakesSome => assert!(!outcome.substituted.is_empty(), "{tag}: built all of them"),
         Gets::Takes => assert_eq!(outcome.substituted.len(), 3, "{tag}: built instead"),
     }
     stage.assert_right(tag, "both");

@@ -2,6 +2,7 @@
 
 use crate::filter::{filter, positions, set};
 use crate::formats::{from_nix32, nix32};
+use crate::tree_wire::{LEAF, TreeRequest, signed_tree};
 use crate::wire::{
     Address, Announcement, Delta, GossipReply, GossipRequest, Have, NarRequest, Summary, audience_digest, found,
     nar_chunks, nar_head, sha256,
@@ -116,6 +117,21 @@ fn the_examples_of_gossip_messages_match() {
     assert_eq!(hex(&GossipReply::Delta(vec![0xaa, 0xbb]).encode()), squeezed("03000000 0200000000000000 aabb"));
     assert_eq!(hex(&GossipReply::Absent.encode()), "04000000");
     assert_eq!(hex(&GossipReply::Busy.encode()), "05000000");
+}
+
+#[test]
+fn the_examples_of_trees_match() {
+    let nar: Vec<u8> = (0..33 * LEAF).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let request = TreeRequest { hash_part: part(), nar_hash: sha256(&nar), nar_size: nar.len() as u64 };
+    let bytes = "9f764920f65de971c4ca4621abff9b44ef870f3c 2509259ebcabf1e20903dff78ded8bc8f5a590e5a9c2b4d1400d9d469c35f7c5 0000840000000000";
+    assert_eq!(hex(&request.encode()), squeezed(bytes));
+    let root = "7a5553169cb4f356b8391598ac5409531aba37fccbd142d3647234dfea96679e";
+    assert_eq!(hex(blake3::hash(&nar).as_bytes()), root);
+    let signature = "47b139226ee77688ef5eeede864872a8810129201ba7f51be21ed84b8b0f228732042b0da468b2a4bcadd51a5f6f33094f32a1f0795c1b7e5f497d308d69370b";
+    let first = "69febc864103726f98eba5f7437ed4da193c9d6cb02d46036729c1ea9dc3ffad";
+    let reply = signed_tree(&keys(), &request, &nar);
+    assert_eq!(hex(&reply[..108]), squeezed(&format!("02000000 {signature} 2100000000000000 {first}")));
+    assert_eq!(reply.len(), 76 + 33 * 32);
 }
 
 #[test]

@@ -27,6 +27,9 @@ mod simulated;
 mod sites;
 #[path = "../hostile/swarm.rs"]
 mod swarm;
+#[path = "../hostile/tree_wire.rs"]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
+mod tree_wire;
 mod unresolved;
 #[path = "../hostile/wire.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]

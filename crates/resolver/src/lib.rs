@@ -27,7 +27,9 @@ pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
 pub use nar::{BodyAborted, Compress, FindUser, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused};
-pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, UpstreamId};
+pub use source::{
+    Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, TreeAnswer, UpstreamId,
+};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

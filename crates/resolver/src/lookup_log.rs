@@ -54,6 +54,14 @@ pub enum LookupEvent {
     /// So many sources together sent something else than the NAR that was promised, and nobody knows whose bytes are
     /// wrong.
     NarMixedLie(usize),
+    /// This source has signed what each leaf of the NAR is.
+    NarTree(SourceId),
+    /// This source sent another leaf than others signed, at this byte: who of them lies is open.
+    NarLeafRefused(SourceId, u64),
+    /// This source sent a leaf that is not one of the NAR.
+    NarLeafLie(SourceId),
+    /// This source signed leaves that are not those of the NAR.
+    NarTreeLie(SourceId),
     /// Nix was told that the NAR is gone.
     NarGone,
     /// The body was closed short at this byte, so that Nix asks again and then builds.
@@ -150,6 +158,17 @@ impl fmt::Display for LookupEvent {
                     "{sources} sources together sent another NAR than promised: nobody is blamed, each is read alone"
                 )
             }
+            Self::NarTree(peer) => {
+                write!(f, "{peer} signed what each part of the NAR is: parts are checked as they come")
+            }
+            Self::NarLeafRefused(peer, offset) => {
+                write!(
+                    f,
+                    "{peer} sent another part at byte {offset} than others signed: not used, and nobody is blamed yet"
+                )
+            }
+            Self::NarLeafLie(peer) => write!(f, "{peer} sent a part that is not of the NAR"),
+            Self::NarTreeLie(peer) => write!(f, "{peer} signed parts that are not those of the NAR"),
             Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or asks elsewhere"),
             Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or asks elsewhere"),
         }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_protocol::nar_tree::NarTree;
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
 use narmesh_protocol::{HashPart, TrustedKeys};
 use tokio::time::Instant;
 
@@ -121,6 +122,17 @@ pub enum NoAnswer {
     FailedForNow(String),
 }
 
+/// What a source says of the tree of a NAR.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TreeAnswer {
+    /// It has none.
+    Absent,
+    /// It has to be asked again.
+    NotYet,
+    /// This is it. The source signed that, and the tree is one that such a NAR can have.
+    Bound(NarTree),
+}
+
 /// What a source did, as reported to the ranking of sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -150,7 +162,7 @@ pub enum Observation {
     FalseNarInfo,
     /// No key that counts for it signed its narinfo, which breaks no rule.
     UntrustedNarInfo,
-    /// It alone sent a NAR that is not the one promised.
+    /// It alone sent a NAR that is not the one promised, or signed a tree that is not that of the NAR.
     FalseNar,
 }
 
@@ -214,6 +226,12 @@ pub trait Sources: Send + Sync + 'static {
 
     /// Requests a NAR, after connecting if necessary. Ready when the request is on its way.
     fn request(&self, source: SourceId, request: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>>;
+
+    /// Asks for the tree of a NAR, after connecting if necessary; `None` if there is no answer. The caller sets the
+    /// deadline.
+    fn ask_tree(&self, _source: SourceId, _request: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
+        Box::pin(std::future::ready(None))
+    }
 
     /// What moves between us and this source. From memory.
     fn line(&self, source: &SourceId) -> Line;

@@ -3,10 +3,11 @@
 use futures::future::BoxFuture;
 use libp2p::PeerId;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
+use narmesh_mesh::TreeAnswer as MeshAnswer;
 use narmesh_mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use narmesh_protocol::HashPart;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest};
-use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId};
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
+use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, TreeAnswer};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,17 @@ impl MeshSources {
             mesh.connect(source).await.map_err(io::Error::other)?;
             let source = mesh.nar().request(source, request).await?;
             Ok(Box::new(PeerFeed { source, mesh }) as Box<dyn NarFeed>)
+        })
+    }
+
+    pub(super) fn ask_tree(&self, source: PeerId, request: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
+        let mesh = self.mesh.clone();
+        Box::pin(async move {
+            Some(match mesh.ask_tree(source, request).await.ok()? {
+                MeshAnswer::Absent => TreeAnswer::Absent,
+                MeshAnswer::NotYet => TreeAnswer::NotYet,
+                MeshAnswer::Bound(tree) => TreeAnswer::Bound(tree),
+            })
         })
     }
 

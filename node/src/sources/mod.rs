@@ -12,9 +12,9 @@ use crate::settings::Prefer;
 use futures::future::BoxFuture;
 use mesh::MeshSources;
 use narmesh_mesh::MeshHandle;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
 use narmesh_protocol::{HashPart, TrustedKeys};
-use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
+use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources, TreeAnswer};
 use parking_lot::RwLock;
 use std::io;
 use std::sync::Arc;
@@ -114,6 +114,14 @@ impl Sources for AllSources {
         match source {
             SourceId::Peer(peer) => self.mesh.request(peer, request),
             SourceId::Upstream(id) => self.upstreams.request(id, request),
+        }
+    }
+
+    fn ask_tree(&self, source: SourceId, request: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
+        match source {
+            SourceId::Peer(peer) => self.mesh.ask_tree(peer, request),
+            // Nobody signs for it what a part of a NAR is.
+            SourceId::Upstream(_) => Box::pin(std::future::ready(None)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Messages of the mesh: an encoded value decodes to the same value, and bytes that decode encode to the same bytes.
 
 use libp2p_identity::Keypair;
+use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::wire::{
     DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
     TreeReply, TreeRequest,
@@ -11,6 +12,7 @@ use narmesh_protocol::{
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 fn any_generation() -> impl Strategy<Value = Generation> {
@@ -133,6 +135,26 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
         let written: String = encoded.unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(written, digits);
     }
+}
+
+/// The same of trees: the NAR is 33 leaves of the bytes 0 to 250, again and again.
+#[test]
+fn trees_have_the_bytes_in_the_documentation() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let nar: Vec<u8> = (0..33_u32 << 18).map(|at| (at % 251) as u8).collect();
+    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
+    hasher.update(&nar);
+    let tree = hasher.finish().unwrap();
+    assert_eq!(hex(tree.root()), "7a5553169cb4f356b8391598ac5409531aba37fccbd142d3647234dfea96679e");
+    let keypair = Keypair::ed25519_from_bytes((0..32).collect::<Vec<u8>>()).unwrap();
+    let nar_hash = NarHash(Sha256::digest(&nar).into());
+    let signature = tree.bind(&keypair, &nar_hash).unwrap();
+    let reply = TreeReply::Tree { signature, leaves: tree.leaves().to_vec() }.encode().unwrap();
+    let (signature, first) = (
+        "47b139226ee77688ef5eeede864872a8810129201ba7f51be21ed84b8b0f228732042b0da468b2a4bcadd51a5f6f33094f32a1f0795c1b7e5f497d308d69370b",
+        "69febc864103726f98eba5f7437ed4da193c9d6cb02d46036729c1ea9dc3ffad",
+    );
+    assert_eq!(hex(&reply[..108]), format!("02000000{signature}2100000000000000{first}"));
 }
 
 proptest! {

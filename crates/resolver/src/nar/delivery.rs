@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
+use narmesh_protocol::nar_tree::leaf_bytes;
 use tokio::time::Instant;
 
 use super::buffers::{Held, Share};
@@ -84,6 +85,8 @@ impl Delivery {
     async fn take_memory(&mut self) -> Result<(Share, bool), HungUp> {
         let (context, url) = (Arc::clone(&self.context), self.url);
         let HoldLimits { tiny, small, saved, streamed } = context.limits;
+        // A leaf, if it is checked, is held whole by whoever is read, by us, by the client, and by what waits for him.
+        let streamed = streamed.max(6 * leaf_bytes(url.nar_size).unwrap_or(0));
         // A larger NAR is held back only if another source could still save it when one lies.
         let can_be_saved = self.transfer.sources() > 1 && url.nar_size <= saved;
         let is_whole = self.transfer.may_begin_anew && (url.nar_size <= small || can_be_saved);

@@ -13,6 +13,7 @@ mod delivery;
 mod endurance;
 mod nar_faults;
 mod own;
+mod proofs;
 mod race;
 mod recent;
 mod roster;

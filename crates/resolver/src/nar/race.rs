@@ -18,6 +18,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(4);
 pub(super) struct Race {
     /// When the second source was asked.
     since: Duration,
+    /// Bytes that the first one had sent by then, and that were not taken over: a leaf that is not whole yet.
+    ahead: usize,
     /// When the second source sent its first byte.
     second_sends_since: Option<Duration>,
     /// The next race begins no earlier than this.
@@ -27,7 +29,7 @@ pub(super) struct Race {
 
 impl Race {
     pub(super) fn new() -> Self {
-        Self { since: Duration::ZERO, second_sends_since: None, next: RACE_AFTER, pause: PAUSE_MIN }
+        Self { since: Duration::ZERO, ahead: 0, second_sends_since: None, next: RACE_AFTER, pause: PAUSE_MIN }
     }
 
     /// Whether a race may begin now.
@@ -35,10 +37,15 @@ impl Race {
         waited >= self.next
     }
 
-    /// Begins a race: a second source is asked now.
-    pub(super) fn begin(&mut self, waited: Duration) {
-        self.since = waited;
+    /// Begins a race: a second source is asked now, and the first one has sent `ahead` of the bytes that are left.
+    pub(super) fn begin(&mut self, waited: Duration, ahead: usize) {
+        (self.since, self.ahead) = (waited, ahead);
         self.second_sends_since = None;
+    }
+
+    /// A source that has sent so much more than was taken over is not read on.
+    pub(super) fn tail_bytes_max(&self) -> usize {
+        RACE_BYTES_MAX + self.ahead
     }
 
     /// Notes that the second source sends.
@@ -52,12 +59,12 @@ impl Race {
         let is_done = |bytes: usize| bytes as u64 == left;
         let long_enough = self.second_sends_since.is_some_and(|since| waited - since >= LASTS);
         let too_long = waited.saturating_sub(self.since) >= LASTS_MAX;
-        let is_full = first >= RACE_BYTES_MAX || second >= RACE_BYTES_MAX;
+        let is_full = first >= self.tail_bytes_max() || second >= RACE_BYTES_MAX;
         if !(is_done(first) || is_done(second) || long_enough || too_long || is_full) {
             return None;
         }
         // The first source stays unless the second has sent more in this race, or all that is left.
-        let loser = if second > first || is_done(second) { 0 } else { 1 };
+        let loser = if second > first.saturating_sub(self.ahead) || is_done(second) { 0 } else { 1 };
         if loser == 1 {
             self.pause *= 2;
         }

@@ -30,6 +30,8 @@ enum State {
     UnderWay,
     /// It broke off after it had answered: it is asked again at `next`, and given up at `until`.
     Returning { next: Instant, until: Instant, pause: Duration },
+    /// It is not asked for now, because a tree contradicts it.
+    PutBy,
     /// It said no, was proven wrong, or is dead.
     Out,
 }
@@ -93,7 +95,7 @@ impl Roster {
         }
         let returning = |entry: &(SourceId, State)| match entry.1 {
             State::Returning { next, .. } => Some((next, entry.0)),
-            State::Fresh | State::UnderWay | State::Out => None,
+            State::Fresh | State::UnderWay | State::PutBy | State::Out => None,
         };
         match self.entries.iter().filter_map(returning).min_by_key(|(next, _)| *next) {
             Some((next, source)) if next <= now => Next::Ask(source),
@@ -139,6 +141,20 @@ impl Roster {
         self.change(source, |state| *state = State::Fresh);
     }
 
+    /// Asks it no more until [`Self::recall`].
+    pub(super) fn put_by(&mut self, source: SourceId) {
+        self.change(source, |state| *state = State::PutBy);
+    }
+
+    /// Lets those be asked again that were put by; returns whether there are any.
+    pub(super) fn recall(&mut self) -> bool {
+        let mut any = false;
+        for (_, state) in self.entries.iter_mut().filter(|(_, state)| *state == State::PutBy) {
+            (*state, any) = (State::Fresh, true);
+        }
+        any
+    }
+
     /// Notes that it is not asked again: it said no, was proven wrong, or broke off too often.
     pub(super) fn rule_out(&mut self, source: SourceId) {
         self.change(source, |state| *state = State::Out);
@@ -151,8 +167,10 @@ impl Roster {
         self.change(source, |state| {
             let (until, pause) = match *state {
                 State::Returning { until, pause, .. } if !has_answered => (until, pause * 2),
-                State::Fresh | State::UnderWay | State::Out if !has_answered => (now, PAUSE_MIN),
-                State::Fresh | State::UnderWay | State::Out | State::Returning { .. } => (now + RETURN_MAX, PAUSE_MIN),
+                State::Fresh | State::UnderWay | State::PutBy | State::Out if !has_answered => (now, PAUSE_MIN),
+                State::Fresh | State::UnderWay | State::PutBy | State::Out | State::Returning { .. } => {
+                    (now + RETURN_MAX, PAUSE_MIN)
+                }
             };
             returns = now + pause <= until;
             *state = if returns { State::Returning { next: now + pause, until, pause } } else { State::Out };

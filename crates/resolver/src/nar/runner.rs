@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use narmesh_protocol::wire::NarFrame;
 
+use super::race::RACE_BYTES_MAX;
 use crate::source::{Line, NarFeed, Piece, SourceId};
 
 /// Bytes read at a time.
@@ -16,6 +18,15 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 /// A queue counts as moving when more than this came in over the line; the messages that only tell our place in it take
 /// fewer bytes.
 const QUEUE_PROGRESS_BYTES: u64 = 4 << 10;
+
+/// A source serves us less than our share if nothing moves for us while more chunks than this, for each request under
+/// way, come in on its line.
+const PASSED_OVER_CHUNKS: u64 = 8;
+/// A request that has not been sent yet is left when nothing moves for this many stall timeouts: a dial that fails
+/// takes one, and a second dial is worth waiting for.
+const OPENING_STALLS: u32 = 3;
+/// A request in a queue is left when nothing moves there for this many stall timeouts.
+const QUEUE_STALLS: u32 = 6;
 
 /// What a runner is doing.
 enum Turn {
@@ -201,8 +212,31 @@ impl Runner {
         waited.saturating_sub(self.progress.at)
     }
 
+    /// Why it is no longer waited for, or `None` if it is.
+    pub(super) fn why_stalled(&self, line: &Line, waited: Duration, stall: Duration) -> Option<String> {
+        let idle = self.idle_time(waited);
+        // One with a full tail waits for us, not we for it.
+        if idle < stall || self.tail.len() >= RACE_BYTES_MAX {
+            return None;
+        }
+        if self.is_queued() {
+            return (idle >= stall * QUEUE_STALLS).then(|| format!("nothing moves in its queue for {idle:.0?}"));
+        }
+        let is_silent = line.last_received.is_none_or(|at| at.elapsed() >= stall);
+        if self.is_opening() {
+            let is_dead = is_silent && idle >= stall * OPENING_STALLS;
+            return is_dead.then(|| format!("cannot be asked for {idle:.0?}"));
+        }
+        if is_silent {
+            return Some(format!("nothing for {idle:.0?}"));
+        }
+        let share = u64::try_from(line.in_flight.max(1)).unwrap_or(u64::MAX).saturating_mul(PASSED_OVER_CHUNKS);
+        let fair = share.saturating_mul(NarFrame::CHUNK_BYTES_MAX as u64);
+        (self.passed_over_bytes(line) > fair).then(|| format!("it serves others for {idle:.0?}"))
+    }
+
     /// Bytes that came in over the whole line since something last moved for the request.
-    pub(super) fn passed_over_bytes(&self, line: &Line) -> u64 {
+    fn passed_over_bytes(&self, line: &Line) -> u64 {
         line.received_bytes.saturating_sub(self.progress.line_bytes)
     }
 

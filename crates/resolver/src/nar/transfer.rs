@@ -8,7 +8,7 @@
 //! A transfer knows which sources contributed. If one source alone sent a wrong NAR, it has lied. If several
 //! contributed, nobody can tell whose bytes are wrong, so nobody is blamed: the NAR is begun anew (if Nix has seen
 //! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
-//! are asked last for every NAR.
+//! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](super::proofs).
 
 use std::io;
 use std::sync::Arc;
@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use narmesh_protocol::NarUrl;
 use narmesh_protocol::nar::NarVerifier;
-use narmesh_protocol::wire::{NarFrame, NarRequest};
+use narmesh_protocol::nar_tree::LeafHash;
+use narmesh_protocol::wire::NarRequest;
 use tokio::time::Instant;
 
 use super::checkpoints::Checkpoint;
 use super::endurance::Endurance;
-use super::race::{RACE_AFTER, RACE_BYTES_MAX, Race};
+use super::proofs::{Judgement, Portion, Proofs};
+use super::race::{RACE_AFTER, Race};
 use super::roster::{Next, Roster, expected_duration};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
@@ -33,14 +35,6 @@ use crate::source::{Line, Observation, Piece, SourceId};
 const LOOK: Duration = Duration::from_millis(100);
 /// A source of unknown pace joins a race only if the transfer would otherwise last longer than this.
 const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
-/// A source serves us less than our share if nothing moves for us while more chunks than this, for each request under
-/// way, come in on its line.
-const PASSED_OVER_CHUNKS: u64 = 8;
-/// A request that has not been sent yet is left when nothing moves for this many stall timeouts: a dial that fails
-/// takes one, and a second dial is worth waiting for.
-const OPENING_STALLS: u32 = 3;
-/// A request in a queue is left when nothing moves there for this many stall timeouts.
-const QUEUE_STALLS: u32 = 6;
 /// How long the end mark of a body that arrived whole is waited for; if it does not come, the stream is closed and
 /// nothing else happens.
 const END_MARK_MAX: Duration = Duration::from_secs(3);
@@ -90,12 +84,22 @@ pub(crate) struct Transfer {
     /// Whether no more sources may join the roster.
     is_closed: bool,
     race: Race,
+    /// What proves the NAR leaf by leaf, if holders have signed that.
+    proofs: Option<Proofs>,
     started: Instant,
     /// Time spent waiting for sources, without the time that Nix took.
     waited: Duration,
     /// The value of `waited` when the sources were last looked at.
     looked: Duration,
     endurance: Endurance,
+}
+
+/// What a transfer hears next.
+enum Heard {
+    /// The source with this index says something.
+    Source(usize, Said),
+    /// This holder has signed the tree of the NAR.
+    Tree(SourceId),
 }
 
 /// Why a source is left.
@@ -131,8 +135,13 @@ impl Transfer {
     ) -> Self {
         let (verifier, contributors) = known.unzip();
         let is_strict = context.nar_faults.is_doubtful(&url.nar_hash);
+        let sources: Vec<_> = sources.into_iter().collect();
+        let suspects = context.nar_faults.suspects();
+        let mut holders = sources.clone();
+        holders.sort_by_key(|source| suspects.contains(source));
+        let proofs = Proofs::begin(Arc::clone(&context.sources), url, offset, holders);
         let mut roster = Roster::new(sources, context.nar_faults.least_suspect(&url.nar_hash));
-        roster.suspect(context.nar_faults.suspects());
+        roster.suspect(suspects);
         Self {
             context,
             settings,
@@ -146,6 +155,7 @@ impl Transfer {
             is_strict,
             is_closed: false,
             race: Race::new(),
+            proofs,
             started: Instant::now(),
             waited: Duration::ZERO,
             looked: Duration::ZERO,
@@ -156,6 +166,7 @@ impl Transfer {
     /// Makes the transfer ask no sources but those given at the start.
     pub(crate) fn ask_only_given_sources(&mut self) {
         self.is_closed = true;
+        self.proofs = None;
         self.may_begin_anew = false;
     }
 
@@ -198,16 +209,20 @@ impl Transfer {
             if let Some(step) = self.advance(out) {
                 return step;
             }
-            let (runners, offset, size) = (&mut self.runners, self.offset, self.url.nar_size);
+            let tail_bytes_max = self.race.tail_bytes_max();
+            let (runners, proofs, offset, size) = (&mut self.runners, &mut self.proofs, self.offset, self.url.nar_size);
             let said = std::future::poll_fn(|context| {
+                if let Some(Poll::Ready(author)) = proofs.as_mut().map(|proofs| proofs.poll(context)) {
+                    return Poll::Ready(Heard::Tree(author));
+                }
                 // A racer whose tail is full is not read until the race is decided, which bounds the memory of a race.
                 for (at, runner) in runners.iter_mut().enumerate() {
                     let left = size - offset - runner.tail.len() as u64;
-                    if runner.tail.len() < RACE_BYTES_MAX
+                    if runner.tail.len() < tail_bytes_max
                         && left > 0
                         && let Poll::Ready(said) = runner.poll(context, left)
                     {
-                        return Poll::Ready((at, said));
+                        return Poll::Ready(Heard::Source(at, said));
                     }
                 }
                 Poll::Pending
@@ -217,9 +232,17 @@ impl Transfer {
             self.note_sending(waited.saturating_sub(self.waited));
             self.waited = waited;
             let heard = match said {
-                Ok((at, said)) => self.hear(at, said, out),
+                Ok(Heard::Source(at, said)) => self.hear(at, said, out),
+                Ok(Heard::Tree(author)) => {
+                    self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarTree(author));
+                    None
+                }
                 Err(_) => None,
             };
+            if self.proofs.as_ref().is_some_and(Proofs::are_useless) {
+                self.proofs = None;
+            }
+            let heard = heard.or_else(|| self.take_tail(out));
             // Data does not put off the look: otherwise a slow source that never pauses would never be raced.
             let is_due = self.waited.saturating_sub(self.looked) >= LOOK;
             let looked = if is_due && matches!(heard, None | Some(Step::Data)) { self.look(out) } else { None };
@@ -254,6 +277,10 @@ impl Transfer {
                 // `step` comes back here at the next look.
                 Next::Wait(_) => {}
                 Next::Nobody => {
+                    // Those are asked at the next turn.
+                    if self.recall_refused() {
+                        return None;
+                    }
                     // Another source may have announced the path meanwhile.
                     let before = self.roster.len();
                     if !self.is_closed {
@@ -270,6 +297,15 @@ impl Transfer {
 
     fn next_source(&self) -> Next {
         self.roster.next(Instant::now(), self.bytes_left(), |source| self.context.sources.line(source))
+    }
+
+    /// Lets sources be asked again that the tree that counts contradicts, because no others are left. If they were refused
+    /// at this very leaf, nobody can go on by that tree, so it counts no more. Returns whether there are any.
+    fn recall_refused(&mut self) -> bool {
+        if let Some(proofs) = self.proofs.as_mut().filter(|proofs| proofs.is_disputed_here()) {
+            proofs.drop_counting(self.waited);
+        }
+        self.roster.recall()
     }
 
     fn bytes_left(&self) -> u64 {
@@ -312,8 +348,8 @@ impl Transfer {
                 }
                 let runner = self.runners.get_mut(at)?;
                 runner.on_data(waited, &line);
-                if !is_race {
-                    return self.take(source, bytes, out);
+                if !is_race && self.proofs.is_none() {
+                    return self.take(source, bytes, None, out);
                 }
                 runner.tail.extend_from_slice(&bytes);
                 if at > 0 {
@@ -345,7 +381,9 @@ impl Transfer {
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.looked = self.waited;
         for at in (0..self.runners.len()).rev() {
-            if let Some(why) = self.why_stalled(at) {
+            let Some(runner) = self.runners.get(at) else { continue };
+            let line = self.line(&runner.source);
+            if let Some(why) = runner.why_stalled(&line, self.waited, self.settings.stall_timeout) {
                 self.leave(at, Left::Stalled, why);
             }
         }
@@ -354,6 +392,9 @@ impl Transfer {
         }
         if let Some(step) = self.take_tail(out) {
             return Some(step);
+        }
+        if self.proofs.as_ref().is_some_and(|proofs| proofs.is_out_of_patience(self.waited)) && self.roster.recall() {
+            self.proofs.iter_mut().for_each(|proofs| proofs.drop_counting(self.waited));
         }
         self.begin_race();
         self.give_up_hopeless();
@@ -369,31 +410,6 @@ impl Transfer {
             self.context.sources.observe(source, Observation::TimedOut);
             self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", rest.as_secs() / 3_600));
         }
-    }
-
-    /// Why this source is no longer waited for, or `None` if it is.
-    fn why_stalled(&self, at: usize) -> Option<String> {
-        let runner = self.runners.get(at)?;
-        let (line, stall) = (self.line(&runner.source), self.settings.stall_timeout);
-        let idle = runner.idle_time(self.waited);
-        // A racer with a full tail waits for us, not we for it.
-        if idle < stall || runner.tail.len() >= RACE_BYTES_MAX {
-            return None;
-        }
-        if runner.is_queued() {
-            return (idle >= stall * QUEUE_STALLS).then(|| format!("nothing moves in its queue for {idle:.0?}"));
-        }
-        let is_silent = line.last_received.is_none_or(|at| at.elapsed() >= stall);
-        if runner.is_opening() {
-            let is_dead = is_silent && idle >= stall * OPENING_STALLS;
-            return is_dead.then(|| format!("cannot be asked for {idle:.0?}"));
-        }
-        if is_silent {
-            return Some(format!("nothing for {idle:.0?}"));
-        }
-        let share = u64::try_from(line.in_flight.max(1)).unwrap_or(u64::MAX).saturating_mul(PASSED_OVER_CHUNKS);
-        let fair = share.saturating_mul(NarFrame::CHUNK_BYTES_MAX as u64);
-        (runner.passed_over_bytes(&line) > fair).then(|| format!("it serves others for {idle:.0?}"))
     }
 
     /// Asks another source for the same bytes if that one should be done in half the time.
@@ -422,7 +438,7 @@ impl Transfer {
         if !is_worth_it || (self.is_strict && self.offset > 0) {
             return;
         }
-        self.race.begin(waited);
+        self.race.begin(waited, self.runners.first().map_or(0, |first| first.tail.len()));
         self.ask(other);
     }
 
@@ -439,18 +455,62 @@ impl Transfer {
         self.take_tail(out)
     }
 
-    /// Takes over what the only source under way sent during a race.
+    /// Takes over what the only source under way sent during a race, or while its leaf was not whole.
     fn take_tail(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        let mut taken = None;
+        while let Some(step) = self.take_portion(out) {
+            taken = Some(step);
+            if step != Step::Data {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Takes over as much of that as may be taken at once.
+    fn take_portion(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let [runner] = self.runners.as_mut_slice() else { return None };
         if runner.tail.is_empty() {
             return None;
         }
-        let (source, tail) = (runner.source, std::mem::take(&mut runner.tail));
-        self.take(source, tail, out)
+        let source = runner.source;
+        let portion = match &self.proofs {
+            Some(proofs) => proofs.portion(runner.tail.len(), self.waited),
+            None => Portion::Unproven(u64::MAX),
+        };
+        let bytes = match portion {
+            Portion::None => return None,
+            Portion::Unproven(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(runner.tail.len()),
+            Portion::Leaf(bytes) => bytes,
+        };
+        let rest = runner.tail.split_off(bytes);
+        let bytes = std::mem::replace(&mut runner.tail, rest);
+        let judgement = match (&mut self.proofs, portion) {
+            (Some(proofs), Portion::Leaf(_)) => proofs.judge(source, &bytes),
+            (_, _) => return self.take(source, bytes, None, out),
+        };
+        let wrong_leaf = "a part that is not the one signed";
+        match judgement {
+            Judgement::Right(leaf) => return self.take(source, bytes, Some(leaf), out),
+            Judgement::AgainstItself => {
+                self.blame(source, LookupEvent::NarLeafLie(source));
+                self.leave(0, Left::SaidNo, wrong_leaf.to_owned());
+            }
+            Judgement::Disputed => {
+                let refused = LookupEvent::NarLeafRefused(source, self.offset);
+                self.context.lookup_log.note(self.url.hash_part, refused);
+                self.leave(0, Left::SaidNo, wrong_leaf.to_owned());
+                self.roster.put_by(source);
+            }
+        }
+        None
     }
 
-    /// Takes over bytes that follow those taken before.
-    fn take(&mut self, source: SourceId, bytes: Vec<u8>, out: &mut Vec<u8>) -> Option<Step> {
+    /// Takes over bytes that follow those taken before; `leaf` is their hash if they are a whole leaf.
+    fn take(&mut self, source: SourceId, bytes: Vec<u8>, leaf: Option<LeafHash>, out: &mut Vec<u8>) -> Option<Step> {
+        if let Some(proofs) = &mut self.proofs {
+            proofs.on_taken(&bytes, leaf, self.waited);
+        }
         let is_nar = self.verifier.as_mut().is_none_or(|verifier| verifier.feed(&bytes).is_ok());
         if !self.contributors.contains(&source) {
             if self.offset > 0 && !self.contributors.is_empty() {
@@ -480,6 +540,13 @@ impl Transfer {
         if !is_right {
             return self.on_lie(out);
         }
+        // If nobody knows the beginning, only Nix will find out whether the NAR is right.
+        if let Some(proofs) = self.proofs.take().filter(|_| self.verifier.is_some()) {
+            let (signed, sent) = proofs.settle();
+            signed.iter().for_each(|liar| self.blame(*liar, LookupEvent::NarTreeLie(*liar)));
+            let only_sent = sent.iter().filter(|source| !signed.contains(*source));
+            only_sent.for_each(|liar| self.blame(*liar, LookupEvent::NarLeafLie(*liar)));
+        }
         let elapsed = self.started.elapsed();
         for runner in std::mem::take(&mut self.runners) {
             self.account(&runner);
@@ -507,13 +574,15 @@ impl Transfer {
             self.account(&runner);
         }
         let last = self.contributors.last().copied();
+        let signed = self.proofs.as_mut().map(Proofs::refute).unwrap_or_default();
+        for liar in &signed {
+            self.blame(*liar, LookupEvent::NarTreeLie(*liar));
+        }
         match self.contributors.as_slice() {
-            [liar] => {
-                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarLie(*liar));
-                self.context.nar_faults.note_liar(self.url.nar_hash, *liar);
-                self.context.sources.observe(*liar, Observation::FalseNar);
-                self.roster.rule_out(*liar);
-            }
+            [liar] if signed.contains(liar) => {}
+            &[liar] => self.blame(liar, LookupEvent::NarLie(liar)),
+            // Those who sent what was signed could not know better.
+            _ if !signed.is_empty() => {}
             several => {
                 self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
                 tracing::warn!(
@@ -534,11 +603,20 @@ impl Transfer {
         self.begin_anew(out, last.filter(|_| self.contributors.len() > 1))
     }
 
+    /// Blames a source for a lie about this NAR that is proven, and asks it no more for it.
+    fn blame(&mut self, liar: SourceId, lie: LookupEvent) {
+        self.context.lookup_log.note(self.url.hash_part, lie);
+        self.context.nar_faults.note_liar(self.url.nar_hash, liar);
+        self.context.sources.observe(liar, Observation::FalseNar);
+        self.roster.rule_out(liar);
+    }
+
     fn begin_anew(&mut self, out: &mut Vec<u8>, first: Option<SourceId>) -> Step {
         out.clear();
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;
         self.endurance.begin_anew();
+        self.proofs.iter_mut().for_each(|proofs| proofs.begin_anew(self.waited));
         // What several sources sent together proves none of them wrong, so all of them may be asked again.
         if self.contributors.len() > 1 || first.is_some() {
             self.roster.begin_anew(first);

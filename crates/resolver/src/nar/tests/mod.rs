@@ -1,6 +1,8 @@
 //! Plays any sequence of sources, answers, rates, failures and offsets in virtual time: the client gets the exact NAR
 //! or a short body, never anything else, and a NAR is gone only if nobody could send it.
 
+mod trees;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use narmesh_protocol::nar::NarVerifier;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
 use narmesh_protocol::{HashPart, NarHash, NarUrl};
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng};
@@ -24,7 +26,9 @@ use super::waiting_client::{CHUNKS_AHEAD, NAR_PREFIX, WaitingClient};
 use super::{Buffers, Checkpoints, Compress, HoldLimits, NarContext, NarFaults};
 use crate::ResolverCounters;
 use crate::lookup_log::LookupLog;
-use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
+use crate::source::{
+    Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, TreeAnswer,
+};
 
 const STALL: Duration = Duration::from_secs(5);
 const BUFFER_BYTES: u64 = 1 << 20;
@@ -57,6 +61,9 @@ enum Break {
 /// act is repeated.
 #[derive(Clone, Debug)]
 struct Script {
+    /// What it says of its tree, and after how long.
+    tree: Option<TreeAnswer>,
+    tree_after: Duration,
     opens_after: Duration,
     queue: Vec<(Duration, u32)>,
     acts: Vec<Act>,
@@ -65,7 +72,13 @@ struct Script {
 impl Script {
     fn honest(pause_ms: u64, chunk: usize) -> Self {
         let act = Act::Send { chunk, pause: Duration::from_millis(pause_ms), flips: None };
-        Self { opens_after: Duration::from_millis(5), queue: Vec::new(), acts: vec![act] }
+        Self {
+            tree: None,
+            tree_after: Duration::from_millis(5),
+            opens_after: Duration::from_millis(5),
+            queue: Vec::new(),
+            acts: vec![act],
+        }
     }
 
     fn acting(acts: Vec<Act>) -> Self {
@@ -144,6 +157,15 @@ impl Sources for World {
             let queue = script.queue.into_iter().rev().collect();
             let feed = Feed { source, act, queue, nar, state, at: request.offset, sent: 0, due: None };
             Ok(Box::new(feed) as Box<dyn NarFeed>)
+        })
+    }
+
+    fn ask_tree(&self, source: SourceId, _: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
+        let script = &self.scripts[&source];
+        let (answers, after) = (script.tree.clone(), script.tree_after);
+        Box::pin(async move {
+            tokio::time::sleep(after).await;
+            answers
         })
     }
 
@@ -635,7 +657,7 @@ fn random_script(rng: &mut ChaCha8Rng, size: u64) -> Script {
         _ => Vec::new(),
     };
     let opens_after = Duration::from_millis([0, 5, 200, 3_000][rng.random_range(0..4)]);
-    Script { opens_after, queue, acts }
+    Script { opens_after, queue, ..Script::acting(acts) }
 }
 
 /// Plays `NARMESH_TRANSFER_CASES` cases, 5,000 by default.
