@@ -13,7 +13,7 @@ pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
 /// whole of it before Nix sees a byte, so that a change of source stays invisible.
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
-pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
+pub const BULK_PROTOCOL: &str = "/narmesh/3/bulk";
 /// Leaves of the tree of a NAR.
 pub const TREE_LEAVES_MAX: usize = 8_192;
 /// Request-response protocol of [`TreeRequest`].
@@ -201,6 +201,8 @@ pub struct NarRequest {
     pub nar_size: u64,
     /// Offset in the uncompressed NAR of the first byte wanted.
     pub offset: u64,
+    /// Offset of the byte behind the last one wanted; at most `nar_size`.
+    pub end: u64,
     /// Whether the body may be one zstd frame.
     pub accept_zstd: bool,
 }
@@ -238,7 +240,7 @@ pub struct NarFrame;
 impl NarFrame {
     /// Largest chunk, bytes.
     pub const CHUNK_BYTES_MAX: usize = 256 << 10;
-    /// The holder sent its copy up to the end. It may have compared the NarHash if it sent the whole
+    /// The holder sent its copy up to the end that was asked for. It may have compared the NarHash if it sent the whole
     /// NAR; for a range it has not.
     pub const END_COMPLETE: u8 = 0;
     /// The holder could not finish: the path was garbage-collected, or its copy is not what its database says.

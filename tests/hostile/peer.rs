@@ -167,7 +167,10 @@ impl Script {
 
 /// An honest answer to a request for a NAR.
 pub fn honest_nar(nar: &[u8], request: NarRequest) -> Play {
-    let rest = nar.get(usize::try_from(request.offset).unwrap()..).unwrap_or_default();
+    let [from, end] = [request.offset, request.end].map(|at| usize::try_from(at).unwrap());
+    // A script may send more or less than the NAR that was promised.
+    let end = if request.end == request.nar_size { nar.len() } else { end.min(nar.len()) };
+    let rest = nar.get(from..end).unwrap_or_default();
     vec![Move::Send([nar_head(false), nar_chunks(rest), NAR_END.to_vec()].concat())]
 }
 

@@ -81,8 +81,14 @@ fn assert_no_nar(stage: &Stage, peer: &Peer, paths: &[&str]) {
     for path in paths {
         let row = stage.client.store.row(path);
         let nar_size = row.map_or(120, |row| row.nar_size);
-        let request =
-            NarRequest { hash_part: hash_part_bytes(path), nar_hash: [7; 32], nar_size, offset: 0, accept_zstd: false };
+        let request = NarRequest {
+            hash_part: hash_part_bytes(path),
+            nar_hash: [7; 32],
+            nar_size,
+            offset: 0,
+            end: nar_size,
+            accept_zstd: false,
+        };
         let answer = peer.ask(&stage.client, crate::wire::NAR, &request.frame()).unwrap();
         assert_eq!(answer, crate::wire::nar_absent(), "{path}");
     }

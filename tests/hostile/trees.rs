@@ -8,7 +8,8 @@ use crate::table::{Attack, Gets, play};
 use crate::tree_wire::{
     LEAF, TREE, TREE_ABSENT, TREE_BUSY, TREE_NOT_YET, TreeRequest, binding, leaves, open_tree, signed_tree, tree_reply,
 };
-use crate::wire::sha256;
+use crate::wire::{NAR, NAR_END, NarRequest, nar_absent, nar_chunks, nar_head, sha256};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::identity::Keypair;
 use narmesh_tests::{get, poll, promised};
 use rustix::process::Signal;
@@ -156,6 +157,21 @@ fn a_daemon_signs_the_tree_of_what_it_offers_and_a_flood_of_requests_is_refused(
     for other in [never, TreeRequest { nar_hash: [7; 32], ..request }, TreeRequest { nar_size: 9, ..request }] {
         assert_eq!(ask(&other), TREE_ABSENT, "{other:?}");
     }
+    // A range ends where it was said to end.
+    let TreeRequest { hash_part, nar_hash, nar_size } = request;
+    let range = NarRequest { hash_part, nar_hash, nar_size, offset: 100, end: 300, accept_zstd: false };
+    let expected = [nar_head(false), nar_chunks(&nar[100..300]), NAR_END.to_vec()].concat();
+    let mut stream = peer.open(&stage.client, NAR).unwrap();
+    let mut body = vec![0; expected.len()];
+    // Who closes the stream before the answer has left.
+    peer.runtime.block_on(async {
+        stream.write_all(&range.frame()).await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_exact(&mut body).await.unwrap();
+    });
+    assert_eq!(body, expected);
+    let none = NarRequest { end: nar_size + 1, ..range };
+    assert_eq!(peer.ask(&stage.client, NAR, &none.frame()).unwrap(), nar_absent(), "it ends before that");
     let is_busy = (0..4_000).any(|_| ask(&request) == TREE_BUSY);
     assert!(is_busy, "requests are answered at a pace");
     stage.finish();

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
 /// The multiplexer of a bulk connection; this is not the protocol of a stream.
-pub const NAR: &str = "/narmesh/2/bulk";
+pub const NAR: &str = "/narmesh/3/bulk";
 pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
 pub const TOPIC: &str = "/narmesh/1/announce";
@@ -314,6 +314,7 @@ pub struct NarRequest {
     pub nar_hash: [u8; 32],
     pub nar_size: u64,
     pub offset: u64,
+    pub end: u64,
     pub accept_zstd: bool,
 }
 
@@ -326,7 +327,7 @@ impl NarRequest {
 
     pub fn encode(&self) -> Vec<u8> {
         let front = Writer::default().raw(&self.hash_part).raw(&self.nar_hash);
-        front.u64(self.nar_size).u64(self.offset).u8(self.accept_zstd.into()).0
+        front.u64(self.nar_size).u64(self.offset).u64(self.end).u8(self.accept_zstd.into()).0
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -336,6 +337,7 @@ impl NarRequest {
             nar_hash: from.array()?,
             nar_size: from.u64()?,
             offset: from.u64()?,
+            end: from.u64()?,
             accept_zstd: from.u8()? == 1,
         })
     }

@@ -23,6 +23,7 @@ mod peer;
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod quorum_wire;
 mod report;
+mod several;
 mod simulated;
 mod sites;
 #[path = "../hostile/swarm.rs"]

@@ -174,7 +174,7 @@ proptest! {
         assert_comes_back!(GossipReply, reply);
         assert_comes_back!(NarInfoRequest, NarInfoRequest { hash_part });
         let nar_hash = NarHash(hash);
-        assert_comes_back!(NarRequest, NarRequest { hash_part, nar_hash, nar_size, offset, accept_zstd: flag });
+        assert_comes_back!(NarRequest, NarRequest { hash_part, nar_hash, nar_size, offset, end: offset, accept_zstd: flag });
         for reply in [NarInfoReply::Absent, NarInfoReply::Found(text), NarInfoReply::Busy] {
             assert_comes_back!(NarInfoReply, reply);
         }

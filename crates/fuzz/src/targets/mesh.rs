@@ -71,7 +71,8 @@ pub(super) const TARGETS: [Target; 14] = [
     }),
     message!("nar-request", NarRequest, || {
         let (hash_part, nar_hash) = (HashPart([1; 20]), NarHash([2; 32]));
-        vec![NarRequest { hash_part, nar_hash, nar_size: 112, offset: 8, accept_zstd: true }.encode().expect("fits")]
+        let request = NarRequest { hash_part, nar_hash, nar_size: 112, offset: 8, end: 112, accept_zstd: true };
+        vec![request.encode().expect("fits")]
     }),
     message!("nar-reply", NarReply, || {
         [NarReply::Body { zstd: true }, NarReply::Absent, NarReply::NotNow { place: 3, ask_again_ms: 2_000 }]

@@ -17,7 +17,7 @@ const NAR: [u8; 128] = [7; 128];
 
 fn request() -> NarRequest {
     let (hash_part, nar_hash) = (HashPart([1; 20]), NarHash([2; 32]));
-    NarRequest { hash_part, nar_hash, nar_size: NAR.len() as u64, offset: 0, accept_zstd: false }
+    NarRequest { hash_part, nar_hash, nar_size: NAR.len() as u64, offset: 0, end: NAR.len() as u64, accept_zstd: false }
 }
 
 /// How a holder answers one request.

@@ -195,7 +195,7 @@ impl NarSource {
                     ));
                 }
                 let unpacker = if zstd { Some(Unpacker::new()?) } else { None };
-                let bytes = request.nar_size.saturating_sub(request.offset);
+                let bytes = request.end.saturating_sub(request.offset);
                 let wire_bytes_max = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
                 self.state = State::Body(asked, Body { unpacker, wire_bytes_max, chunk_left: 0, found: None });
                 None

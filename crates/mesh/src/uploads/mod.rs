@@ -336,7 +336,7 @@ impl Uploads {
         of_peer: &PeerUploads,
     ) -> io::Result<Result<Option<(Reader, Piece)>, ReadFailure>> {
         let offer = Arc::clone(&self.0.offer);
-        let left = request.nar_size.saturating_sub(request.offset);
+        let left = request.end.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
         let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
         self.run_blocking(zstd, move || {

@@ -25,8 +25,8 @@ pub(super) struct Reader {
     nar: NarStream,
     progress: NarProgress,
     encoder: Option<Encoder>,
-    /// The first byte that is sent.
-    offset: u64,
+    /// Bytes of the NAR that are sent.
+    bytes: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +58,13 @@ impl Reader {
         request: &NarRequest,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Option<Self>, ReadFailure> {
-        let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
-        let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < nar_size;
+        let NarRequest { hash_part, nar_hash, nar_size, offset, end, .. } = *request;
+        let is_wanted =
+            |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < end && end <= nar_size;
         let Some(nar) = offer.find_nar(&hash_part, |info| is_wanted(info).then_some(offset))? else { return Ok(None) };
-        let encoder = |permit| Ok::<_, io::Error>(Encoder { zstd: encoder(nar_size - offset)?, _permit: permit });
+        let encoder = |permit| Ok::<_, io::Error>(Encoder { zstd: encoder(end - offset)?, _permit: permit });
         let encoder = permit.map(encoder).transpose()?;
-        Ok(Some(Self { nar, progress: NarProgress::More, encoder, offset }))
+        Ok(Some(Self { nar, progress: NarProgress::More, encoder, bytes: end - offset }))
     }
 
     /// Whether the next piece is to be compressed.
@@ -73,7 +74,7 @@ impl Reader {
 
     /// Bytes of the NAR that are still to be read.
     fn left_bytes(&self) -> u64 {
-        (self.nar.nar_size() - self.offset).saturating_sub(self.nar.given_bytes())
+        self.bytes.saturating_sub(self.nar.given_bytes())
     }
 
     /// Whether the last piece was given.
@@ -84,9 +85,14 @@ impl Reader {
     /// The next piece of the body, from about `bytes_max` bytes of the NAR; `None` at the end.
     pub(super) fn next(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, ReadFailure> {
         while self.progress == NarProgress::More {
-            let capacity = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX).min(bytes_max);
-            let mut buffer = Vec::with_capacity(capacity);
-            self.progress = self.nar.fill(&mut buffer, bytes_max)?;
+            let left = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX);
+            let mut buffer = Vec::with_capacity(left.min(bytes_max));
+            self.progress = self.nar.fill(&mut buffer, left.min(bytes_max))?;
+            // The bytes wanted may end before the NAR does.
+            buffer.truncate(left);
+            if self.left_bytes() == 0 {
+                self.progress = NarProgress::Complete;
+            }
             let piece = self.compress(buffer)?;
             if !piece.is_empty() {
                 return Ok(Some(piece));

@@ -13,6 +13,7 @@ mod delivery;
 mod endurance;
 mod nar_faults;
 mod own;
+mod parallel;
 mod proofs;
 mod race;
 mod recent;

@@ -50,6 +50,13 @@ struct Bound {
     is_dropped: bool,
 }
 
+impl Bound {
+    /// The leaf that begins at this byte.
+    fn leaf(&self, offset: u64) -> Option<&LeafHash> {
+        self.tree.leaves().get(usize::try_from(offset / self.tree.leaf_bytes()).ok()?)
+    }
+}
+
 /// A leaf that was not taken over, because it is not the one of the tree that counts.
 #[derive(Debug)]
 struct Refused {
@@ -173,11 +180,22 @@ impl Proofs {
         }
     }
 
-    /// Compares a whole leaf, the next one, with the tree that counts.
-    pub(super) fn judge(&mut self, source: SourceId, bytes: &[u8]) -> Judgement {
-        let (leaf, hash) = (self.taken.leaves().len(), hash_leaf(self.taken.offset(), bytes));
+    /// Bytes of a leaf, if the rest of the NAR can be read by whole leaves, as a tree counts.
+    pub(super) fn leaf_bytes(&self) -> Option<u64> {
+        self.counting().filter(|_| self.taken.is_between_leaves()).map(|bound| bound.tree.leaf_bytes())
+    }
+
+    /// Whether this leaf, which begins at `offset`, is the one of the tree that counts.
+    pub(super) fn is_right(&self, offset: u64, hash: &LeafHash) -> bool {
+        self.counting().is_some_and(|bound| bound.leaf(offset) == Some(hash))
+    }
+
+    /// Compares a whole leaf, which begins at `offset`, with the tree that counts.
+    pub(super) fn judge(&mut self, source: SourceId, offset: u64, bytes: &[u8]) -> Judgement {
+        let hash = hash_leaf(offset, bytes);
         let Some(counting) = self.counting() else { return Judgement::Right(hash) };
-        if counting.tree.leaves().get(leaf) == Some(&hash) {
+        let leaf = usize::try_from(offset / counting.tree.leaf_bytes()).unwrap_or(usize::MAX);
+        if counting.leaf(offset) == Some(&hash) {
             return Judgement::Right(hash);
         }
         if counting.authors.contains(&source) {

@@ -108,9 +108,15 @@ impl Roster {
     /// suspects come last, before them paused ones, and before these the reserve; upstream caches go by tier, and in a tier
     /// those that have answered something come first.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
+        self.fresh(bytes_left, line).first().copied()
+    }
+
+    /// All sources not asked yet, in that order.
+    pub(super) fn fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Vec<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
-        // `min_by_key` gives the first of equals, so the order of the roster counts.
-        fresh.map(|(source, _)| *source).min_by_key(|source| {
+        let mut fresh: Vec<_> = fresh.map(|(source, _)| *source).collect();
+        // Equals keep their order, so the order of the roster counts.
+        fresh.sort_by_cached_key(|source| {
             let (line, is_upstream) = (line(source), source.peer().is_none());
             (
                 self.preferred != Some(*source),
@@ -122,7 +128,8 @@ impl Roster {
                 is_upstream && line.latency.is_none(),
                 expected_duration(&line, bytes_left),
             )
-        })
+        });
+        fresh
     }
 
     pub(super) fn on_asked(&mut self, source: SourceId) {

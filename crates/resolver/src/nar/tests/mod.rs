@@ -1,6 +1,7 @@
 //! Plays any sequence of sources, answers, rates, failures and offsets in virtual time: the client gets the exact NAR
 //! or a short body, never anything else, and a NAR is gone only if nobody could send it.
 
+mod several;
 mod trees;
 
 use std::collections::{HashMap, HashSet};
@@ -64,6 +65,8 @@ struct Script {
     /// What it says of its tree, and after how long.
     tree: Option<TreeAnswer>,
     tree_after: Duration,
+    /// Whether its requests share a line, so that a pause of one is a pause of all.
+    is_line: bool,
     opens_after: Duration,
     queue: Vec<(Duration, u32)>,
     acts: Vec<Act>,
@@ -74,6 +77,7 @@ impl Script {
         let act = Act::Send { chunk, pause: Duration::from_millis(pause_ms), flips: None };
         Self {
             tree: None,
+            is_line: false,
             tree_after: Duration::from_millis(5),
             opens_after: Duration::from_millis(5),
             queue: Vec::new(),
@@ -116,6 +120,8 @@ struct State {
     requests: HashMap<SourceId, Vec<u64>>,
     observed: Vec<(SourceId, Observation)>,
     sent_bytes: HashMap<SourceId, u64>,
+    /// When the line of a source is free again.
+    free: HashMap<SourceId, Instant>,
 }
 
 impl Sources for World {
@@ -154,8 +160,20 @@ impl Sources for World {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             state.lock().lines.entry(source).or_default().in_flight += 1;
+            let is_line = script.is_line;
             let queue = script.queue.into_iter().rev().collect();
-            let feed = Feed { source, act, queue, nar, state, at: request.offset, sent: 0, due: None };
+            let feed = Feed {
+                source,
+                is_line,
+                act,
+                queue,
+                nar,
+                state,
+                at: request.offset,
+                end: request.end,
+                sent: 0,
+                due: None,
+            };
             Ok(Box::new(feed) as Box<dyn NarFeed>)
         })
     }
@@ -180,11 +198,13 @@ impl Sources for World {
 
 struct Feed {
     source: SourceId,
+    is_line: bool,
     act: Act,
     queue: Vec<(Duration, u32)>,
     nar: Arc<Vec<u8>>,
     state: Arc<Mutex<State>>,
     at: u64,
+    end: u64,
     sent: u64,
     due: Option<Instant>,
 }
@@ -205,7 +225,17 @@ impl Feed {
     }
 
     async fn wait(&mut self, pause: Duration) {
-        let due = *self.due.get_or_insert_with(|| Instant::now() + pause);
+        if self.due.is_none() {
+            let mut due = Instant::now() + pause;
+            if self.is_line {
+                let mut state = self.state.lock();
+                let free = state.free.entry(self.source).or_insert_with(Instant::now);
+                due = (*free).max(Instant::now()) + pause;
+                *free = due;
+            }
+            self.due = Some(due);
+        }
+        let due = self.due.unwrap();
         tokio::time::sleep_until(due).await;
         self.due = None;
     }
@@ -234,7 +264,8 @@ impl Feed {
         }
         let from = usize::try_from(self.at).unwrap();
         let most = chunk.min(usize::try_from(until - self.sent).unwrap_or(usize::MAX));
-        let mut bytes = self.nar[from..self.nar.len().min(from + most)].to_vec();
+        let end = usize::try_from(self.end).unwrap();
+        let mut bytes = self.nar[from..end.min(from + most)].to_vec();
         if bytes.is_empty() {
             return Ok(Piece::Complete);
         }
@@ -326,7 +357,8 @@ async fn deliver_after(
         counters: ResolverCounters::default(),
         nar_faults: NarFaults::default(),
         checkpoints: Checkpoints::default(),
-        buffers: Buffers::new(BUFFER_BYTES),
+        // What is read from several sources at once needs memory for what comes before its turn.
+        buffers: Buffers::new(if nar.len() > 8 << 20 { 64 << 20 } else { BUFFER_BYTES }),
         tiny_buffers: Buffers::new(1 << 10),
         own_buffers: Buffers::new(1 << 20),
         shortage: Shortage::default(),

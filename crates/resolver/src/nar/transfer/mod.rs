@@ -8,9 +8,12 @@
 //! A transfer knows which sources contributed. If one source alone sent a wrong NAR, it has lied. If several
 //! contributed, nobody can tell whose bytes are wrong, so nobody is blamed: the NAR is begun anew (if Nix has seen
 //! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
-//! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](super::proofs).
+//! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
+
+mod several;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -21,14 +24,15 @@ use narmesh_protocol::nar_tree::LeafHash;
 use narmesh_protocol::wire::NarRequest;
 use tokio::time::Instant;
 
-use super::checkpoints::Checkpoint;
-use super::endurance::Endurance;
-use super::proofs::{Judgement, Portion, Proofs};
-use super::race::{RACE_AFTER, Race};
-use super::roster::{Next, Roster, expected_duration};
-use super::runner::{Runner, Said};
-use super::{Compress, NarContext};
 use crate::lookup_log::LookupEvent;
+use crate::nar::checkpoints::Checkpoint;
+use crate::nar::endurance::Endurance;
+use crate::nar::parallel::Parallel;
+use crate::nar::proofs::{Judgement, Portion, Proofs};
+use crate::nar::race::{RACE_AFTER, Race};
+use crate::nar::roster::{Next, Roster, expected_duration};
+use crate::nar::runner::{Runner, Said};
+use crate::nar::{Compress, NarContext};
 use crate::source::{Line, Observation, Piece, SourceId};
 
 /// How often a transfer looks at the pace of its sources.
@@ -40,6 +44,9 @@ const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
 const END_MARK_MAX: Duration = Duration::from_secs(3);
 /// Compression at level 1 is quicker than a line below this rate, 200 Mbit/s, in bytes per second.
 const COMPRESS_BELOW_BYTES_S: u64 = 25_000_000;
+
+/// Why a source of a wrong leaf is left.
+const WRONG_LEAF: &str = "a part that is not the one signed";
 
 /// What one step of a transfer brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +93,10 @@ pub(crate) struct Transfer {
     race: Race,
     /// What proves the NAR leaf by leaf, if holders have signed that.
     proofs: Option<Proofs>,
+    /// While the NAR is read from several sources at once; then there are no `runners`.
+    parallel: Option<Parallel>,
+    /// Not before this.
+    parallel_after: Duration,
     started: Instant,
     /// Time spent waiting for sources, without the time that Nix took.
     waited: Duration,
@@ -98,6 +109,8 @@ pub(crate) struct Transfer {
 enum Heard {
     /// The source with this index says something.
     Source(usize, Said),
+    /// The source of the range with this index says something.
+    Worker(usize, Said),
     /// This holder has signed the tree of the NAR.
     Tree(SourceId),
 }
@@ -156,6 +169,8 @@ impl Transfer {
             is_closed: false,
             race: Race::new(),
             proofs,
+            parallel: None,
+            parallel_after: Duration::ZERO,
             started: Instant::now(),
             waited: Duration::ZERO,
             looked: Duration::ZERO,
@@ -192,7 +207,8 @@ impl Transfer {
 
     /// Ends the transfer because nobody waits for it any more. A source that sent nothing lately is asked after others
     /// next time.
-    pub(crate) fn abandon(self) {
+    pub(crate) fn abandon(mut self) {
+        self.stop_parallel();
         for runner in &self.runners {
             if runner.idle_time(self.waited) >= RACE_AFTER {
                 self.context.sources.observe(runner.source, Observation::Unfinished);
@@ -211,9 +227,13 @@ impl Transfer {
             }
             let tail_bytes_max = self.race.tail_bytes_max();
             let (runners, proofs, offset, size) = (&mut self.runners, &mut self.proofs, self.offset, self.url.nar_size);
+            let parallel = &mut self.parallel;
             let said = std::future::poll_fn(|context| {
                 if let Some(Poll::Ready(author)) = proofs.as_mut().map(|proofs| proofs.poll(context)) {
                     return Poll::Ready(Heard::Tree(author));
+                }
+                if let Some(Poll::Ready((number, said))) = parallel.as_mut().map(|parallel| parallel.poll(context)) {
+                    return Poll::Ready(Heard::Worker(number, said));
                 }
                 // A racer whose tail is full is not read until the race is decided, which bounds the memory of a race.
                 for (at, runner) in runners.iter_mut().enumerate() {
@@ -233,6 +253,10 @@ impl Transfer {
             self.waited = waited;
             let heard = match said {
                 Ok(Heard::Source(at, said)) => self.hear(at, said, out),
+                Ok(Heard::Worker(number, said)) => {
+                    self.hear_worker(number, said);
+                    self.take_ready(out)
+                }
                 Ok(Heard::Tree(author)) => {
                     self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarTree(author));
                     None
@@ -267,7 +291,13 @@ impl Transfer {
         if self.offset == self.url.nar_size {
             return Some(self.finish(out));
         }
-        if self.runners.is_empty() {
+        if self.parallel.is_some() {
+            if let Some(step) = self.take_ready(out) {
+                return Some(step);
+            }
+            self.give_orders();
+        }
+        if self.runners.is_empty() && self.parallel.is_none() {
             // A source that is read alone is not continued by another one.
             if self.is_strict && self.may_begin_anew && self.offset > 0 {
                 return Some(self.begin_anew(out, None));
@@ -317,6 +347,13 @@ impl Transfer {
     }
 
     fn ask(&mut self, source: SourceId) {
+        self.roster.on_asked(source);
+        let runner = self.start(source, self.offset..self.url.nar_size);
+        self.runners.push(runner);
+    }
+
+    /// Requests these bytes of the NAR.
+    fn start(&self, source: SourceId, range: Range<u64>) -> Runner {
         let NarUrl { hash_part, nar_hash, nar_size, .. } = self.url;
         let line = self.line(&source);
         let accept_zstd = match self.settings.compress {
@@ -324,16 +361,19 @@ impl Transfer {
             Compress::Never => false,
             Compress::Auto => line.rate_bytes_s.is_some_and(|rate| rate < COMPRESS_BELOW_BYTES_S),
         };
-        let request = NarRequest { hash_part, nar_hash, nar_size, offset: self.offset, accept_zstd };
-        self.roster.on_asked(source);
+        let request = NarRequest { hash_part, nar_hash, nar_size, offset: range.start, end: range.end, accept_zstd };
         let request = self.context.sources.request(source, request);
-        self.runners.push(Runner::start(source, request, self.waited, &line));
+        Runner::start(source, request, self.waited, &line)
     }
 
     /// Handles what one of the sources says.
     fn hear(&mut self, at: usize, said: Said, out: &mut Vec<u8>) -> Option<Step> {
         let is_race = self.runners.len() > 1;
         let source = self.runners.get(at)?.source;
+        if let Some((left, why)) = self.ending(source, &said) {
+            self.leave(at, left, why);
+            return self.take_tail(out);
+        }
         let (line, waited) = (self.line(&source), self.waited);
         let runner = self.runners.get_mut(at)?;
         match said {
@@ -357,24 +397,29 @@ impl Transfer {
                 }
                 return self.judge_race(out);
             }
-            Said::Other(Piece::Absent) => {
-                self.leave(at, Left::SaidNo, "does not have this NAR (any more)".to_owned());
-            }
-            Said::Other(Piece::Failed) => self.leave(at, Left::SaidNo, "cannot finish it".to_owned()),
+            Said::Other(_) | Said::Broke(_) => {}
+        }
+        self.take_tail(out)
+    }
+
+    /// Why a source that says this is left, if it is. Blames it for what breaks a rule.
+    fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
+        let ends = |left, why: &str| Some((left, why.to_owned()));
+        match said {
+            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. }) => None,
+            Said::Other(Piece::Absent) => ends(Left::SaidNo, "does not have this NAR (any more)"),
+            Said::Other(Piece::Failed) => ends(Left::SaidNo, "cannot finish it"),
             Said::Other(Piece::Complete | Piece::Data) => {
                 self.context.sources.observe(source, Observation::FalseNar);
-                self.leave(at, Left::SaidNo, "said complete before the end".to_owned());
+                ends(Left::SaidNo, "said complete before the end")
             }
             Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
                 self.context.sources.observe(source, Observation::FalseNar);
-                self.leave(at, Left::SaidNo, error.to_string());
+                ends(Left::SaidNo, &error.to_string())
             }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.leave(at, Left::SaidNo, error.to_string())
-            }
-            Said::Broke(error) => self.leave(at, Left::Broke, error.to_string()),
+            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
+            Said::Broke(error) => ends(Left::Broke, &error.to_string()),
         }
-        self.take_tail(out)
     }
 
     /// Looks at the pace of the sources under way.
@@ -394,7 +439,12 @@ impl Transfer {
             return Some(step);
         }
         if self.proofs.as_ref().is_some_and(|proofs| proofs.is_out_of_patience(self.waited)) && self.roster.recall() {
+            self.stop_parallel();
             self.proofs.iter_mut().for_each(|proofs| proofs.drop_counting(self.waited));
+        }
+        if self.parallel.is_some() || self.begin_parallel() {
+            self.look_at_workers();
+            return None;
         }
         self.begin_race();
         self.give_up_hopeless();
@@ -486,20 +536,19 @@ impl Transfer {
         let rest = runner.tail.split_off(bytes);
         let bytes = std::mem::replace(&mut runner.tail, rest);
         let judgement = match (&mut self.proofs, portion) {
-            (Some(proofs), Portion::Leaf(_)) => proofs.judge(source, &bytes),
+            (Some(proofs), Portion::Leaf(_)) => proofs.judge(source, self.offset, &bytes),
             (_, _) => return self.take(source, bytes, None, out),
         };
-        let wrong_leaf = "a part that is not the one signed";
         match judgement {
             Judgement::Right(leaf) => return self.take(source, bytes, Some(leaf), out),
             Judgement::AgainstItself => {
                 self.blame(source, LookupEvent::NarLeafLie(source));
-                self.leave(0, Left::SaidNo, wrong_leaf.to_owned());
+                self.leave(0, Left::SaidNo, WRONG_LEAF.to_owned());
             }
             Judgement::Disputed => {
                 let refused = LookupEvent::NarLeafRefused(source, self.offset);
                 self.context.lookup_log.note(self.url.hash_part, refused);
-                self.leave(0, Left::SaidNo, wrong_leaf.to_owned());
+                self.leave(0, Left::SaidNo, WRONG_LEAF.to_owned());
                 self.roster.put_by(source);
             }
         }
@@ -548,24 +597,31 @@ impl Transfer {
             only_sent.for_each(|liar| self.blame(*liar, LookupEvent::NarLeafLie(*liar)));
         }
         let elapsed = self.started.elapsed();
-        for runner in std::mem::take(&mut self.runners) {
-            self.account(&runner);
-            let source = runner.source;
-            self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarVerified(source, self.offset, elapsed));
-            let context = Arc::clone(&self.context);
-            // The end mark is there already if the NAR came in one write. If not, it is read in the background, so that
-            // Nix does not wait for it.
-            let mut end = Box::pin(async move {
-                let end = runner.end().await;
-                if end.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
-                    context.sources.observe(source, Observation::FalseNar);
-                }
-            });
-            if futures::FutureExt::now_or_never(&mut end).is_none() {
-                tokio::spawn(tokio::time::timeout(END_MARK_MAX, end));
-            }
+        if let Some(source) = self.contributors.last() {
+            self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarVerified(*source, self.offset, elapsed));
         }
+        for runner in std::mem::take(&mut self.runners) {
+            self.read_end(runner);
+        }
+        self.stop_parallel();
         Step::Verified
+    }
+
+    /// Reads the end mark of a body that came whole, so that its stream can serve the next request.
+    fn read_end(&self, runner: Runner) {
+        self.account(&runner);
+        let (context, source) = (Arc::clone(&self.context), runner.source);
+        // It is there already if the body came in one write. If not, it is read in the background, so that Nix does not
+        // wait for it.
+        let mut end = Box::pin(async move {
+            let end = runner.end().await;
+            if end.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                context.sources.observe(source, Observation::FalseNar);
+            }
+        });
+        if futures::FutureExt::now_or_never(&mut end).is_none() {
+            tokio::spawn(tokio::time::timeout(END_MARK_MAX, end));
+        }
     }
 
     /// Handles that what was sent is not the promised NAR.
@@ -573,6 +629,7 @@ impl Transfer {
         for runner in std::mem::take(&mut self.runners) {
             self.account(&runner);
         }
+        self.stop_parallel();
         let last = self.contributors.last().copied();
         let signed = self.proofs.as_mut().map(Proofs::refute).unwrap_or_default();
         for liar in &signed {
@@ -628,7 +685,11 @@ impl Transfer {
     /// Leaves this source; the transfer goes on without it.
     fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
-        self.account(&runner);
+        self.part_with(&runner, left, why);
+    }
+
+    fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
+        self.account(runner);
         let is_fruitless = left != Left::SaidNo && self.endurance.on_broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
             Left::Broke | Left::Stalled if is_fruitless => {
