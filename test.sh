@@ -115,7 +115,7 @@ stage "stories with real Nix" cargo test --package narmesh-tests --lib --test st
 newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- \
-    substitute failover interrupted corrupt collected busy restart systemd nondeterministic
+    substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream::
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
 }
 stage "stories and faults with Nix 2.34" newer_nix
@@ -132,6 +132,7 @@ floods() {
   cargo test --release --package narmesh-tests --test hostile -- --nocapture protocols::a_flood
 }
 if $full; then stage "floods, and five minutes set aside" floods; fi
+if $full; then stage "several holders at once" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'

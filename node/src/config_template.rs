@@ -286,11 +286,12 @@ advertised_paths_max = @limits.advertised_paths_max@
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
 @peer@
 # Upstream caches: HTTP caches, and directories in the same layout (file:///srv/cache), that are asked beside the mesh
-# (docs/operations.md). A narinfo of a cache counts only with a signature of one of its own public_keys. Caches of a lower
-# tier are asked first. include and exclude are patterns as in [advertise]: what may come from the cache; an empty include
-# means everything. token_file holds what is sent as a bearer token, password_file the password of user; only their owner
-# may read them. ca_file: PEM certificates beside those of the system. proxy: a URL or "none"; without it, that of the
-# environment. Times are in milliseconds: for a connection, and for a request on which nothing comes.
+# (docs/operations.md). A narinfo of a cache counts only with a signature of one of its own public_keys, or with a proven
+# content address. Caches of a lower tier are asked first. include and exclude are patterns as in [advertise]: what may
+# come from the cache; an empty include means everything. token_file holds what is sent as a bearer token, password_file
+# the password of user, netrc_file both in the form of curl; only their owner may read them. ca_file: PEM certificates
+# beside those of the system. proxy: a URL or "none"; without it, that of the environment. Times are in milliseconds: for a
+# connection, and for a request on which nothing comes.
 # [[upstream]]
 # name = "nixos"
 # url = "https://cache.nixos.org"

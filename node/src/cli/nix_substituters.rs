@@ -62,7 +62,7 @@ impl NixSubstituters {
             let public_keys: Vec<_> = counts.map(NixPublicKey::to_string).collect();
             if public_keys.is_empty() {
                 chosen.remarks.push(format!(
-                    "{place}: Nix trusts no key that could be its own; nothing is taken from it until public_keys has one"
+                    "{place}: Nix trusts no key that could be its own; only content-addressed paths are taken from it until public_keys has one"
                 ));
             }
             chosen.taken.push(UpstreamConfig { public_keys, tier, ..UpstreamConfig::new(name, place.to_string()) });

@@ -32,11 +32,11 @@ const GAIN: u64 = 10;
 /// After sources joined in vain, none joins for so long.
 const REST: Duration = Duration::from_secs(30);
 /// A source that brings less than one in this many bytes is let go.
-const SHARE_MIN: u64 = 50;
+pub(super) const SHARE_MIN: u64 = 50;
 /// How long the last source that is left may take for what lies before what has come already.
 const ALONE_MAX: Duration = Duration::from_secs(10);
-/// Leaves of the first range of a source.
-const FIRST_LEAVES: u64 = 4;
+/// Leaves of the first range of a source: while nothing is known of its pace, little waits for it.
+const FIRST_LEAVES: u64 = 1;
 
 /// One range on its way.
 #[derive(Debug)]
@@ -162,6 +162,11 @@ impl Parallel {
     /// The sources that read.
     pub(super) fn members(&self) -> impl Iterator<Item = SourceId> {
         self.members.iter().map(|member| member.source)
+    }
+
+    /// What all brought together when they were last measured, bytes per second.
+    pub(super) fn rate(&self) -> u64 {
+        self.rate_before
     }
 
     /// Whether there is one source at most.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::{Left, Step, Transfer};
 use crate::lookup_log::LookupEvent;
-use crate::nar::parallel::{Order, Parallel, ReadyLeaf, Tick, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, WORTH_IT, Worker};
+use crate::nar::parallel::{
+    Order, Parallel, ReadyLeaf, SHARE_MIN, Tick, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, WORTH_IT, Worker,
+};
 use crate::nar::proofs::{Judgement, Proofs};
 use crate::nar::runner::Said;
 use crate::source::{Piece, SourceId};
@@ -27,7 +29,7 @@ impl Transfer {
         }
         let Some(rate) = runner.measure_rate_bytes_s(waited) else { return false };
         let would_end_soon = left.checked_div(rate).is_some_and(|left_s| Duration::from_secs(left_s) <= WORTH_IT);
-        if would_end_soon || self.helpers(1).is_empty() {
+        if would_end_soon || self.helpers(1, rate).is_empty() {
             return false;
         }
         let take = |bytes| Some((bytes, self.context.buffers.take_if_free(bytes)?));
@@ -40,18 +42,22 @@ impl Transfer {
     }
 
     /// Peers that were not asked yet, the one that should be quickest first. Upstream caches are left out: the whole site
-    /// shares the line to them.
-    fn helpers(&self, most: usize) -> Vec<SourceId> {
+    /// shares the line to them; and so are those that are known to bring next to nothing beside `rate`, bytes per second.
+    fn helpers(&self, most: usize, rate: u64) -> Vec<SourceId> {
         let fresh = self.roster.fresh(self.bytes_left(), |source| self.context.sources.line(source));
         let is_useful = |source: &SourceId| {
             let may_join = self.parallel.as_ref().is_none_or(|parallel| parallel.may_join(source));
-            source.peer().is_some() && !self.roster.is_suspect(source) && !self.line(source).is_paused && may_join
+            let line = self.line(source);
+            let brings_something = line.rate_bytes_s.is_none_or(|usual| usual >= rate / SHARE_MIN);
+            let is_trusted = source.peer().is_some() && !self.roster.is_suspect(source);
+            is_trusted && !line.is_paused && brings_something && may_join
         };
         fresh.into_iter().filter(is_useful).take(most).collect()
     }
 
     fn admit(&mut self, most: usize) {
-        for source in self.helpers(most) {
+        let rate = self.parallel.as_ref().map_or(0, Parallel::rate);
+        for source in self.helpers(most, rate) {
             self.roster.on_asked(source);
             self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarFrom(source, self.offset));
             self.parallel.iter_mut().for_each(|parallel| parallel.join(source));
