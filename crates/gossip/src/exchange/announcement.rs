@@ -17,46 +17,50 @@ pub(crate) fn receive_announcement(
     from: PeerId,
     bytes: &[u8],
 ) -> Forward {
-    let moment = cx.io.now.moment;
-    let is_hearsay = from != author;
-    let Some(entry) = cx.peers.get_mut(&author) else {
+    // Before the signature is verified, which costs far more than this look at the claimed generation.
+    let is_older = match cx.peers.get(&author) {
+        Some(entry) => entry.is_older(bytes),
         // An honest peer hands on what those announce whom it knows and we do not. What that costs is bounded below us, by
         // the pace at which a connection is read.
-        return Forward::Ignore;
+        None => return Forward::Ignore,
     };
-    if entry.conduct.has_spent_announcements(moment, is_hearsay) {
+    if is_older || cx.peers.has_spent_announcements(cx.io.now.moment, &author, &from) {
         return Forward::Ignore;
     }
-    // Before the signature is verified, which costs far more than this look at the claimed generation.
-    if entry.is_older(bytes) {
-        return Forward::Ignore;
-    }
-    let envelope = match entry.open_envelope(bytes) {
-        Ok(envelope) if envelope.peer() == author => envelope,
-        refused => {
-            cx.peers.charge_announcement(moment, &author, is_hearsay);
-            match refused {
-                Err(EnvelopeError::UnknownVersion { version }) => {
-                    cx.io.push_event(Event::UnknownVersion { peer: author, version });
-                }
-                Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                    cx.penalize(pulls, author, Misdeed::MalformedAnnouncement);
-                }
-                Ok(_) => cx.penalize(pulls, author, Misdeed::ForeignAnnouncement),
+    match open_charged(cx, author, from, bytes) {
+        (Ok(envelope), is_flood) if envelope.peer() == author => {
+            let worth = receive_envelope(cx, pulls, &envelope, from);
+            if is_flood {
+                cx.penalize(pulls, author, Misdeed::AnnouncementFlood);
             }
-            return Forward::Ignore;
+            if worth == Worth::News { Forward::Accept } else { Forward::Ignore }
         }
-    };
-    let worth = receive_envelope(cx, pulls, &envelope, from);
-    if !matches!(worth, Worth::Known | Worth::Old) {
-        let flood = cx.peers.charge_announcement(moment, &author, is_hearsay);
-        // Other peers may hand on at once what the author said in a week, so only the author itself is
-        // blamed for a flood.
-        if flood && !is_hearsay {
-            cx.penalize(pulls, author, Misdeed::AnnouncementFlood);
+        (Err(EnvelopeError::UnknownVersion { version }), _) => {
+            cx.io.push_event(Event::UnknownVersion { peer: author, version });
+            Forward::Ignore
+        }
+        (Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)), _) => {
+            cx.penalize(pulls, author, Misdeed::MalformedAnnouncement);
+            Forward::Ignore
+        }
+        (Ok(_), _) => {
+            cx.penalize(pulls, author, Misdeed::ForeignAnnouncement);
+            Forward::Ignore
         }
     }
-    if worth == Worth::News { Forward::Accept } else { Forward::Ignore }
+}
+
+/// Opens an envelope that `teller` says is of `author`. It is charged for, unless we have opened it before: whatever it
+/// turns out to be, its signature has to be verified. True when that makes a flood.
+pub(super) fn open_charged(
+    cx: &mut Context,
+    author: PeerId,
+    teller: PeerId,
+    bytes: &[u8],
+) -> (Result<Arc<Envelope>, EnvelopeError>, bool) {
+    let is_repeat = cx.peers.get(&author).is_some_and(|entry| entry.is_newest(bytes));
+    let is_flood = !is_repeat && cx.peers.charge_announcement(cx.io.now.moment, &author, &teller);
+    (cx.peers.open_envelope(bytes), is_flood)
 }
 
 /// Takes a foreign envelope. All of them pass through here, whether from gossipsub or from anti-entropy. `teller` is

@@ -18,8 +18,6 @@ const FALSE_HITS_FACTOR: f64 = 10.0;
 const DEMOTED_MS: u64 = 300_000;
 /// A new epoch resets the counts only this long after the last reset, milliseconds.
 const FRESH_MS: u64 = 300_000;
-/// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 per second.
-const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
 /// Units of requests that we answer a peer at once, and per second. A request costs one unit, and one more for each 64 KiB
 /// of body.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
@@ -42,9 +40,6 @@ pub(crate) struct Conduct {
     pub(crate) demoted: Option<Moment>,
     /// When the counts of false and true hits were last reset.
     fresh: Option<Moment>,
-    announcements: Tokens,
-    /// Its own announcements, handed on by others: they may be of any age, and it need not be connected.
-    hearsay: Tokens,
     requests: Tokens,
 }
 
@@ -135,23 +130,6 @@ impl Conduct {
         self.demoted = None;
     }
 
-    /// Whether so many announcements of this peer came that the next one is not even opened. Those that it publishes itself
-    /// and those that others hand on are counted apart, so that others cannot silence it.
-    pub(crate) fn has_spent_announcements(&mut self, now: Moment, is_hearsay: bool) -> bool {
-        self.announcements_of(is_hearsay).is_full(ANNOUNCEMENTS, now)
-    }
-
-    /// Charges an announcement that was not a mere repeat; true when that used up the bucket.
-    pub(crate) fn charge_announcement(&mut self, now: Moment, is_hearsay: bool) -> bool {
-        let tokens = self.announcements_of(is_hearsay);
-        tokens.take(1);
-        tokens.is_full(ANNOUNCEMENTS, now)
-    }
-
-    fn announcements_of(&mut self, is_hearsay: bool) -> &mut Tokens {
-        if is_hearsay { &mut self.hearsay } else { &mut self.announcements }
-    }
-
     /// Whether the peer has asked so much that it is told to come back later.
     pub(crate) fn has_spent_requests(&mut self, now: Moment) -> bool {
         self.requests.is_full(REQUESTS, now)
@@ -221,15 +199,5 @@ mod tests {
         let mut peer = Conduct::default();
         assert!((0..30).all(|_| peer.blame(Moment(1), Misdeed::FalseClaims).is_none()));
         assert_eq!((peer.rank(), peer.misdeeds), (Rank::Usual, 30));
-    }
-
-    #[test]
-    fn a_bucket_drains_at_its_rate() {
-        let mut conduct = Conduct::default();
-        let taken = (0..100).take_while(|_| !conduct.charge_announcement(Moment(0), false)).count();
-        assert_eq!(taken, 39);
-        assert!(conduct.has_spent_announcements(Moment(0), false));
-        assert!(conduct.has_spent_announcements(Moment(0), false));
-        assert!(!conduct.has_spent_announcements(Moment(250), false));
     }
 }

@@ -1,5 +1,6 @@
 //! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
+use super::announced::Announced;
 use super::conduct::Conduct;
 use super::misdeed::Misdeed;
 use super::view::{PeerView, SummaryView};
@@ -42,6 +43,7 @@ pub(crate) struct Entry {
     addresses: Vec<SocketAddr>,
     software: Option<String>,
     store_dir_differs: Option<String>,
+    pub(super) announced: Announced,
     pub(crate) conduct: Conduct,
 }
 
@@ -137,6 +139,7 @@ impl Entry {
             addresses: Vec::new(),
             software: None,
             store_dir_differs: None,
+            announced: Announced::default(),
             conduct: Conduct::default(),
         }
     }
@@ -172,11 +175,16 @@ impl Entry {
         }
     }
 
-    /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
-    /// needs no second verification.
+    /// Whether these are the bytes of the newest envelope that we know of this peer. It arrives again and again, and needs
+    /// no second verification.
+    pub(crate) fn is_newest(&self, bytes: &[u8]) -> bool {
+        self.newest.as_ref().is_some_and(|newest| newest.envelope.as_bytes() == bytes)
+    }
+
+    /// Opens an envelope that is probably of this peer.
     pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
-            Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
+            Some(newest) if self.is_newest(bytes) => Ok(Arc::clone(&newest.envelope)),
             Some(_) | None => Envelope::open(bytes).map(Arc::new),
         }
     }

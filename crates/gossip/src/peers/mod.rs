@@ -1,5 +1,6 @@
 //! The peers of the allowlist: what we know of each, which body we hold of it, and how it has behaved.
 
+mod announced;
 pub(crate) mod body;
 pub(crate) mod conduct;
 pub(crate) mod entry;
@@ -143,10 +144,17 @@ impl Peers {
         entry.is_some_and(|entry| entry.is_older(bytes))
     }
 
-    /// Charges an announcement that was not a mere repeat; true when its author has spent what it is granted.
-    pub(crate) fn charge_announcement(&mut self, now: Moment, author: &PeerId, is_hearsay: bool) -> bool {
-        let entry = self.entries.get_mut(author);
-        entry.is_some_and(|entry| entry.conduct.charge_announcement(now, is_hearsay))
+    /// Whether so many announcements of `author` came that the next one from `teller` is not even opened.
+    pub(crate) fn has_spent_announcements(&mut self, now: Moment, author: &PeerId, teller: &PeerId) -> bool {
+        let teller = (teller != author).then_some(teller);
+        self.entries.get_mut(author).is_some_and(|entry| entry.announced.is_spent(now, teller))
+    }
+
+    /// Charges `teller` an announcement of `author` that had to be opened; true when that makes a flood of it. Nobody but
+    /// the author can be blamed for one: others may hand on at once what it said in a week.
+    pub(crate) fn charge_announcement(&mut self, now: Moment, author: &PeerId, teller: &PeerId) -> bool {
+        let teller = (teller != author).then_some(teller);
+        self.entries.get_mut(author).is_some_and(|entry| entry.announced.charge(now, teller))
     }
 
     /// Counts a misdeed; true when that sets the peer aside.

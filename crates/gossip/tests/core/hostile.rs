@@ -8,6 +8,8 @@ use narmesh_protocol::{Announcement, AudienceDigest, Envelope, Generation, Summa
 use std::collections::BTreeSet;
 
 const DAY_MS: u64 = 86_400_000;
+/// A third peer, in the tests that allow it.
+const HONEST: u8 = 6;
 
 #[test]
 fn an_honest_body_is_taken() {
@@ -283,8 +285,11 @@ fn the_author_is_not_blamed_for_what_another_peer_replays() {
     assert_eq!(lone.misdeeds(), []);
     let told_of_clock = |output: &Output| matches!(output, Output::Event(Event::ClockDiffers { .. }));
     assert!(!lone.outputs.iter().any(told_of_clock));
-    // The owner is back: what it says itself is accepted at once.
-    assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Forward::Accept);
+    // The owner is back: what it says is accepted at once, whether it comes through another peer or from itself.
+    lone.feed(Input::Allowlist(BTreeSet::from([peer(OWNER), peer(OTHER), peer(HONEST)])));
+    assert_eq!(lone.tell(OWNER, HONEST, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Forward::Accept);
+    assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS + 1, WALL_MS).envelope.as_bytes()), Forward::Accept);
+    assert_eq!(lone.misdeeds(), []);
     // When the owner itself gives a date that is more than a day off, its clock is wrong.
     let mut other = Lone::new();
     other.tell(OWNER, OWNER, dated(5, WALL_MS - 2 * DAY_MS).envelope.as_bytes());
