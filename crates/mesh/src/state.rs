@@ -13,8 +13,8 @@ pub trait MeshState: fmt::Debug + Send {
     /// What was kept when the last run ended.
     fn read(&self) -> io::Result<Persisted>;
 
-    /// Keeps what the gossip core says.
-    fn persist(&self, record: &Record) -> io::Result<()>;
+    /// Keeps what the gossip core says, in this order, all of it or nothing.
+    fn persist(&self, records: &[&Record]) -> io::Result<()>;
 
     /// Keeps the audience of a peer's last summary.
     fn set_audience(&self, peer: &PeerId, audience: &[AudienceDigest]) -> io::Result<()>;

@@ -209,10 +209,7 @@ impl StateDb {
 
     /// Sets our epoch.
     pub fn set_own_epoch(&mut self, epoch: u64) -> Result<(), StateDbError> {
-        self.run(|connection| {
-            connection.execute("INSERT OR REPLACE INTO own (id, epoch) VALUES (1, ?1)", [epoch.cast_signed()])
-        })?;
-        Ok(())
+        self.persist(&[&Record::OwnEpoch(epoch)])
     }
 
     /// The newest envelope of each peer.
@@ -224,21 +221,21 @@ impl StateDb {
 
     /// Sets the newest envelope of a peer.
     pub fn set_newest(&mut self, peer: &PeerId, envelope: &[u8]) -> Result<(), StateDbError> {
-        self.run(|connection| {
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO newest (peer, envelope) VALUES (?1, ?2)")?
-                .execute(params![peer.to_bytes(), envelope])
-        })?;
-        Ok(())
+        self.persist(&[&Record::Newest { peer: *peer, envelope: envelope.to_vec() }])
     }
 
     /// Forgets a peer's newest envelope, and its audience.
     pub fn forget(&mut self, peer: &PeerId) -> Result<(), StateDbError> {
+        self.persist(&[&Record::Forget(*peer)])
+    }
+
+    /// Keeps what the gossip core says, in this order, all in one transaction.
+    pub fn persist(&mut self, records: &[&Record]) -> Result<(), StateDbError> {
         self.run(|connection| {
-            connection.execute("DELETE FROM newest WHERE peer = ?1", [peer.to_bytes()])?;
-            connection.execute("DELETE FROM audiences WHERE peer = ?1", [peer.to_bytes()])
-        })?;
-        Ok(())
+            let transaction = connection.unchecked_transaction()?;
+            records.iter().try_for_each(|record| keep(&transaction, record))?;
+            transaction.commit()
+        })
     }
 
     /// The stored audiences. Rows that are not audiences are left out, so that nobody is told anything because of them.
@@ -337,6 +334,24 @@ impl StateDb {
     }
 }
 
+fn keep(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
+    match record {
+        Record::OwnEpoch(epoch) => {
+            connection.execute("INSERT OR REPLACE INTO own (id, epoch) VALUES (1, ?1)", [epoch.cast_signed()])?;
+        }
+        Record::Newest { peer, envelope } => {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO newest (peer, envelope) VALUES (?1, ?2)")?
+                .execute(params![peer.to_bytes(), envelope])?;
+        }
+        Record::Forget(peer) => {
+            connection.execute("DELETE FROM newest WHERE peer = ?1", [peer.to_bytes()])?;
+            connection.execute("DELETE FROM audiences WHERE peer = ?1", [peer.to_bytes()])?;
+        }
+    }
+    Ok(())
+}
+
 fn insert_answer(connection: &Connection, part: &HashPart, answer: &RememberedAnswer) -> rusqlite::Result<usize> {
     let holders = answer.holders.iter().map(|holder| format!("{}@{}", holder.source, holder.summary_epoch));
     let holders = holders.collect::<Vec<_>>().join(",");
@@ -421,14 +436,8 @@ impl MeshState for SharedStateDb {
         self.0.lock().read_persisted().map_err(io::Error::other)
     }
 
-    fn persist(&self, record: &Record) -> io::Result<()> {
-        let mut state = self.0.lock();
-        let done = match record {
-            Record::OwnEpoch(epoch) => state.set_own_epoch(*epoch),
-            Record::Newest { peer, envelope } => state.set_newest(peer, envelope),
-            Record::Forget(peer) => state.forget(peer),
-        };
-        done.map_err(io::Error::other)
+    fn persist(&self, records: &[&Record]) -> io::Result<()> {
+        self.0.lock().persist(records).map_err(io::Error::other)
     }
 
     fn set_audience(&self, peer: &PeerId, audience: &[AudienceDigest]) -> io::Result<()> {

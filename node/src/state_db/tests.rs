@@ -56,6 +56,28 @@ fn everything_comes_back_after_a_restart() {
 }
 
 #[test]
+fn a_thousand_announcements_at_once_take_little_more_room_than_their_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut db, _) = StateDb::open(dir.path()).unwrap();
+    let newest = |peer| Record::Newest { peer, envelope: vec![7; 169] };
+    let records: Vec<_> = (0..1_024).map(|_| newest(PeerId::random())).collect();
+    db.persist(&records.iter().collect::<Vec<_>>()).unwrap();
+    let written = fs::metadata(dir.path().join(format!("{FILE_NAME}-wal"))).unwrap().len();
+    assert!(written < 1 << 20, "{written} bytes: a commit for each would write 4 MB");
+    assert_eq!(db.read_newest().unwrap().len(), 1_024);
+}
+
+#[test]
+fn records_are_kept_in_their_order() {
+    let mut db = StateDb::in_memory().unwrap();
+    let [one, other] = [0; 2].map(|_| PeerId::random());
+    let newest = |peer, envelope: &[u8]| Record::Newest { peer, envelope: envelope.to_vec() };
+    let records = [newest(one, b"1"), newest(other, b"2"), Record::Forget(one), newest(other, b"3")];
+    db.persist(&records.iter().collect::<Vec<_>>()).unwrap();
+    assert_eq!(db.read_newest().unwrap(), [b"3".to_vec()]);
+}
+
+#[test]
 fn only_audiences_that_are_kept_up_to_date_stay() {
     let mut db = StateDb::in_memory().unwrap();
     let [one, two] = [PeerId::random(), PeerId::random()];

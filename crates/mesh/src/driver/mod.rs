@@ -53,6 +53,7 @@ use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -388,31 +389,43 @@ impl Mesh {
         self.attestations.on_disconnected(peer);
     }
 
-    /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
+    /// Performs the core's outputs in order. What is to be persisted is durable before the first of them is looked at: an
+    /// answer to a sync brings a thousand announcements, and is written at once.
     fn perform(&mut self) {
         for peer in self.context.swarm.behaviour_mut().announcements.take_flooders() {
             self.context.report_misdeed(peer, Misdeed::AnnouncementFlood);
         }
-        while let Some(output) = self.context.gossip.poll() {
-            let context = &mut self.context;
-            match output {
-                Output::Persist(record) => self.persist(&record),
-                Output::Publish(bytes) => publish(context, bytes),
-                Output::Judge { id, verdict } => self.gossip_link.judge(context, id, verdict),
-                Output::Request { to, id, bytes } => self.gossip_link.send_request(context, to, id, bytes),
-                Output::Respond { to: _, id, bytes } => self.gossip_link.respond(context, id, bytes),
-                Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
-                Output::Event(event) => self.on_core_event(event),
+        loop {
+            let outputs: Vec<_> = iter::from_fn(|| self.context.gossip.poll()).collect();
+            if outputs.is_empty() {
+                break;
             }
+            self.persist(&outputs);
+            outputs.into_iter().for_each(|output| self.perform_one(output));
         }
         self.dials.tell_handshake_limits(&mut self.context);
     }
 
-    fn persist(&mut self, record: &Record) {
-        if let Record::Forget(peer) = record {
-            self.on_summary_changed(*peer);
+    fn perform_one(&mut self, output: Output) {
+        let context = &mut self.context;
+        match output {
+            Output::Persist(Record::Forget(peer)) => self.on_summary_changed(peer),
+            Output::Persist(Record::OwnEpoch(_) | Record::Newest { .. }) => {}
+            Output::Publish(bytes) => publish(context, bytes),
+            Output::Judge { id, verdict } => self.gossip_link.judge(context, id, verdict),
+            Output::Request { to, id, bytes } => self.gossip_link.send_request(context, to, id, bytes),
+            Output::Respond { to: _, id, bytes } => self.gossip_link.respond(context, id, bytes),
+            Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
+            Output::Event(event) => self.on_core_event(event),
         }
-        if let Err(error) = self.context.state.persist(record) {
+    }
+
+    fn persist(&self, outputs: &[Output]) {
+        let records: Vec<&Record> = outputs.iter().filter_map(record_of).collect();
+        if records.is_empty() {
+            return;
+        }
+        if let Err(error) = self.context.state.persist(&records) {
             tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
         }
     }
@@ -460,5 +473,17 @@ impl Mesh {
         if let Some(writer) = &mut self.summaries {
             writer.on_changed(owner);
         }
+    }
+}
+
+fn record_of(output: &Output) -> Option<&Record> {
+    match output {
+        Output::Persist(record) => Some(record),
+        Output::Publish(_)
+        | Output::Judge { .. }
+        | Output::Request { .. }
+        | Output::Respond { .. }
+        | Output::Penalize { .. }
+        | Output::Event(_) => None,
     }
 }
