@@ -1,7 +1,7 @@
 //! The signed envelope around an announcement.
 
 use crate::codec::CodecError;
-use crate::{Announcement, Generation, codec};
+use crate::{Announcement, codec};
 use libp2p_identity::{Keypair, PeerId, PublicKey, ed25519};
 
 /// Prefix of the signed bytes: the signature of an announcement is valid for nothing else.
@@ -85,11 +85,11 @@ impl Envelope {
         Ok(Self { peer: key.to_peer_id(), announcement, bytes: bytes.to_vec() })
     }
 
-    /// The generation that the bytes claim to announce; the signature is not checked. An envelope older than the known one
-    /// need not be opened, which would take some 50 us.
-    pub fn claimed_generation(bytes: &[u8]) -> Option<Generation> {
+    /// What the bytes claim to announce; the signature is not checked. An envelope that would not count in any case, such
+    /// as one older than the known one, need not be opened, which would take some 50 us.
+    pub fn claimed_announcement(bytes: &[u8]) -> Option<Announcement> {
         let payload = bytes.get(HEADER_BYTES..).filter(|_| bytes.first() == Some(&VERSION))?;
-        Some(codec::decode::<Announcement, { Self::BYTES_MAX }>(payload).ok()?.generation)
+        codec::decode::<Announcement, { Self::BYTES_MAX }>(payload).ok()
     }
 
     /// The peer that signed the announcement.
@@ -115,6 +115,7 @@ fn signed_bytes(payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Generation;
 
     fn announcement() -> Announcement {
         Announcement {
@@ -133,8 +134,8 @@ mod tests {
         let sealed = Envelope::seal(&keypair, announcement()).unwrap();
         assert_eq!(Envelope::open(sealed.as_bytes()).unwrap(), sealed);
         assert_eq!(sealed.peer(), keypair.public().to_peer_id());
-        assert_eq!(Envelope::claimed_generation(sealed.as_bytes()), Some(Generation { epoch: 5, seq: 2 }));
-        assert_eq!(Envelope::claimed_generation(&[1; 100]), None);
+        assert_eq!(Envelope::claimed_announcement(sealed.as_bytes()), Some(announcement()));
+        assert_eq!(Envelope::claimed_announcement(&[1; 100]), None);
         for at in 0..sealed.as_bytes().len() {
             let mut forged = sealed.as_bytes().to_vec();
             forged[at] ^= 1;

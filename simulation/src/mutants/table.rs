@@ -38,7 +38,6 @@ pub const GOSSIP: &[Mutant] = &[
         &[
             change("peers/entry.rs", "claimed.is_some() && claimed < known", "false"),
             change("peers/entry.rs", "announcement.generation < known.generation", "false"),
-            change("peers/entry.rs", "announcement.generation > known.generation", "true"),
         ],
     ),
     mutant(

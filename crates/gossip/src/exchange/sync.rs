@@ -5,17 +5,18 @@
 //! includes the asker, and the newest envelope that the asker itself has signed.
 
 use super::Context;
-use super::announcement::receive_envelope;
+use super::announcement::{open_charged, receive_envelope};
 use super::pull::Pulls;
 use super::requests::Question;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
-use crate::peers::entry::{Entry, Worth};
+use crate::peers::entry::{Entry, Worth, claimed_signer};
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
+use std::collections::BTreeMap;
 
 /// The longest software name kept, bytes.
 const SOFTWARE_BYTES_MAX: usize = 64;
@@ -233,7 +234,13 @@ impl Syncs {
     /// Handles the newest envelope with our signature that a peer knows.
     fn receive_own(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, yours: Option<Vec<u8>>) {
         let Some(bytes) = yours else { return };
-        if cx.publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
+        // An older one is not opened: a peer asks up to 200 times a second, and each question may show one.
+        let claimed = Envelope::claimed_announcement(&bytes).filter(|_| claimed_signer(&bytes) == Some(self.me));
+        let is_known = |newest: &Envelope| {
+            newest.as_bytes() == bytes
+                || claimed.is_some_and(|claimed| claimed.generation < newest.announcement().generation)
+        };
+        if cx.publication.envelope().is_some_and(is_known) {
             return;
         }
         match cx.peers.open_envelope(&bytes) {
@@ -313,13 +320,17 @@ fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u
         return cx.penalize(pulls, from, Misdeed::MalformedReply);
     }
     let mut fresh = false;
-    // Old envelopes are skipped unopened. Otherwise a thousand of them at each greeting would keep us busy.
-    for bytes in news {
-        if cx.peers.is_older(bytes) {
+    for (signer, bytes) in choose_newest(&cx.peers, from, news) {
+        let moment = cx.io.now.moment;
+        if is_of_no_use(cx, signer, from, bytes) || cx.peers.has_spent_announcements(moment, &signer, &from) {
             continue;
         }
-        match cx.peers.open_envelope(bytes) {
-            // Our own envelopes come in `yours`. A peer's envelope may come from any peer that trusts both it and us.
+        if !cx.peers.charge_news(moment, &from, &signer, bytes) {
+            // What is left unopened comes again with the next sync.
+            break;
+        }
+        let (opened, is_flood) = open_charged(cx, signer, from, bytes);
+        match opened {
             Ok(envelope) => fresh |= receive_envelope(cx, pulls, &envelope, from) == Worth::News,
             Err(EnvelopeError::UnknownVersion { version }) => {
                 cx.io.push_event(Event::UnknownVersion { peer: from, version });
@@ -329,8 +340,49 @@ fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u
                 break;
             }
         }
+        if is_flood {
+            cx.penalize(pulls, from, Misdeed::AnnouncementFlood);
+        }
     }
     if fresh {
         cx.connections.schedule_spread(&mut cx.io, from);
     }
+}
+
+/// Whether an envelope would be dropped without blame, by what it claims. Otherwise a thousand of them at each greeting
+/// would keep us busy.
+fn is_of_no_use(cx: &Context, signer: PeerId, from: PeerId, bytes: &[u8]) -> bool {
+    cx.peers
+        .get(&signer)
+        .is_some_and(|entry| entry.is_older(bytes) || (signer != from && entry.is_dated_off(cx.io.now, bytes)))
+}
+
+/// The envelopes of an answer that may be worth opening, in its order, each with the peer that it names as its signer: the
+/// newest of each peer of the allowlist, because the others only lead to it. The first one without a signer that we can
+/// read is taken for the answerer's.
+///
+/// Our own envelopes come in `yours`. A peer's may come from any peer that trusts both it and us.
+fn choose_newest<'news>(peers: &Peers, from: PeerId, news: &'news [Vec<u8>]) -> Vec<(PeerId, &'news [u8])> {
+    let mut newest: BTreeMap<Option<PeerId>, (Option<Generation>, Vec<usize>)> = BTreeMap::new();
+    for (place, bytes) in news.iter().enumerate() {
+        let claimed = Envelope::claimed_announcement(bytes).map(|claimed| claimed.generation);
+        let signer = claimed.and_then(|_| claimed_signer(bytes));
+        if signer.is_some_and(|signer| !peers.contains(&signer)) {
+            continue;
+        }
+        let (generation, places) = newest.entry(signer).or_default();
+        if *generation < claimed {
+            (*generation, *places) = (claimed, Vec::new());
+        }
+        // Two under one generation: one is forged, or their signer contradicts itself. A third would show nothing more.
+        let places_max = if signer.is_some() { 2 } else { 1 };
+        let is_repeat = places.iter().any(|place| news.get(*place) == Some(bytes));
+        if *generation == claimed && places.len() < places_max && !is_repeat {
+            places.push(place);
+        }
+    }
+    let placed = newest.into_iter().flat_map(|(signer, (_, places))| places.into_iter().map(move |at| (at, signer)));
+    let placed: BTreeMap<_, _> = placed.collect();
+    let chosen = placed.into_iter().filter_map(|(at, signer)| Some((signer.unwrap_or(from), news.get(at)?.as_slice())));
+    chosen.collect()
 }

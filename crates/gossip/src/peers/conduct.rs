@@ -18,6 +18,9 @@ const FALSE_HITS_FACTOR: f64 = 10.0;
 const DEMOTED_MS: u64 = 300_000;
 /// A new epoch resets the counts only this long after the last reset, milliseconds.
 const FRESH_MS: u64 = 300_000;
+/// Envelopes in a peer's answers to our syncs that we open at once, and per second, beside those that we know. Twice the
+/// longest answer: a greeting may bring a thousand that are new to us, and arrives whole.
+const NEWS: Bucket = Bucket { burst: 2_048, per_s: 20 };
 /// Units of requests that we answer a peer at once, and per second. A request costs one unit, and one more for each 64 KiB
 /// of body.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
@@ -41,6 +44,7 @@ pub(crate) struct Conduct {
     /// When the counts of false and true hits were last reset.
     fresh: Option<Moment>,
     requests: Tokens,
+    news: Tokens,
 }
 
 impl Conduct {
@@ -128,6 +132,11 @@ impl Conduct {
         self.false_hits = 0;
         self.lookups_before = lookups;
         self.demoted = None;
+    }
+
+    /// Charges an envelope in an answer that has to be opened; false when the peer has spent what it may tell.
+    pub(crate) fn charge_news(&mut self, now: Moment) -> bool {
+        self.news.try_take(NEWS, now)
     }
 
     /// Whether the peer has asked so much that it is told to come back later.

@@ -111,6 +111,11 @@ pub(crate) fn lifetime_ms(announcement: &Announcement) -> u64 {
     u64::from(announcement.lifetime_s.clamp(*LIFETIME_S.start(), *LIFETIME_S.end())) * 1_000
 }
 
+/// Whether an announcement is dated more than a day before or after now.
+fn is_day_off(now: Now, announcement: &Announcement) -> bool {
+    announcement.issued_at_ms.abs_diff(now.wall_ms) > DAY_MS
+}
+
 /// What an envelope is worth to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Worth {
@@ -191,9 +196,21 @@ impl Entry {
 
     /// Whether the bytes claim to be older than what we know of this peer. Then they need not be opened.
     pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
-        let claimed = Envelope::claimed_generation(bytes);
+        let claimed = Envelope::claimed_announcement(bytes).map(|claimed| claimed.generation);
         let known = self.newest.as_ref().map(|newest| newest.announcement().generation);
         claimed.is_some() && claimed < known
+    }
+
+    /// Whether the bytes claim a date that is a day off at first sight. From another peer than the signer they need not be
+    /// opened: they would be dropped without blame, and nothing of them would be remembered.
+    pub(crate) fn is_dated_off(&self, now: Now, bytes: &[u8]) -> bool {
+        let claimed = Envelope::claimed_announcement(bytes);
+        claimed.is_some_and(|claimed| self.is_first_sight(&claimed) && is_day_off(now, &claimed))
+    }
+
+    /// Whether nothing was heard of this peer in this run, and nothing older than this was read back.
+    fn is_first_sight(&self, announcement: &Announcement) -> bool {
+        self.newest.as_ref().is_none_or(|newest| newest.accepted.is_none() && newest.announcement() == announcement)
     }
 
     /// Whether the body held dates from before a restart and its owner is known to have announced a newer one since.
@@ -210,17 +227,15 @@ impl Entry {
     /// Takes an envelope of this peer as its newest one when it is [`Worth::News`].
     pub(crate) fn accept_if_newer(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
         let announcement = envelope.announcement();
-        let mut first_sight = true;
         if let Some(newest) = &self.newest {
             let known = newest.announcement();
             if announcement.generation < known.generation {
                 return Worth::Old;
             }
-            if announcement.generation > known.generation {
-                first_sight = false;
-            } else if announcement != known {
+            if announcement.generation == known.generation && announcement != known {
                 return Worth::Bad(Misdeed::Equivocation);
-            } else if newest.accepted.is_some() {
+            }
+            if announcement == known && newest.accepted.is_some() {
                 if let Some(held) = self.held.as_mut().filter(|held| held.generation() == announcement.generation) {
                     held.remembered = false;
                 }
@@ -233,7 +248,7 @@ impl Entry {
             let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
             return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
         }
-        if first_sight && announcement.issued_at_ms.abs_diff(now.wall_ms) > DAY_MS {
+        if self.is_first_sight(announcement) && is_day_off(now, announcement) {
             return Worth::ClockDiffers;
         }
         if announcement.body_bytes as usize > Summary::BYTES_MAX || announcement.path_count > PATH_COUNT_MAX {
@@ -371,7 +386,7 @@ impl Entry {
 }
 
 /// The signer that an envelope names; its signature is not verified. A PeerId is 6 fixed bytes and the Ed25519 key.
-pub(super) fn claimed_signer(envelope: &[u8]) -> Option<PeerId> {
+pub(crate) fn claimed_signer(envelope: &[u8]) -> Option<PeerId> {
     let key = envelope.get(1..33)?;
     PeerId::from_bytes(&[&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20], key].concat()).ok()
 }

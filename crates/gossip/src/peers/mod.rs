@@ -138,12 +138,6 @@ impl Peers {
         }
     }
 
-    /// Whether an envelope names a signer that is known and claims to be older than what we know of it.
-    pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
-        let entry = claimed_signer(bytes).and_then(|signer| self.entries.get(&signer));
-        entry.is_some_and(|entry| entry.is_older(bytes))
-    }
-
     /// Whether so many announcements of `author` came that the next one from `teller` is not even opened.
     pub(crate) fn has_spent_announcements(&mut self, now: Moment, author: &PeerId, teller: &PeerId) -> bool {
         let teller = (teller != author).then_some(teller);
@@ -155,6 +149,13 @@ impl Peers {
     pub(crate) fn charge_announcement(&mut self, now: Moment, author: &PeerId, teller: &PeerId) -> bool {
         let teller = (teller != author).then_some(teller);
         self.entries.get_mut(author).is_some_and(|entry| entry.announced.charge(now, teller))
+    }
+
+    /// Charges `teller` what it showed us of `signer` in its answer, unless we know it already. False when it has told so
+    /// much that this is not even opened.
+    pub(crate) fn charge_news(&mut self, now: Moment, teller: &PeerId, signer: &PeerId, bytes: &[u8]) -> bool {
+        let is_repeat = self.entries.get(signer).is_some_and(|entry| entry.is_newest(bytes));
+        is_repeat || self.entries.get_mut(teller).is_some_and(|teller| teller.conduct.charge_news(now))
     }
 
     /// Counts a misdeed; true when that sets the peer aside.

@@ -2,7 +2,8 @@
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, keypair, part, parts, peer};
-use narmesh_gossip::{Event, Forward, Input, Misdeed, Output, ProbeOutcome};
+use libp2p_identity::{Keypair, PeerId};
+use narmesh_gossip::{Event, Forward, Input, Misdeed, Output, ProbeOutcome, Record};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{Announcement, AudienceDigest, Envelope, Generation, SummaryDelta};
 use std::collections::BTreeSet;
@@ -510,6 +511,119 @@ fn news_of_strangers_leave_no_trace() {
     lone.reply(OTHER, id, &sync_reply(vec![stranger.envelope.as_bytes().to_vec()], None));
     assert!(lone.pulls().is_empty() && lone.misdeeds().is_empty());
     assert_eq!(lone.core.peers().count(), 2);
+}
+
+/// Whose announcements the core has written to disk.
+fn persisted(lone: &Lone) -> Vec<PeerId> {
+    let newest = |output: &Output| match output {
+        Output::Persist(Record::Newest { peer, .. }) => Some(*peer),
+        _ => None,
+    };
+    lone.outputs.iter().filter_map(newest).collect()
+}
+
+/// The same body, announced so many times.
+fn renewals(author: u8, seqs: std::ops::Range<u64>) -> Vec<Vec<u8>> {
+    seqs.map(|seq| Forged::new(author, seq, &parts(0..5)).envelope.as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn of_many_envelopes_of_one_signer_in_one_answer_the_newest_counts() {
+    let mut lone = Lone::new();
+    for (teller, first) in [(OWNER, 0), (OTHER, 10_000)] {
+        let id = next_sync(&mut lone, teller);
+        lone.reply(teller, id, &sync_reply(renewals(OWNER, first..first + 1_024), None));
+        assert_eq!(persisted(&lone), [peer(OWNER)]);
+        let view = lone.core.peers().find(|view| view.peer == peer(OWNER)).unwrap();
+        assert_eq!(view.announced.unwrap().seq, first + 1_023);
+        assert_eq!(lone.misdeeds(), []);
+    }
+}
+
+#[test]
+fn a_peer_that_redials_without_end_and_tells_something_new_each_time_is_stopped() {
+    let mut lone = Lone::new();
+    let mut written = 0;
+    for (seq, envelope) in renewals(OWNER, 0..200).into_iter().enumerate() {
+        let id = next_sync(&mut lone, OWNER);
+        lone.reply(OWNER, id, &sync_reply(vec![envelope], None));
+        written += persisted(&lone).len();
+        assert_eq!(lone.misdeeds().len(), usize::from(seq == 39), "{seq}");
+    }
+    assert_eq!(written, 40);
+    lone.pass(1_000);
+    let id = next_sync(&mut lone, OWNER);
+    lone.reply(OWNER, id, &sync_reply(renewals(OWNER, 300..301), None));
+    assert_eq!(persisted(&lone), [peer(OWNER)], "later it is heard again");
+}
+
+#[test]
+fn a_greeting_brings_a_thousand_peers_at_once_and_no_teller_brings_more_without_end() {
+    let keypairs: Vec<_> = (0..1_024_u32)
+        .map(|number| {
+            let mut seed = [99; 32];
+            seed[..4].copy_from_slice(&number.to_le_bytes());
+            Keypair::ed25519_from_bytes(seed).unwrap()
+        })
+        .collect();
+    let announcement = Forged::new(OWNER, 0, &parts(0..1)).announcement;
+    let news = |seq: u64| {
+        let announcement = Announcement { generation: Generation { seq, ..announcement.generation }, ..announcement };
+        let seal = |keypair| Envelope::seal(keypair, announcement).unwrap().as_bytes().to_vec();
+        keypairs.iter().map(seal).collect::<Vec<_>>()
+    };
+    let mut lone = Lone::new();
+    let allowed = keypairs.iter().map(|keypair| keypair.public().to_peer_id());
+    lone.feed(Input::Allowlist(allowed.chain([OWNER, OTHER].map(peer)).collect()));
+    let told = |lone: &mut Lone, teller: u8, seq: u64| {
+        let id = next_sync(lone, teller);
+        lone.reply(teller, id, &sync_reply(news(seq), None));
+        persisted(lone).len()
+    };
+    assert_eq!(told(&mut lone, OTHER, 0), 1_024);
+    assert_eq!(told(&mut lone, OTHER, 0), 0, "what is known costs nothing");
+    assert_eq!(told(&mut lone, OTHER, 1), 1_024);
+    assert_eq!(told(&mut lone, OTHER, 2), 0);
+    assert_eq!(told(&mut lone, OWNER, 3), 1_024, "another peer may tell as much");
+    lone.pass(10_000);
+    assert_eq!(told(&mut lone, OTHER, 4), 200);
+    assert_eq!(lone.misdeeds(), []);
+}
+
+/// Their signatures do not hold, which nobody sees who does not verify them.
+#[test]
+fn news_that_cannot_count_are_not_opened() {
+    let mut lone = Lone::new();
+    let dated = |author: u8, issued_at_ms: u64| {
+        let change = |announcement: &mut Announcement| announcement.issued_at_ms = issued_at_ms;
+        let mut bytes = Forged::with(author, 0, &parts(0..5), |_| {}, change).envelope.as_bytes().to_vec();
+        bytes[40] ^= 1;
+        bytes
+    };
+    let (of_stranger, week_old) = (dated(STRANGER, WALL_MS), dated(OWNER, WALL_MS - 7 * DAY_MS));
+    let id = next_sync(&mut lone, OTHER);
+    lone.reply(OTHER, id, &sync_reply(vec![of_stranger, week_old.clone()], None));
+    assert_eq!(lone.misdeeds(), []);
+    let id = next_sync(&mut lone, OWNER);
+    lone.reply(OWNER, id, &sync_reply(vec![week_old], None));
+    assert_eq!(
+        lone.misdeeds(),
+        [(peer(OWNER), Misdeed::ForgedNews)],
+        "what the signer itself says of its clock counts"
+    );
+}
+
+#[test]
+fn what_contradicts_another_envelope_of_the_same_answer_is_opened_too() {
+    let mut lone = Lone::new();
+    let announce = |paths| Forged::new(OWNER, 0, &parts(0..paths)).envelope.as_bytes().to_vec();
+    let id = next_sync(&mut lone, OTHER);
+    lone.reply(OTHER, id, &sync_reply((5..50).map(announce).collect(), None));
+    assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Equivocation)]);
+    let id = next_sync(&mut lone, OTHER);
+    lone.reply(OTHER, id, &sync_reply(vec![vec![2; 200]; 1_000], None));
+    let unknown = lone.events().into_iter().filter(|event| matches!(event, Event::UnknownVersion { .. }));
+    assert_eq!(unknown.count(), 1);
 }
 
 #[test]
