@@ -3,9 +3,9 @@
 //! A stranger is known as such only after its handshake, so what it can cost is bounded before: so many handshakes at a
 //! time from one address, and so many in all from addresses that no peer of ours is known to have.
 
-use libp2p::Multiaddr;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{ConnectionDenied, ConnectionId, FromSwarm};
+use libp2p::{Multiaddr, PeerId};
 use narmesh_machine::{Bucket, Tokens};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -23,16 +23,16 @@ const PENDING_PER_KNOWN_MAX: usize = 24;
 /// Handshakes under way from all sources where no peer is known to be. Known addresses do not count, so that strangers
 /// cannot keep them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
-/// Handshakes begun from one source, whoever it is: each takes some 0.7 ms of a core. A machine that restarts makes two
+/// Handshakes begun from one source, or from one address where a peer is known to be: each takes some 0.7 ms of a core. A machine that restarts makes two
 /// connections with each peer; a hundred machines behind one address may start at once.
-const BEGUN: Bucket = Bucket { burst: 256, per_s: 20 };
+pub(super) const BEGUN: Bucket = Bucket { burst: 256, per_s: 20 };
 /// The same for all sources together where no peer is known to be: a third of a core. Known addresses do not count.
 const BEGUN_UNKNOWN: Bucket = Bucket { burst: 1_000, per_s: 500 };
-/// Sources for which begun handshakes are counted.
+/// Sources without a known peer for which begun handshakes are counted.
 const SOURCES_MAX: usize = 4_096;
-/// Remembered addresses from which peers came in, such as that of a peer behind a router, which the peer does not know
-/// itself.
-const SEEN_MAX: usize = 1_024;
+/// Remembered addresses from which one peer came in, such as that of its router, which the peer does not know itself. A
+/// laptop that moves between a few networks needs no more.
+const SEEN_PER_PEER_MAX: usize = 8;
 
 /// Why a connection is refused before its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,12 +51,16 @@ pub(super) enum Refused {
 #[derive(Debug, Default)]
 pub(super) struct HandshakeLimits {
     told: Vec<IpAddr>,
-    /// Where peers came in from, the oldest first.
-    seen: VecDeque<IpAddr>,
+    /// Where each peer came in from, the address that was used last at the end. By peer, so that one with many addresses
+    /// pushes out nobody else's.
+    seen: HashMap<PeerId, VecDeque<IpAddr>>,
     /// All of `told` and of `seen`.
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
+    /// By source, where no peer is known to be.
     begun: HashMap<IpAddr, Tokens>,
+    /// By address. What strangers in the same network begin does not count here.
+    begun_known: HashMap<IpAddr, Tokens>,
     begun_unknown: Tokens,
 }
 
@@ -67,21 +71,32 @@ impl HandshakeLimits {
         self.rebuild_index();
     }
 
-    /// Remembers where a peer came in from; the allowlist let it pass.
-    fn see(&mut self, ip: IpAddr) {
-        let ip = ip.to_canonical();
-        if self.known.contains(&ip) {
-            return;
+    /// Forgets where a peer came in from, because it left the allowlist or is shut out.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        if self.seen.remove(peer).is_some() {
+            self.rebuild_index();
         }
-        self.seen.push_back(ip);
-        if self.seen.len() > SEEN_MAX {
-            self.seen.pop_front();
+    }
+
+    /// Remembers where a peer came in from; the allowlist let it pass.
+    fn see(&mut self, peer: PeerId, ip: IpAddr) {
+        let ip = ip.to_canonical();
+        let seen = self.seen.entry(peer).or_default();
+        if let Some(at) = seen.iter().position(|seen| *seen == ip) {
+            seen.remove(at);
+            return seen.push_back(ip);
+        }
+        seen.push_back(ip);
+        if seen.len() > SEEN_PER_PEER_MAX {
+            seen.pop_front();
         }
         self.rebuild_index();
     }
 
     fn rebuild_index(&mut self) {
-        self.known = self.told.iter().chain(&self.seen).copied().collect();
+        self.known = self.told.iter().chain(self.seen.values().flatten()).copied().collect();
+        let known = &self.known;
+        self.begun_known.retain(|ip, _| known.contains(ip));
     }
 
     fn admit(&mut self, id: ConnectionId, ip: IpAddr) -> Result<(), Refused> {
@@ -101,17 +116,24 @@ impl HandshakeLimits {
                 return Err(Refused::Unknown);
             }
         }
-        if !self.try_begin(source(ip)) {
+        let is_known = self.known.contains(&ip);
+        let may_begin = if is_known { self.try_begin_known(ip) } else { self.try_begin(source(ip)) };
+        if !may_begin {
             return Err(Refused::TooOften);
         }
-        if !self.known.contains(&ip) && !self.begun_unknown.try_take(BEGUN_UNKNOWN, moment()) {
+        if !is_known && !self.begun_unknown.try_take(BEGUN_UNKNOWN, moment()) {
             return Err(Refused::UnknownTooOften);
         }
         self.pending.insert(id, ip);
         Ok(())
     }
 
-    /// Counts a handshake. One that is refused here costs no more than the connection that the system accepted.
+    /// Counts a handshake from an address where a peer is known to be.
+    fn try_begin_known(&mut self, ip: IpAddr) -> bool {
+        self.begun_known.entry(ip).or_default().try_take(BEGUN, moment())
+    }
+
+    /// Counts a handshake from a source where no peer is known to be. One that is refused here costs no more than the connection that the system accepted.
     fn try_begin(&mut self, source: IpAddr) -> bool {
         if self.begun.len() >= SOURCES_MAX && !self.begun.contains_key(&source) {
             // A source that has its whole burst again may be forgotten: a new entry would have no more.
@@ -145,7 +167,7 @@ impl ConnectionRule for HandshakeLimits {
                 if let ConnectedPoint::Listener { send_back_addr, .. } = event.endpoint
                     && let Some(from) = socket_address(send_back_addr)
                 {
-                    self.see(from.ip());
+                    self.see(event.peer_id, from.ip());
                 }
             }
             FromSwarm::ListenFailure(event) => drop(self.pending.remove(&event.connection_id)),
@@ -208,7 +230,7 @@ mod tests {
             if is_told {
                 handshake_limits.set_known([known])
             } else {
-                handshake_limits.see(known)
+                handshake_limits.see(PeerId::random(), known)
             }
             for host in 0..64 {
                 assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [198, 51, 100, host]), None);
@@ -237,6 +259,16 @@ mod tests {
         }
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(108)), Some(Refused::Source));
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(1)), None);
+        // Nor do the handshakes that they have begun and ended.
+        handshake_limits.pending.clear();
+        let begin_and_end = |handshake_limits: &mut HandshakeLimits, id| {
+            let refused = refused(handshake_limits, id, host(100));
+            handshake_limits.pending.remove(&id);
+            refused
+        };
+        let refusals: Vec<_> = (0..300).map(|_| begin_and_end(&mut handshake_limits, ids.next().unwrap())).collect();
+        assert_eq!(refusals.last(), Some(&Some(Refused::TooOften)));
+        assert!((1..=20).all(|peer| refused(&mut handshake_limits, ids.next().unwrap(), host(peer)).is_none()));
     }
 
     #[test]
@@ -262,12 +294,33 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_peers_came_from_are_remembered_within_bounds() {
-        let mut handshake_limits = HandshakeLimits::default();
-        for number in 0..u32::try_from(3 * SEEN_MAX).unwrap() {
-            handshake_limits.see(std::net::Ipv4Addr::from(number).into());
+    fn peer_that_comes_from_many_addresses_pushes_out_no_other_peer() {
+        let (mut handshake_limits, [honest, other]) = (HandshakeLimits::default(), [0; 2].map(|_| PeerId::random()));
+        let [home, shared] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
+        handshake_limits.see(honest, home);
+        handshake_limits.see(other, shared);
+        handshake_limits.see(honest, shared);
+        for number in 0..5_000_u32 {
+            let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number).into();
+            handshake_limits.see(other, ip);
+            assert!(handshake_limits.try_begin_known(ip));
         }
-        assert_eq!((handshake_limits.seen.len(), handshake_limits.known.len()), (SEEN_MAX, SEEN_MAX));
+        assert!([home, shared].iter().all(|ip| handshake_limits.known.contains(ip)));
+        assert_eq!(handshake_limits.known.len(), 2 + SEEN_PER_PEER_MAX);
+        assert!(handshake_limits.begun_known.len() <= 2 + SEEN_PER_PEER_MAX);
+        handshake_limits.forget(&other);
+        assert_eq!(handshake_limits.known, HashSet::from([home, shared]));
+    }
+
+    #[test]
+    fn address_from_which_a_peer_still_comes_is_not_forgotten() {
+        let (mut handshake_limits, peer) = (HandshakeLimits::default(), PeerId::random());
+        let home = IpAddr::from([192, 0, 2, 1]);
+        for number in 0..100_u32 {
+            handshake_limits.see(peer, home);
+            handshake_limits.see(peer, std::net::Ipv4Addr::from(0x0a00_0000 + number).into());
+        }
+        assert!(handshake_limits.known.contains(&home));
     }
 
     #[test]

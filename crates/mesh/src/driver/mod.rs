@@ -278,6 +278,7 @@ impl Mesh {
             // Closes its connections, too.
             behaviour.allowlist.disallow_peer(*peer);
             behaviour.shut_out.forget(peer);
+            behaviour.handshake_limits.forget(peer);
             self.nars.forget(peer);
             self.dials.forget(peer);
             self.bulk_dials.forget(peer);
