@@ -2,6 +2,7 @@
 
 use super::bulk::{Bulk, ControlWatch};
 use super::codec::BytesCodec;
+use super::connection_rates::ConnectionRates;
 use super::connection_rule::Ruled;
 use super::dead_connections::DeadConnections;
 use super::handshake_limits::HandshakeLimits;
@@ -25,14 +26,15 @@ pub(super) type Announcements =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
 /// The order of the fields is the order of polling and of admission. Before any protocol hears of a connection it
-/// passes the handshake limits, the allowlist, the limit on connections, the list of who is shut out, and what we know
-/// of the peer's other connections.
+/// passes the handshake limits, the allowlist, the limit on connections, the list of who is shut out, how often the peer
+/// connects, and what we know of its other connections.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
     pub(super) handshake_limits: Ruled<HandshakeLimits>,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
     pub(super) shut_out: Ruled<ShutOut>,
+    pub(super) connection_rates: Ruled<ConnectionRates>,
     pub(super) dead_connections: Ruled<DeadConnections>,
     pub(super) announcements: MessageLimits<Announcements>,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
@@ -62,6 +64,7 @@ impl MeshBehaviour {
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
             shut_out: Ruled::default(),
+            connection_rates: Ruled::default(),
             dead_connections: Ruled::default(),
             announcements: MessageLimits::new(announcements(keypair)),
             gossip: request_response(

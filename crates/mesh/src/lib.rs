@@ -25,6 +25,7 @@ mod bulk;
 mod clock;
 mod codec;
 mod config;
+mod connection_rates;
 mod connection_rule;
 mod dead_connections;
 mod dialer;

@@ -50,7 +50,7 @@ impl ShutOut {
             (conduct.misdeeds, conduct.since) = (0, now);
         }
         conduct.misdeeds = conduct.misdeeds.saturating_add(1);
-        let is_flood = matches!(misdeed, Misdeed::AnnouncementFlood | Misdeed::RequestFlood);
+        let is_flood = matches!(misdeed, Misdeed::AnnouncementFlood | Misdeed::RequestFlood | Misdeed::ConnectionFlood);
         let is_out_already = conduct.until.is_some_and(|until| until > now);
         if is_out_already || !(is_flood || conduct.misdeeds >= MISDEEDS_MAX) {
             return false;
@@ -100,7 +100,8 @@ mod tests {
         let later = now + SHUT_OUT;
         assert!(shut_out.admit(later, &peer).is_ok());
         assert!(shut_out.count(later, peer, Misdeed::RequestFlood), "and again");
-        assert_eq!(shut_out.closing.len(), 2);
+        assert!(shut_out.count(later + SHUT_OUT, peer, Misdeed::ConnectionFlood));
+        assert_eq!(shut_out.closing.len(), 3);
     }
 
     #[test]

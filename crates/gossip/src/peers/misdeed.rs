@@ -24,6 +24,9 @@ pub enum Misdeed {
     /// It asks for narinfos or attestations faster than any honest node does (told by the caller).
     #[error("asked too fast")]
     RequestFlood,
+    /// It connects again and again, faster than any honest node does (told by the caller).
+    #[error("connected too often")]
+    ConnectionFlood,
     /// It answered with bytes that are not a reply, or with a reply to another question.
     #[error("sent a malformed reply")]
     MalformedReply,
@@ -80,6 +83,7 @@ impl Misdeed {
             Self::OversizedAnnouncement => "oversized_announcement",
             Self::AnnouncementFlood => "announcement_flood",
             Self::RequestFlood => "request_flood",
+            Self::ConnectionFlood => "connection_flood",
             Self::MalformedReply => "malformed_reply",
             Self::MalformedRequest => "malformed_request",
             Self::ForgedNews => "forged_news",

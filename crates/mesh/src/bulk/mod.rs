@@ -13,6 +13,8 @@ mod pause;
 pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
+use super::clock::moment;
+use super::connection_rates::ConnectionRates;
 use super::statistics::PeerStatistics;
 use super::transport::{Arrival, PeerTransport};
 use libp2p::core::Endpoint;
@@ -62,6 +64,8 @@ pub(super) struct Surroundings {
     pub(super) statistics: Arc<PeerStatistics>,
     /// The driver, which asks peers to dial.
     pub(super) asks_to_dial: mpsc::Sender<AskToDial>,
+    /// How often each peer connects.
+    pub(super) connection_rates: ConnectionRates,
     /// Takes the streams that peers open.
     pub(super) incoming: Box<dyn Fn(Incoming) + Send + Sync>,
 }
@@ -214,6 +218,10 @@ impl Bulk {
     fn on_arrival(&self, peer: PeerId, muxer: StreamMuxerBox) {
         if !self.is_allowed(&peer) {
             tracing::debug!(%peer, "refused a bulk connection: not on the allowlist");
+            return;
+        }
+        if !self.0.surroundings.get().is_some_and(|around| around.connection_rates.try_count(moment(), peer)) {
+            tracing::debug!(%peer, "refused a bulk connection: the peer connects too often");
             return;
         }
         let mut table = self.0.table.lock();

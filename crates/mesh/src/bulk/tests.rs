@@ -27,6 +27,7 @@ type Answer = fn(usize) -> Vec<Vec<u8>>;
 struct Node {
     id: PeerId,
     bulk: Bulk,
+    connection_rates: ConnectionRates,
     asks_to_dial: mpsc::Receiver<AskToDial>,
     addresses: mpsc::Receiver<Multiaddr>,
     dials: mpsc::Sender<(PeerId, Multiaddr)>,
@@ -53,7 +54,9 @@ impl Node {
                 open.fetch_sub(1, Ordering::Relaxed);
             });
         });
-        let surroundings = Surroundings { statistics, asks_to_dial: sender, incoming };
+        let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
+        let rates = connection_rates.clone();
+        let surroundings = Surroundings { statistics, asks_to_dial: sender, connection_rates: rates, incoming };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
         let (dials, mut wanted) = mpsc::channel::<(PeerId, Multiaddr)>(1);
         let (address_sender, addresses) = mpsc::channel(8);
@@ -73,7 +76,8 @@ impl Node {
                 }
             }
         });
-        Self { id: keys.public().to_peer_id(), bulk, asks_to_dial, addresses, dials, answered, serving }
+        let id = keys.public().to_peer_id();
+        Self { id, bulk, connection_rates, asks_to_dial, addresses, dials, answered, serving }
     }
 
     async fn wait_until_connected(&self, peer: PeerId) {
@@ -148,6 +152,21 @@ async fn sixty_requests_at_once_on_a_new_connection_never_fail() {
         pool.forget(&there.id);
     }
     assert_eq!(there.answered.load(Ordering::Relaxed), ROUNDS * 60, "each was asked once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_connection_of_a_peer_that_connects_too_often_is_not_taken() {
+    let (here, there) = pair(|_| vec![whole()]).await;
+    there.wait_until_connected(here.id).await;
+    while there.connection_rates.try_count(moment(), here.id) {}
+    assert_eq!(there.connection_rates.take_flooders(), [here.id]);
+    // The dialler sees its connection a moment before the other side closes it.
+    drop(here.bulk.connect(there.id).await);
+    let is_named = || there.connection_rates.take_flooders() == [here.id];
+    while !is_named() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!there.bulk.is_connected(&here.id));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,6 +33,7 @@ use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
+use super::connection_rates::ConnectionRates;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
 use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
@@ -150,9 +151,11 @@ impl Mesh {
             tree_asks: Arc::default(),
         };
         let blame = Blame(handle.commands.clone());
+        let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
         let surroundings = Surroundings {
             statistics: Arc::clone(&statistics),
             asks_to_dial,
+            connection_rates,
             incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
         };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
@@ -278,6 +281,7 @@ impl Mesh {
             // Closes its connections, too.
             behaviour.allowlist.disallow_peer(*peer);
             behaviour.shut_out.forget(peer);
+            behaviour.connection_rates.forget(peer);
             behaviour.handshake_limits.forget(peer);
             self.nars.forget(peer);
             self.dials.forget(peer);
@@ -393,8 +397,14 @@ impl Mesh {
     /// Performs the core's outputs in order. What is to be persisted is durable before the first of them is looked at: an
     /// answer to a sync brings a thousand announcements, and is written at once.
     fn perform(&mut self) {
-        for peer in self.context.swarm.behaviour_mut().announcements.take_flooders() {
+        let behaviour = self.context.swarm.behaviour_mut();
+        let (announcing, connecting) =
+            (behaviour.announcements.take_flooders(), behaviour.connection_rates.take_flooders());
+        for peer in announcing {
             self.context.report_misdeed(peer, Misdeed::AnnouncementFlood);
+        }
+        for peer in connecting {
+            self.context.report_misdeed(peer, Misdeed::ConnectionFlood);
         }
         loop {
             let outputs: Vec<_> = iter::from_fn(|| self.context.gossip.poll()).collect();
@@ -435,7 +445,10 @@ impl Mesh {
     fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
         tracing::warn!(%peer, %misdeed, "peer misbehaved");
         self.context.statistics.count_misdeed(&peer, misdeed);
-        if self.context.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
+        let behaviour = self.context.swarm.behaviour_mut();
+        if behaviour.shut_out.count(Instant::now(), peer, misdeed) {
+            // Meanwhile its handshakes, which lead to nothing, count among those of strangers.
+            behaviour.handshake_limits.forget(&peer);
             tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
             self.dials.leave(&peer, SHUT_OUT);
         }
