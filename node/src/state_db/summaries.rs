@@ -12,7 +12,7 @@ use narmesh_gossip::KeptSummary;
 use narmesh_mesh::SummaryStore;
 use narmesh_protocol::Summary;
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirEntry, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ pub struct SummaryFiles {
 
 impl SummaryFiles {
     /// Opens `summaries/` in the state directory, which is made if missing. Removes files that were being written when
-    /// a daemon died.
+    /// a daemon died. What it cannot use there it leaves out, and logs how much.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         Self::open_bounded(state_dir, TOTAL_BYTES_MAX)
     }
@@ -57,15 +57,16 @@ impl SummaryFiles {
         }
         make_directory(&dir)?;
         let mut sizes = BTreeMap::new();
+        let (mut left_out, mut why) = (0_u64, None);
         for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_str().unwrap_or_default();
-            if name.ends_with(UNFINISHED) {
-                clear(&entry.path())?;
-            } else if let Ok(owner) = name.parse() {
-                sizes.insert(owner, entry.metadata()?.len());
+            match entry.and_then(|entry| look_at(&entry)) {
+                Ok(found) => sizes.extend(found),
+                // The summaries of all others are as good as before.
+                Err(error) => (left_out, why) = (left_out + 1, Some(error)),
             }
+        }
+        if let Some(error) = why {
+            tracing::warn!(left_out, %error, "some kept summaries cannot be used: {}", dir.display());
         }
         Ok(Self { dir, sizes, total_bytes_max })
     }
@@ -139,6 +140,17 @@ impl SummaryStore for SummaryFiles {
         // Somebody may have deleted it, which is allowed.
         clear(&self.file(owner))
     }
+}
+
+/// The owner of the summary in a file, and its size. Removes a file that was being written.
+fn look_at(entry: &DirEntry) -> io::Result<Option<(PeerId, u64)>> {
+    let name = entry.file_name();
+    let name = name.to_str().unwrap_or_default();
+    if name.ends_with(UNFINISHED) {
+        return clear(&entry.path()).map(|()| None);
+    }
+    let Ok(owner) = name.parse() else { return Ok(None) };
+    Ok(Some((owner, entry.metadata()?.len())))
 }
 
 fn head(envelope: &[u8], accepted_ms: u64) -> io::Result<[u8; HEAD_BYTES]> {

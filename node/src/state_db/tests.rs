@@ -295,6 +295,19 @@ fn summaries_come_back_as_they_were_written_last() {
 }
 
 #[test]
+fn one_entry_that_cannot_be_used_costs_no_other_summary() {
+    let dir = tempfile::tempdir().unwrap();
+    let owners: BTreeSet<_> = (0..20).map(|_| PeerId::random()).collect();
+    let mut files = SummaryFiles::open(dir.path()).unwrap();
+    assert!(owners.iter().all(|owner| files.write(owner, &summary(1, 100)).unwrap()));
+    // It has to be moved aside, and its name is too long for that.
+    fs::create_dir(dir.path().join(DIR_NAME).join(format!("{}.new", "x".repeat(245)))).unwrap();
+    let mut files = SummaryFiles::open(dir.path()).unwrap();
+    assert_eq!(files.owners().into_iter().collect::<BTreeSet<_>>(), owners);
+    assert!(files.write(&PeerId::random(), &summary(2, 100)).unwrap());
+}
+
+#[test]
 fn files_that_are_not_summaries_are_refused_before_memory_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let owner = PeerId::random();
