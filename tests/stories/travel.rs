@@ -379,6 +379,32 @@ fn attestations_of_a_path_that_turns_out_to_be_private_are_taken_back_at_once() 
     }
 }
 
+#[test]
+fn one_row_that_cannot_be_read_keeps_no_other_path_from_being_attested() {
+    let mesh = TestMesh::new();
+    let mut a = mesh.node("a");
+    let builders = keys(&[&a]);
+    counting(&mut a, &builders, 1);
+    let [odd, early] = ["odd", "early"].map(|tag| a.store.build_fresh(tag));
+    let StorePlace::Root(root) = a.store.place() else { panic!("a chroot store") };
+    let mut sql = Command::new("sqlite3");
+    sql.arg(root.join("nix/var/nix/db/db.sqlite"))
+        .arg(format!("update ValidPaths set hash = 'nonsense' where path = '{odd}'"));
+    finish(&mut sql).expect_success("a row that nobody can parse");
+    a.start();
+    let is_attested = |path: &str| lines_about(&a, path) == 1;
+    wait_until("what was here at the start is attested", HEARD, || is_attested(&early));
+    for tag in ["one", "two"] {
+        let later = a.store.build_fresh(tag);
+        wait_until("what is built later is attested", HEARD, || is_attested(&later));
+    }
+    assert!(!is_attested(&odd));
+    let hash_part = &odd["/nix/store/".len()..][..32];
+    let log = a.log();
+    let named = log.lines().filter(|line| line.contains("not attested") && line.contains(hash_part));
+    assert_eq!(named.count(), 1, "{log}");
+}
+
 /// Number of paths in a store that takes long to examine.
 const MANY: usize = 20_000;
 
