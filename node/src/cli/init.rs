@@ -7,7 +7,7 @@ use super::nix_keys::NixKeys;
 use super::nix_substituters::NixSubstituters;
 use super::nix_version::NixVersion;
 use crate::account::{SERVICE_USER, User};
-use crate::config::{Config, DEFAULT_FILE};
+use crate::config::{Config, DEFAULT_FILE, UpstreamConfig};
 use crate::config_template::render;
 use crate::regular_file;
 use crate::settings::{NodeKeyFile, Settings, create_builder_key, gateway_key_file, read_gateway_key};
@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     /// /etc/narmesh and that user exists
     #[arg(long)]
     user: Option<String>,
-    /// Overwrite an existing configuration; existing keys are always kept
+    /// Overwrite an existing configuration, but for its [[upstream]] and trusted keys; existing key files are always kept
     #[arg(long)]
     force: bool,
 }
@@ -80,6 +80,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     let taken = TakenFromNix::take(arguments, nix(), &keys, &checked)?;
     values.trust.trusted_public_keys.extend(taken.keys.taken.iter().map(NixPublicKey::to_string));
     values.upstream.clone_from(&taken.substituters.taken);
+    let kept = keep_what_nix_no_longer_has(arguments, &file, &mut values);
     Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
@@ -96,6 +97,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
         text += &format!("kept  {}\n", key.display());
     }
     text += &taken.text;
+    text += &kept;
     match &owner {
         Some(owner) => text += &format!("the keys belong to the user {}; run the daemon as that user\n", owner.name),
         None if is_system => {
@@ -158,6 +160,33 @@ fn give_itself(path: &Path, owner: &User) -> std::io::Result<()> {
     }
     fchown(&file, Some(owner.uid), Some(owner.gid))?;
     file.set_permissions(Permissions::from_mode(0o600))
+}
+
+/// Keeps the caches and the trusted keys of a configuration that --force replaces: where narmesh is the only line of
+/// nix.conf, Nix does not have them any more. Says in words what was kept.
+fn keep_what_nix_no_longer_has(arguments: &Arguments, file: &Path, values: &mut Config) -> String {
+    let mut text = String::new();
+    // A file that cannot be read has nothing to keep, and is not overwritten without --force.
+    let Some(before) = Config::read(file).ok().filter(|_| arguments.force) else { return text };
+    if !arguments.no_upstreams {
+        for upstream in before.upstream {
+            let is_known = |known: &UpstreamConfig| known.name == upstream.name || known.url == upstream.url;
+            if !values.upstream.iter().any(is_known) {
+                text += &format!("kept  [[upstream]] {}: {}\n", upstream.name, upstream.url);
+                values.upstream.push(upstream);
+            }
+        }
+    }
+    if !arguments.no_nix_keys {
+        let name_of = |key: &str| key.split(':').next().unwrap_or_default().to_owned();
+        for key in before.trust.trusted_public_keys {
+            if !values.trust.trusted_public_keys.iter().any(|known| name_of(known) == name_of(&key)) {
+                text += &format!("kept  trusted key {}\n", name_of(&key));
+                values.trust.trusted_public_keys.push(key);
+            }
+        }
+    }
+    text
 }
 
 /// What Nix has already, as far as it was asked for.
@@ -408,6 +437,26 @@ mod tests {
             assert_eq!(upstreams, if no_upstreams { vec![] } else { vec!["https://cache.nixos.org".to_owned()] });
             assert!(settings.gateway.sign);
         }
+    }
+
+    #[test]
+    fn caches_and_keys_that_nix_no_longer_has_are_kept_when_the_configuration_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("nix.conf");
+        let init = |arguments: &Arguments| {
+            let nix = || Some(NixSettings::from_file(&conf));
+            init_beside(Path::new("unused"), arguments, nix).unwrap();
+            let (settings, _) = load(dir.path());
+            let upstreams: Vec<_> = settings.upstreams.iter().map(|it| it.cache.place.to_string()).collect();
+            (upstreams, settings.trusted.by_name("cache.nixos.org-1").is_some())
+        };
+        // Nix's own defaults, and then what `init` has nix.conf say.
+        let first = init(&arguments(dir.path()));
+        assert_eq!(first, (vec!["https://cache.nixos.org".to_owned()], true));
+        std::fs::write(&conf, "substituters = http://127.0.0.1:7281\ntrusted-public-keys =\n").unwrap();
+        let again = Arguments { force: true, ..arguments(dir.path()) };
+        assert_eq!(init(&again), first);
+        assert_eq!(init(&Arguments { no_upstreams: true, no_nix_keys: true, ..again }), (vec![], false));
     }
 
     /// A configuration, and what it has nix.conf say.
