@@ -161,17 +161,19 @@ fn a_daemon_signs_the_tree_of_what_it_offers_and_a_flood_of_requests_is_refused(
     let TreeRequest { hash_part, nar_hash, nar_size } = request;
     let range = NarRequest { hash_part, nar_hash, nar_size, offset: 100, end: 300, accept_zstd: false };
     let expected = [nar_head(false), nar_chunks(&nar[100..300]), NAR_END.to_vec()].concat();
-    let mut stream = peer.open(&stage.client, NAR).unwrap();
-    let mut body = vec![0; expected.len()];
-    // Who closes the stream before the answer has left.
-    peer.runtime.block_on(async {
-        stream.write_all(&range.frame()).await.unwrap();
-        stream.flush().await.unwrap();
-        stream.read_exact(&mut body).await.unwrap();
-    });
-    assert_eq!(body, expected);
+    // The stream stays open meanwhile: whoever closes it leaves the answer.
+    let exchange = |request: &NarRequest, bytes: usize| {
+        let (mut stream, mut answer) = (peer.open(&stage.client, NAR).unwrap(), vec![0; bytes]);
+        peer.runtime.block_on(async {
+            stream.write_all(&request.frame()).await.unwrap();
+            stream.flush().await.unwrap();
+            stream.read_exact(&mut answer).await.unwrap();
+        });
+        answer
+    };
+    assert_eq!(exchange(&range, expected.len()), expected);
     let none = NarRequest { end: nar_size + 1, ..range };
-    assert_eq!(peer.ask(&stage.client, NAR, &none.frame()).unwrap(), nar_absent(), "it ends before that");
+    assert_eq!(exchange(&none, nar_absent().len()), nar_absent(), "it ends before that");
     let is_busy = (0..4_000).any(|_| ask(&request) == TREE_BUSY);
     assert!(is_busy, "requests are answered at a pace");
     stage.finish();
