@@ -14,11 +14,14 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use narmesh_protocol::NarUrl;
-use narmesh_protocol::nar_tree::{LeafHash, LeafHasher, NarTree, hash_leaf};
+use narmesh_protocol::nar_tree::{LeafHash, LeafHasher, NarTree, hash_leaf, leaf_bytes};
 use narmesh_protocol::wire::TreeRequest;
 
 use crate::source::{SourceId, Sources, TreeAnswer};
 
+/// A tree may be one in this many bytes of what is read: whoever asks for the last byte again and again must not cost a
+/// holder a tree each time.
+const TREE_SHARE: u64 = 16;
 /// Holders that are asked for their trees at the same time: one may lie, and then two are right.
 const ASKED_AT_ONCE: usize = 3;
 /// Holders that are asked in all, when some have none.
@@ -103,13 +106,18 @@ pub(super) struct Proofs {
 }
 
 impl Proofs {
-    /// Asks for the trees of a NAR that is read from `offset` on; `None` if it has none.
+    /// Asks for the trees of a NAR that is read from `offset` on; `None` if it has none, or if its tree would be too much
+    /// beside what is read.
     pub(super) fn begin(
         sources: Arc<dyn Sources>,
         url: NarUrl,
         offset: u64,
         holders: impl IntoIterator<Item = SourceId>,
     ) -> Option<Self> {
+        let tree_bytes = size_of::<LeafHash>() as u64 * url.nar_size.div_ceil(leaf_bytes(url.nar_size)?);
+        if url.nar_size.saturating_sub(offset) < TREE_SHARE * tree_bytes {
+            return None;
+        }
         let taken = LeafHasher::new(url.nar_size, offset)?;
         let mut unasked: Vec<_> =
             holders.into_iter().filter(|source| source.peer().is_some()).take(ASKED_MAX).collect();
