@@ -1,9 +1,9 @@
 //! Narinfo requests: ours under way, and those of peers, which are answered from memory or by blocking threads.
 
 use super::context::Context;
-use super::questions::{Answer, Answers, Asker, Questions};
+use super::questions::{Answer, Answers, Asker, Questions, is_admitted};
 use super::requests::Event;
-use crate::rates::{Admission, RequestRates};
+use crate::rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::request_response::{InboundRequestId, Message, ResponseChannel};
@@ -64,13 +64,8 @@ impl NarInfos {
         let Ok(request) = NarInfoRequest::decode(request) else {
             return context.report_misdeed(peer, Misdeed::MalformedRequest);
         };
-        match self.rates.admit(peer) {
-            Admission::Answer => {}
-            Admission::Busy => return respond(context, channel, &NarInfoReply::Busy),
-            Admission::Flood => {
-                context.report_misdeed(peer, Misdeed::RequestFlood);
-                return respond(context, channel, &NarInfoReply::Busy);
-            }
+        if !is_admitted(context, &mut self.rates, peer) {
+            return respond(context, channel, &NarInfoReply::Busy);
         }
         if !self.offer.is_offered(&request.hash_part) {
             return respond(context, channel, &NarInfoReply::Absent);

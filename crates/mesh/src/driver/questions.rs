@@ -3,9 +3,11 @@
 
 use super::context::Context;
 use crate::handle::AskError;
+use crate::rates::{Admission, RequestRates};
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::request_response::{InboundRequestId, OutboundFailure, OutboundRequestId, ResponseChannel};
+use narmesh_gossip::Misdeed;
 use narmesh_protocol::codec::CodecError;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +16,18 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Who waits for the answer to a question.
 pub(super) type Asker = oneshot::Sender<Result<Vec<u8>, AskError>>;
+
+/// Whether a request of this peer is answered now; if not, it is told *busy*. One that floods is blamed for it.
+pub(super) fn is_admitted(context: &mut Context, rates: &mut RequestRates, peer: PeerId) -> bool {
+    match rates.admit(peer) {
+        Admission::Answer => true,
+        Admission::Busy => false,
+        Admission::Flood => {
+            context.report_misdeed(peer, Misdeed::RequestFlood);
+            false
+        }
+    }
+}
 
 /// Questions of ours under way.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 //! is computed in the background, one at a time.
 
 use super::context::Context;
-use super::questions::{Answer, Answers, Asker, Questions};
+use super::questions::{Answer, Answers, Asker, Questions, is_admitted};
 use super::requests::Event;
-use crate::rates::{Admission, RequestRates};
+use crate::rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -80,13 +80,8 @@ impl Trees {
         let Ok(request) = TreeRequest::decode(request) else {
             return context.report_misdeed(peer, Misdeed::MalformedRequest);
         };
-        match self.rates.admit(peer) {
-            Admission::Answer => {}
-            Admission::Busy => return respond(context, channel, &TreeReply::Busy),
-            Admission::Flood => {
-                context.report_misdeed(peer, Misdeed::RequestFlood);
-                return respond(context, channel, &TreeReply::Busy);
-            }
+        if !is_admitted(context, &mut self.rates, peer) {
+            return respond(context, channel, &TreeReply::Busy);
         }
         if !self.offer.is_offered(&request.hash_part) {
             return respond(context, channel, &TreeReply::Absent);
