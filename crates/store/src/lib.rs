@@ -1,11 +1,12 @@
 //! Reads what this machine's Nix store holds: the Nix database, read-only, and NARs streamed from the file system.
 //!
 //! Purpose: for one Nix store, answer whether it holds a path and whether a peer may have it, and give the path's bytes.
-//! Contract: calls block, and there is no async runtime. Only [`NixStore::watch`] and [`Offer::start`] start threads, which
-//! end when their guard or handle is dropped.
+//! Contract: calls block, and there is no async runtime. Only [`NixStore::watch`], [`Offer::start`] and
+//! [`PartialCopies::start`] start threads, which end when their guard or handle is dropped.
 //! Contents: [`NixStore`] keeps the hash part of every valid path in memory and learns of changes through [`Watcher`];
-//! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes.
-//! Invariants: nothing in the database or the store is ever written. No read transaction is held between two calls. The
+//! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes. [`PartialCopies`]
+//! keeps what is still coming in, so that peers get it while it comes.
+//! Invariants: nothing in the database or the store is ever written (partial copies are in the state directory). No read transaction is held between two calls. The
 //! last byte of a whole NAR is handed out only if NarHash and NarSize were right, now or since its files last changed. To
 //! the caller of [`Offer::find_offered`], a path that may not leave looks the same as one that does not exist.
 
@@ -27,6 +28,7 @@ mod nar_walk;
 mod nix_daemon;
 mod nix_store;
 mod offer;
+mod partial_copies;
 mod path_index;
 mod path_info;
 mod read_ahead;
@@ -44,5 +46,6 @@ pub use nar_trees::OfferedTree;
 pub use nix_daemon::DaemonError;
 pub use nix_store::NixStore;
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
+pub use partial_copies::{PartialCopies, PartialCopy, PartialWriter};
 pub use path_info::PathInfo;
 pub use watch::Watcher;

@@ -26,6 +26,21 @@ pub struct PathInfo {
 }
 
 impl PathInfo {
+    /// What would be registered of a path that comes with this narinfo, without what no signature covers.
+    pub(crate) fn of_another_store(info: &NarInfo) -> Self {
+        Self {
+            path: info.path.clone(),
+            nar_hash: info.nar_hash,
+            nar_size: info.nar_size,
+            references: info.references.clone(),
+            deriver: None,
+            signatures: info.signatures.clone(),
+            content_address: info.content_address.clone(),
+            ultimate: false,
+            registration_time_s: 0,
+        }
+    }
+
     /// The fingerprint that a signature of this path covers.
     pub fn fingerprint(&self, store_dir: &StoreDir) -> Fingerprint {
         Fingerprint::new(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)

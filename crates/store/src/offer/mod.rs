@@ -242,6 +242,12 @@ impl Offer {
         self.shared.why_withheld(path, references)
     }
 
+    /// Whether a path that is not here yet would be offered, by all that is known of it now: its name, those of its
+    /// references, derivations of ours that make it, and who vouches for it. May read files.
+    pub fn would_offer(&self, info: &NarInfo) -> bool {
+        self.shared.would_offer(info)
+    }
+
     /// Whether all paths that were in the store at the start were checked, so that [`Self::why_withheld`] knows what is private.
     pub fn has_looked(&self) -> bool {
         self.shared.has_looked.load(Ordering::Acquire)
@@ -430,6 +436,19 @@ impl Shared {
         let known = rules.privacy(path.name(), word.unwrap_or(BuilderStatement::Silent));
         let unread = || word.is_none().then_some(Withheld::Unchecked);
         known.or_else(of_closure).or_else(of_include).or_else(unread)
+    }
+
+    fn would_offer(&self, info: &NarInfo) -> bool {
+        let rules = self.rules();
+        if !rules.is_serving() || info.path.is_derivation() || self.why_withheld(&info.path, &info.references).is_some()
+        {
+            return false;
+        }
+        let info = PathInfo::of_another_store(info);
+        match (origin(&self.store, &info, &[]), rules.vouchers(&info, &[]).0) {
+            (_, Voucher::Nobody) | (Origin::Added | Origin::Unknown, Voucher::Contents) => false,
+            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => find_excess(&info).is_none(),
+        }
     }
 
     /// Finds out for a batch of paths that could be offered who vouches for them. Returns whether there were any to check.

@@ -14,6 +14,7 @@ mod harness;
 mod known_copies;
 mod nar;
 mod offer;
+mod partial_copies;
 mod path_info;
 mod ranges;
 mod repair;

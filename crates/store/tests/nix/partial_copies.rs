@@ -1,0 +1,123 @@
+//! What is coming in of a NAR is kept within bounds, and given only as far as it is proven.
+
+use crate::harness::{Kind, TestNix, eventually, open_policy};
+use narmesh_protocol::{HashPart, NarHash, NarInfo, NixSecretKey, StorePath, TrustedKeys};
+use narmesh_store::{Offer, OfferPolicy, PartialCopies, PartialCopy};
+use std::fs;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+const SIZE: u64 = 10 << 20;
+const PIECE: usize = 256 << 10;
+
+struct Stage {
+    nix: TestNix,
+    offer: Arc<Offer>,
+    copies: PartialCopies,
+}
+
+fn key() -> NixSecretKey {
+    NixSecretKey::from_seed("cache-1", &[5; 32]).unwrap()
+}
+
+impl Stage {
+    fn new(bytes_max: u64) -> Self {
+        let nix = TestNix::new(Kind::Relocated);
+        let trusted = TrustedKeys::new(vec![key().public()]).unwrap();
+        let policy = OfferPolicy { trusted, exclude: vec!["private-*".to_owned()], ..open_policy() };
+        let offer = Arc::new(Offer::start(nix.open(), policy, Box::new(|_| {})).unwrap());
+        eventually("the offer has looked", || offer.has_looked());
+        let copies = PartialCopies::start(Arc::clone(&offer), nix.dir.path().to_owned(), bytes_max).unwrap();
+        Self { nix, offer, copies }
+    }
+
+    /// A path that is not here.
+    fn info(&self, name: &str, number: u8) -> NarInfo {
+        NarInfo {
+            path: StorePath::new(HashPart([number; 20]), name).unwrap(),
+            nar_hash: NarHash([number; 32]),
+            nar_size: SIZE,
+            references: Vec::new(),
+            deriver: None,
+            signatures: Vec::new(),
+            content_address: None,
+        }
+    }
+
+    /// The same, signed by a trusted key.
+    fn signed(&self, name: &str, number: u8) -> NarInfo {
+        let info = self.info(name, number);
+        let signature = key().sign(&info.fingerprint(&self.nix.location.store_dir));
+        NarInfo { signatures: vec![signature], ..info }
+    }
+
+    fn find(&self, info: &NarInfo) -> Option<Arc<PartialCopy>> {
+        self.copies.find(&info.path.hash_part(), &info.nar_hash, info.nar_size)
+    }
+}
+
+/// How many bytes can be read behind the first `from`; `None` if none will come.
+fn beyond(copy: &PartialCopy, from: u64) -> Poll<Option<u64>> {
+    copy.poll_beyond(&mut Context::from_waker(Waker::noop()), from)
+}
+
+#[test]
+fn only_what_is_written_and_proven_is_given() {
+    let stage = Stage::new(1 << 30);
+    let info = stage.signed("a", 1);
+    let mut writer = stage.copies.begin(&info).unwrap();
+    assert!(stage.copies.begin(&info).is_none(), "it is coming in already");
+    let copy = stage.find(&info).unwrap();
+    let nar: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    writer.write(&nar[..2 * PIECE]);
+    assert_eq!(beyond(&copy, 0), Poll::Pending, "nothing is proven");
+    writer.prove(PIECE as u64);
+    eventually("it is written", || beyond(&copy, 0) == Poll::Ready(Some(PIECE as u64)));
+    let mut read = Vec::new();
+    copy.read(100, &mut read, 1 << 20).unwrap();
+    assert_eq!(read, nar[100..PIECE]);
+    let mut given = 2 * PIECE as u64;
+    for piece in nar[2 * PIECE..].chunks(PIECE) {
+        writer.write(piece);
+        given += piece.len() as u64;
+        writer.prove(given);
+        // No line is quicker than the thread that writes.
+        eventually("it is written", || beyond(&copy, given - 1) == Poll::Ready(Some(given)));
+    }
+    writer.finish();
+    eventually("it is whole", || beyond(&copy, SIZE - 1) == Poll::Ready(Some(SIZE)));
+    assert_eq!(beyond(&copy, SIZE), Poll::Ready(None), "that was all");
+    assert!(stage.find(&info).is_some(), "until our store has it");
+    assert!(fs::read_dir(stage.nix.dir.path()).unwrap().flatten().all(|entry| entry.metadata().unwrap().len() < SIZE));
+}
+
+#[test]
+fn what_would_not_be_offered_is_not_kept_and_not_given() {
+    let stage = Stage::new(1 << 30);
+    assert!(stage.copies.begin(&stage.info("unsigned", 1)).is_none());
+    assert!(stage.copies.begin(&stage.signed("private-key", 2)).is_none());
+    assert!(stage.copies.begin(&stage.signed("x.drv", 3)).is_none());
+    let info = stage.signed("a", 4);
+    let _writer = stage.copies.begin(&info).unwrap();
+    assert!(stage.find(&info).is_some());
+    assert!(stage.find(&NarInfo { nar_size: SIZE + 8, ..info.clone() }).is_none());
+    assert!(stage.find(&NarInfo { path: stage.info("a", 5).path, ..info.clone() }).is_none());
+    stage.offer.set_serving(false);
+    assert!(stage.find(&info).is_none(), "asked anew");
+}
+
+#[test]
+fn copies_take_bounded_space_and_give_it_back() {
+    let stage = Stage::new(2 * SIZE);
+    let [first, second, third] = [1, 2, 3].map(|number| stage.signed("a", number));
+    let writer = stage.copies.begin(&first).unwrap();
+    let _second = stage.copies.begin(&second).unwrap();
+    assert!(stage.copies.begin(&third).is_none());
+    let copy = stage.find(&first).unwrap();
+    drop(writer);
+    assert_eq!(beyond(&copy, 0), Poll::Ready(None), "whoever reads it is told");
+    assert!(stage.find(&first).is_none());
+    eventually("there is room again", || stage.copies.begin(&third).is_some());
+    stage.copies.set_bytes_max(0);
+    assert!(stage.copies.begin(&stage.signed("a", 9)).is_none(), "switched off");
+}
