@@ -60,6 +60,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.uploads_per_peer", limits.uploads_per_peer.to_string()),
         ("limits.uploads_total", limits.uploads_total.to_string()),
         ("limits.upload_bytes_per_s", limits.upload_bytes_per_s.to_string()),
+        ("limits.partial_copies_bytes", limits.partial_copies_bytes.to_string()),
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
         ("quorum.mode", quoted(&quorum.mode)),
         ("quorum.k", quorum.k.map_or_else(|| "# k = 2".to_owned(), |k| format!("k = {k}"))),
@@ -274,6 +275,8 @@ uploads_per_peer = @limits.uploads_per_peer@
 uploads_total = @limits.uploads_total@
 # The most bytes per second of NARs sent to all peers together, 16384 or more, shared fairly; 0 for no limit.
 upload_bytes_per_s = @limits.upload_bytes_per_s@
+# Disk space, bytes (0 to 1 TiB), for NARs over 8 MiB that peers get from us while we still receive them; 0 for none.
+partial_copies_bytes = @limits.partial_copies_bytes@
 # The most paths that this node advertises (1 to 400000); beyond that the newest are withheld, and the log warns.
 advertised_paths_max = @limits.advertised_paths_max@
 
@@ -415,6 +418,7 @@ mod tests {
             uploads_per_peer = 6
             uploads_total = 7
             upload_bytes_per_s = 9
+            partial_copies_bytes = 10
             advertised_paths_max = 8
             [[peer]]
             name = "p\nq"

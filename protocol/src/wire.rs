@@ -13,7 +13,7 @@ pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
 /// whole of it before Nix sees a byte, so that a change of source stays invisible.
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
-pub const BULK_PROTOCOL: &str = "/narmesh/3/bulk";
+pub const BULK_PROTOCOL: &str = "/narmesh/4/bulk";
 /// Leaves of the tree of a NAR.
 pub const TREE_LEAVES_MAX: usize = 8_192;
 /// Request-response protocol of [`TreeRequest`].
@@ -205,11 +205,26 @@ pub struct NarRequest {
     pub end: u64,
     /// Whether the body may be one zstd frame.
     pub accept_zstd: bool,
+    /// Whether the asker passes on what it has got while more is coming, and may be named to others who ask for this NAR.
+    pub passes_on: bool,
+    /// Whether the asker may be told of others instead.
+    pub referral: Referral,
 }
 message!(NarRequest, 128);
 
-/// Head frame of an answer on a stream of a bulk connection.
+/// What the asker of a NAR makes of the names of others who have it on its way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum Referral {
+    /// Nothing: it wants the NAR of this holder.
+    Declined,
+    /// It would ask them first.
+    Welcome,
+    /// The same, but it is reading from one of them already, and thinks that this holder may be quicker.
+    Compared,
+}
+
+/// Head frame of an answer on a stream of a bulk connection.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum NarReply {
     /// The body follows in chunks.
     Body {
@@ -226,8 +241,19 @@ pub enum NarReply {
         /// Milliseconds within which the next head comes; with place 0, milliseconds to wait before the next request.
         ask_again_ms: u32,
     },
+    /// The holder has the NAR and is sending it to others, who pass it on.
+    Others {
+        /// Digests of their PeerIds, the first to be asked first; at least one, and at most [`NarReply::OTHERS_MAX`]. They
+        /// identify a peer only to those who know it.
+        peers: Vec<AudienceDigest>,
+    },
 }
-message!(NarReply, 16);
+message!(NarReply, 64);
+
+impl NarReply {
+    /// Most names in one answer.
+    pub const OTHERS_MAX: usize = 4;
+}
 
 /// Framing on a stream that carries NARs.
 ///

@@ -88,6 +88,8 @@ fn assert_no_nar(stage: &Stage, peer: &Peer, paths: &[&str]) {
             offset: 0,
             end: nar_size,
             accept_zstd: false,
+            passes_on: false,
+            referral: 0,
         };
         let answer = peer.ask(&stage.client, crate::wire::NAR, &request.frame()).unwrap();
         assert_eq!(answer, crate::wire::nar_absent(), "{path}");

@@ -125,7 +125,8 @@ impl Stage {
         self.client.wait_all_advertised(&[&self.good]);
         let nar_hash = from_hex(row.nar_hash.trim_start_matches("sha256:"));
         let (hash_part, nar_size) = (hash_part_bytes(&path), row.nar_size);
-        NarRequest { hash_part, nar_hash, nar_size, offset: 0, end: nar_size, accept_zstd: false }.frame()
+        let (accept_zstd, passes_on, referral) = (false, false, 0);
+        NarRequest { hash_part, nar_hash, nar_size, offset: 0, end: nar_size, accept_zstd, passes_on, referral }.frame()
     }
 
     /// Lets `peer` claim `leaves` of `tag`, and connects it.

@@ -159,7 +159,16 @@ fn a_daemon_signs_the_tree_of_what_it_offers_and_a_flood_of_requests_is_refused(
     }
     // A range ends where it was said to end.
     let TreeRequest { hash_part, nar_hash, nar_size } = request;
-    let range = NarRequest { hash_part, nar_hash, nar_size, offset: 100, end: 300, accept_zstd: false };
+    let range = NarRequest {
+        hash_part,
+        nar_hash,
+        nar_size,
+        offset: 100,
+        end: 300,
+        accept_zstd: false,
+        passes_on: false,
+        referral: 0,
+    };
     let expected = [nar_head(false), nar_chunks(&nar[100..300]), NAR_END.to_vec()].concat();
     // The stream stays open meanwhile: whoever closes it leaves the answer.
     let exchange = |request: &NarRequest, bytes: usize| {

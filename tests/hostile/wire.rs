@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
 /// The multiplexer of a bulk connection; this is not the protocol of a stream.
-pub const NAR: &str = "/narmesh/3/bulk";
+pub const NAR: &str = "/narmesh/4/bulk";
 pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
 pub const TOPIC: &str = "/narmesh/1/announce";
@@ -316,6 +316,9 @@ pub struct NarRequest {
     pub offset: u64,
     pub end: u64,
     pub accept_zstd: bool,
+    pub passes_on: bool,
+    /// 0: no names, 1: names are welcome, 2: the same from who reads from one of them.
+    pub referral: u32,
 }
 
 impl NarRequest {
@@ -327,7 +330,14 @@ impl NarRequest {
 
     pub fn encode(&self) -> Vec<u8> {
         let front = Writer::default().raw(&self.hash_part).raw(&self.nar_hash);
-        front.u64(self.nar_size).u64(self.offset).u64(self.end).u8(self.accept_zstd.into()).0
+        front
+            .u64(self.nar_size)
+            .u64(self.offset)
+            .u64(self.end)
+            .u8(self.accept_zstd.into())
+            .u8(self.passes_on.into())
+            .u32(self.referral)
+            .0
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -339,6 +349,8 @@ impl NarRequest {
             offset: from.u64()?,
             end: from.u64()?,
             accept_zstd: from.u8()? == 1,
+            passes_on: from.u8()? == 1,
+            referral: from.u32()?,
         })
     }
 }
@@ -346,6 +358,12 @@ impl NarRequest {
 /// The head `Body`, with its length before it.
 pub fn nar_head(zstd: bool) -> Vec<u8> {
     Writer::default().u32(5).u32(0).u8(zstd.into()).0
+}
+
+/// The head `Others`, with its length before it.
+pub fn nar_others(named: &[[u8; 8]]) -> Vec<u8> {
+    let length = 12 + 8 * u32::try_from(named.len()).unwrap();
+    Writer::default().u32(length).u32(3).list(named, |writer, digest| writer.raw(digest)).0
 }
 
 pub fn nar_not_now(place: u32, ask_again_ms: u32) -> Vec<u8> {

@@ -137,14 +137,20 @@ fn the_examples_of_trees_match() {
 #[test]
 fn the_examples_of_narinfo_and_nar_messages_match() {
     assert_eq!(hex(&found(b"StorePath: ")), squeezed("01000000 0b00000000000000 53746f7265506174683a20"));
-    let request =
-        NarRequest { hash_part: part(), nar_hash: [0x11; 32], nar_size: 120, offset: 0, end: 120, accept_zstd: false };
-    assert_eq!(request.encode().len(), 77);
-    assert_eq!(hex(&request.encode()[52..]), squeezed("7800000000000000 0000000000000000 7800000000000000 00"));
+    let (hash_part, nar_hash, nar_size) = (part(), [0x11; 32], 120);
+    let (accept_zstd, passes_on, referral) = (false, true, 1);
+    let request = NarRequest { hash_part, nar_hash, nar_size, offset: 0, end: 120, accept_zstd, passes_on, referral };
+    assert_eq!(request.encode().len(), 82);
+    let rest = "7800000000000000 0000000000000000 7800000000000000 00 01 01000000";
+    assert_eq!(hex(&request.encode()[52..]), squeezed(rest));
     assert_eq!(hex(&nar_head(false)), squeezed("05000000 00000000 00"));
     assert_eq!(hex(&nar_head(true)), squeezed("05000000 00000000 01"));
     assert_eq!(hex(&crate::wire::nar_absent()), squeezed("04000000 01000000"));
     assert_eq!(hex(&crate::wire::nar_not_now(3, 2_000)), squeezed("0c000000 02000000 03000000 d0070000"));
+    assert_eq!(
+        hex(&crate::wire::nar_others(&[[7; 8]])),
+        squeezed("14000000 03000000 0100000000000000 0707070707070707")
+    );
     assert_eq!(
         (hex(&crate::wire::DIAL_BULK), hex(&crate::wire::DIALLING)),
         (squeezed("00000000"), squeezed("00000000"))

@@ -2,9 +2,10 @@
 
 use libp2p::PeerId;
 use narmesh_gossip::{Candidate, Misdeed};
+use narmesh_protocol::AudienceDigest;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Timeouts in a row after which a peer is passed over for a while.
@@ -225,6 +226,19 @@ impl PeerStatistics {
     /// The epoch of the summary of this peer that is in the table.
     pub fn summary_epoch(&self, peer: &PeerId) -> Option<u64> {
         self.peers.lock().get(peer)?.summary_epoch
+    }
+
+    /// The connected peers with these digests, in this order; those that are not connected or not known are left out.
+    pub fn find_connected(&self, digests: &[AudienceDigest]) -> Vec<PeerId> {
+        let statistics = self.peers.lock();
+        let connected = statistics.iter().filter(|(_, stats)| stats.connected);
+        let known: HashMap<_, _> = connected.map(|(peer, _)| (AudienceDigest::of(peer), *peer)).collect();
+        digests.iter().filter_map(|digest| known.get(digest).copied()).collect()
+    }
+
+    /// Number of connected peers.
+    pub fn count_connected(&self) -> usize {
+        self.peers.lock().values().filter(|stats| stats.connected).count()
     }
 
     /// How fast this peer is, and whether it can be asked.

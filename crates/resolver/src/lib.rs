@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, TrustedKeys};
-use narmesh_store::NixStore;
+use narmesh_store::{NixStore, PartialCopies};
 use prometheus_client::metrics::counter::Counter;
 
 use nar::{ContentsCheck, NarContext, Nars};
@@ -131,7 +131,8 @@ impl std::fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// A resolver over our own store and `sources`. Bodies from sources hold at most `nar_buffer_bytes` in memory.
+    /// A resolver over our own store and `sources`. Bodies from sources hold at most `nar_buffer_bytes` in memory. What comes in
+    /// of large NARs is put into `partial_copies`.
     pub fn new(
         store: Arc<NixStore>,
         sources: Arc<dyn Sources>,
@@ -139,12 +140,13 @@ impl Resolver {
         builders: Arc<dyn Builders>,
         settings: ResolverSettings,
         nar_buffer_bytes: u64,
+        partial_copies: Option<PartialCopies>,
     ) -> Self {
         let shared = Arc::new(Shared::new(store, sources, settings));
         let context = Arc::new(NarContext::new(&shared, nar_buffer_bytes));
         let contents = ContentsCheck::new(Arc::clone(&shared), Arc::clone(&context));
         let narinfos = Arc::new(NarInfos::new(Arc::clone(&shared), builders, answers, contents));
-        let nars = Arc::new(Nars::new(Arc::clone(&shared), Arc::clone(&narinfos), context));
+        let nars = Arc::new(Nars::new(Arc::clone(&shared), Arc::clone(&narinfos), context, partial_copies));
         Self { shared, narinfos, nars }
     }
 

@@ -167,13 +167,16 @@ pub enum Observation {
 }
 
 /// What a source says next about a NAR that it was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// The request waits in the source's queue.
     NotNow {
         /// Its place among our requests there, from 1; 0 means that it was refused for now and is asked again.
         place: u32,
     },
+    /// It has the NAR, and names others who have it on their way; the first is to be asked first. Those that cannot be asked
+    /// are left out.
+    Others(Vec<SourceId>),
     /// Bytes were appended.
     Data,
     /// The source does not have that NAR.
@@ -231,6 +234,11 @@ pub trait Sources: Send + Sync + 'static {
     /// deadline.
     fn ask_tree(&self, _source: SourceId, _request: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
         Box::pin(std::future::ready(None))
+    }
+
+    /// Whether anybody could want what a source sends us while it is coming. From memory.
+    fn has_listeners(&self) -> bool {
+        false
     }
 
     /// What moves between us and this source. From memory.

@@ -219,6 +219,8 @@ pub struct LimitsConfig {
     pub uploads_total: u32,
     /// The most bytes per second of NARs sent to all peers together; 0 for no limit.
     pub upload_bytes_per_s: u32,
+    /// Disk space for NARs that peers get while they are coming in here, bytes; 0 for none.
+    pub partial_copies_bytes: u64,
     /// The most paths in our own summary; beyond it the newest are withheld.
     pub advertised_paths_max: u64,
 }
@@ -231,6 +233,7 @@ impl Default for LimitsConfig {
             uploads_per_peer: 16,
             uploads_total: 32,
             upload_bytes_per_s: 0,
+            partial_copies_bytes: 2 << 30,
             advertised_paths_max: 200_000,
         }
     }

@@ -24,7 +24,7 @@ use narmesh_mesh::{Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, Summ
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::{Resolver, ResolverSettings};
-use narmesh_store::{NixStore, Offer, OfferPolicy};
+use narmesh_store::{NixStore, Offer, OfferPolicy, PartialCopies};
 use parking_lot::RwLock;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,7 @@ pub(crate) struct Daemon {
     sources: Arc<AllSources>,
     upstreams: Arc<UpstreamSources>,
     uploads: Uploads,
+    partial_copies: PartialCopies,
     gateway_metrics: Arc<GatewayMetrics>,
     attestations: Attestations,
 }
@@ -124,7 +125,18 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         total: settings.limits.uploads_total as usize,
         bytes_per_s: settings.limits.upload_bytes_per_s,
     };
-    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&statistics), upload_limits, may_compress(&settings));
+    let partial_copies = PartialCopies::start(
+        Arc::clone(&offer),
+        settings.node.state_dir.clone(),
+        settings.limits.partial_copies_bytes,
+    )?;
+    let uploads = Uploads::new(
+        Arc::clone(&offer),
+        partial_copies.clone(),
+        Arc::clone(&statistics),
+        upload_limits,
+        may_compress(&settings),
+    );
     let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
@@ -150,6 +162,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         attestations.builders(handle.clone()),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
+        Some(partial_copies.clone()),
     ));
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry = metrics::registry(&gateway_metrics, &attestations, &resolver, handle.statistics(), &upstreams);
@@ -169,6 +182,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         sources,
         upstreams,
         uploads,
+        partial_copies,
         gateway_metrics: Arc::clone(&gateway_metrics),
         attestations,
     });
@@ -287,6 +301,7 @@ impl Daemon {
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
+        self.partial_copies.set_bytes_max(settings.limits.partial_copies_bytes);
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.attestations.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);

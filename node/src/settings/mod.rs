@@ -123,6 +123,8 @@ pub struct LimitSettings {
     pub uploads_total: u32,
     /// Bytes per second of NARs to all peers together, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit.
     pub upload_bytes_per_s: Option<NonZeroU32>,
+    /// Disk space for NARs that peers get while they are coming in here, 0 to 1 TiB.
+    pub partial_copies_bytes: u64,
     /// Paths in our own summary, 1 to [`narmesh_gossip::PATHS_MAX`].
     pub advertised_paths_max: usize,
 }
@@ -461,6 +463,7 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
         uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024))?,
         uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536))?,
         upload_bytes_per_s: NonZeroU32::new(upload_rate),
+        partial_copies_bytes: within("limits.partial_copies_bytes", limits.partial_copies_bytes, (0, 1 << 40))?,
         advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
     })
 }

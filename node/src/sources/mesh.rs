@@ -94,6 +94,11 @@ impl MeshSources {
         })
     }
 
+    /// Whether anybody is there who could want what another peer sends us.
+    pub(super) fn has_listeners(&self) -> bool {
+        self.mesh.statistics().count_connected() > 1
+    }
+
     pub(super) fn line(&self, source: &PeerId) -> Line {
         let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().responsiveness(source));
         Line {
@@ -159,6 +164,10 @@ impl NarFeed for PeerFeed {
             let piece = self.source.next(out, bytes_max).await;
             Ok(match piece.map_err(|error| self.judge_error(error))? {
                 NarPiece::NotNow { place } => Piece::NotNow { place },
+                NarPiece::Others(digests) => {
+                    let peers = self.mesh.statistics().find_connected(&digests);
+                    Piece::Others(peers.into_iter().map(SourceId::Peer).collect())
+                }
                 NarPiece::Data => Piece::Data,
                 NarPiece::Absent => Piece::Absent,
                 NarPiece::Complete => Piece::Complete,

@@ -125,6 +125,10 @@ impl Sources for AllSources {
         }
     }
 
+    fn has_listeners(&self) -> bool {
+        self.mesh.has_listeners()
+    }
+
     fn line(&self, source: &SourceId) -> Line {
         let prefer = *self.prefer.read();
         match source {

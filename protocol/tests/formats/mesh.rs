@@ -3,8 +3,8 @@
 use libp2p_identity::Keypair;
 use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
-    TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest,
+    Referral, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
@@ -124,6 +124,7 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
         (NarReply::Body { zstd: true }.encode(), "0000000001"),
         (NarReply::Absent.encode(), "01000000"),
         (NarReply::NotNow { place: 3, ask_again_ms: 2_000 }.encode(), "0200000003000000d0070000"),
+        (NarReply::Others { peers: vec![AudienceDigest([7; 8])] }.encode(), "0300000001000000000000000707070707070707"),
         (TreeReply::Absent.encode(), "00000000"),
         (TreeReply::NotYet.encode(), "01000000"),
         (TreeReply::Busy.encode(), "03000000"),
@@ -174,12 +175,18 @@ proptest! {
         assert_comes_back!(GossipReply, reply);
         assert_comes_back!(NarInfoRequest, NarInfoRequest { hash_part });
         let nar_hash = NarHash(hash);
-        assert_comes_back!(NarRequest, NarRequest { hash_part, nar_hash, nar_size, offset, end: offset, accept_zstd: flag });
+        for referral in [Referral::Declined, Referral::Welcome, Referral::Compared] {
+            let request = NarRequest {
+                hash_part, nar_hash, nar_size, offset, end: offset, accept_zstd: flag, passes_on: !flag, referral,
+            };
+            assert_comes_back!(NarRequest, request);
+        }
         for reply in [NarInfoReply::Absent, NarInfoReply::Found(text), NarInfoReply::Busy] {
             assert_comes_back!(NarInfoReply, reply);
         }
         let not_now = NarReply::NotNow { place: places.0, ask_again_ms: places.1 };
-        for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, not_now] {
+        let others = NarReply::Others { peers: vec![AudienceDigest([part[0]; 8]); NarReply::OTHERS_MAX] };
+        for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, not_now, others] {
             assert_comes_back!(NarReply, reply);
         }
         assert_comes_back!(TreeRequest, TreeRequest { hash_part, nar_hash, nar_size });

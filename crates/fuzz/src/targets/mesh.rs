@@ -5,8 +5,8 @@ use crate::memory::MemoryBound;
 use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
-    TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest,
+    Referral, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, NarHash, Summary, SummaryDelta,
@@ -71,11 +71,19 @@ pub(super) const TARGETS: [Target; 14] = [
     }),
     message!("nar-request", NarRequest, || {
         let (hash_part, nar_hash) = (HashPart([1; 20]), NarHash([2; 32]));
-        let request = NarRequest { hash_part, nar_hash, nar_size: 112, offset: 8, end: 112, accept_zstd: true };
-        vec![request.encode().expect("fits")]
+        [Referral::Declined, Referral::Welcome, Referral::Compared]
+            .map(|referral| {
+                let (passes_on, accept_zstd) = (true, true);
+                NarRequest { hash_part, nar_hash, nar_size: 112, offset: 8, end: 112, accept_zstd, passes_on, referral }
+                    .encode()
+                    .expect("fits")
+            })
+            .to_vec()
     }),
     message!("nar-reply", NarReply, || {
-        [NarReply::Body { zstd: true }, NarReply::Absent, NarReply::NotNow { place: 3, ask_again_ms: 2_000 }]
+        let others = NarReply::Others { peers: vec![AudienceDigest([5; 8]); NarReply::OTHERS_MAX] };
+        let not_now = NarReply::NotNow { place: 3, ask_again_ms: 2_000 };
+        [NarReply::Body { zstd: true }, NarReply::Absent, not_now, others]
             .map(|reply| reply.encode().expect("fits"))
             .to_vec()
     }),

@@ -8,7 +8,7 @@ use futures::{AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts as SwarmDial;
-use narmesh_protocol::wire::{NarReply, NarRequest};
+use narmesh_protocol::wire::{NarReply, NarRequest, Referral};
 use narmesh_protocol::{HashPart, NarHash};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,7 +17,17 @@ const NAR: [u8; 128] = [7; 128];
 
 fn request() -> NarRequest {
     let (hash_part, nar_hash) = (HashPart([1; 20]), NarHash([2; 32]));
-    NarRequest { hash_part, nar_hash, nar_size: NAR.len() as u64, offset: 0, end: NAR.len() as u64, accept_zstd: false }
+    let (nar_size, referral) = (NAR.len() as u64, Referral::Declined);
+    NarRequest {
+        hash_part,
+        nar_hash,
+        nar_size,
+        offset: 0,
+        end: nar_size,
+        accept_zstd: false,
+        passes_on: false,
+        referral,
+    }
 }
 
 /// How a holder answers one request.
@@ -130,7 +140,7 @@ async fn ask(pool: &NarPool, peer: PeerId) -> (Vec<NarPiece>, Vec<u8>) {
     let (mut pieces, mut body) = (Vec::new(), Vec::new());
     loop {
         let piece = source.next(&mut body, NAR.len() as u64).await.unwrap();
-        pieces.push(piece);
+        pieces.push(piece.clone());
         if matches!(piece, NarPiece::Absent | NarPiece::Complete | NarPiece::Failed) {
             return (pieces, body);
         }
@@ -225,7 +235,7 @@ async fn a_queued_request_is_told_its_place_and_one_in_no_queue_is_asked_again()
         .iter()
         .filter_map(|piece| match piece {
             NarPiece::NotNow { place, .. } => Some(*place),
-            NarPiece::Data | NarPiece::Absent | NarPiece::Complete | NarPiece::Failed => None,
+            NarPiece::Others(_) | NarPiece::Data | NarPiece::Absent | NarPiece::Complete | NarPiece::Failed => None,
         })
         .collect();
     assert_eq!((places, body), (vec![0, 2, 1], NAR.to_vec()));

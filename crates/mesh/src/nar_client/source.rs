@@ -7,7 +7,8 @@ use crate::clock::moment;
 use futures::future::{BoxFuture, poll_fn};
 use libp2p::PeerId;
 use narmesh_machine::{Bucket, Tokens};
-use narmesh_protocol::wire::{NarFrame, NarReply};
+use narmesh_protocol::AudienceDigest;
+use narmesh_protocol::wire::{NarFrame, NarReply, Referral};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -30,7 +31,7 @@ const WORDS: Bucket = Bucket { burst: 64, per_s: 4 };
 const PACKED_EXCESS_BYTES: u64 = 64 << 10;
 
 /// What the holder says next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NarPiece {
     /// It has the NAR, and sends it later: the request has this place in its queue. At place 0 it is in no queue, and
     /// is asked again by itself.
@@ -40,6 +41,8 @@ pub enum NarPiece {
     },
     /// Bytes of the body; perhaps none were appended.
     Data,
+    /// It names others who have the NAR on its way; the first is to be asked first.
+    Others(Vec<AudienceDigest>),
     /// It does not have that NAR (any more).
     Absent,
     /// It says that this was all.
@@ -130,13 +133,13 @@ impl NarSource {
     ) -> Poll<io::Result<NarPiece>> {
         loop {
             match &mut self.state {
-                State::Ended(piece) => return Poll::Ready(Ok(*piece)),
+                State::Ended(piece) => return Poll::Ready(Ok(piece.clone())),
                 State::Body(asked, body) => {
                     let polled = body.poll(context, asked, (out, bytes_max), &mut self.wire_bytes);
                     let piece = ready!(polled);
                     match piece {
                         Ok(NarPiece::Data) => {}
-                        Ok(last) => self.end(last),
+                        Ok(ref last) => self.end(last.clone()),
                         // No other request can be sent on that stream.
                         Err(_) => drop(self.take()),
                     }
@@ -204,6 +207,15 @@ impl NarSource {
                 self.state = State::Waiting(asked);
                 self.end(NarPiece::Absent);
                 Some(NarPiece::Absent)
+            }
+            NarReply::Others { peers } => {
+                let is_answer = self.asking.request.referral != Referral::Declined;
+                if !is_answer || peers.is_empty() || peers.len() > NarReply::OTHERS_MAX {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "names that were not asked for"));
+                }
+                self.state = State::Waiting(asked);
+                self.end(NarPiece::Others(peers.clone()));
+                Some(NarPiece::Others(peers))
             }
             NarReply::NotNow { place, ask_again_ms } => {
                 if !self.words.try_take(WORDS, moment()) {

@@ -1,7 +1,8 @@
-//! Answering peers' NAR requests from our own store alone: each when its turn has come, at its share of the rate.
+//! Answering peers' NAR requests, from our own store and from what is coming into it: each when its turn has come, at its
+//! share of the rate.
 //!
 //! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
-//! asker is told its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
+//! asker is told its place, unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
 //! `rate` grants it.
 //!
 //! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
@@ -16,6 +17,7 @@ mod body;
 mod queue;
 mod rate;
 mod reader;
+mod referrals;
 mod shares;
 
 use super::bulk::{BulkStream, Incoming};
@@ -27,12 +29,14 @@ use body::BodyWriter;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
+use narmesh_protocol::AudienceDigest;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
-use narmesh_store::Offer;
+use narmesh_store::{Offer, PartialCopies, PartialCopy};
 use parking_lot::Mutex;
 use queue::{Kind, Queue, Ticket};
 use rate::UploadRate;
 use reader::{ReadFailure, Reader};
+use referrals::Referrals;
 pub use shares::UPLOAD_BYTES_PER_S_MIN;
 use std::collections::HashMap;
 use std::io;
@@ -59,6 +63,8 @@ const NEXT_WORD_MS: u32 = 2_000;
 const ASK_AGAIN_MS: u32 = 1_000;
 /// A head that cannot be written for this long ends its stream, as a body does.
 const HEAD_STALL: Duration = Duration::from_secs(30);
+/// A body of what is coming in here ends when nothing has come for this long; its asker looks for others much sooner.
+const COMING_MAX: Duration = Duration::from_secs(60);
 /// Bodies of one peer that are compressed in more than one piece at the same time; further ones wait. An encoder takes
 /// some 0.6 MiB for as long as its body is under way, also while nobody reads it. A line on which zstd helps is full
 /// with fewer.
@@ -82,6 +88,8 @@ pub struct Uploads(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     offer: Arc<Offer>,
+    partial_copies: PartialCopies,
+    referrals: Referrals,
     statistics: Arc<PeerStatistics>,
     may_compress: AtomicBool,
     readers: Arc<Semaphore>,
@@ -187,13 +195,21 @@ impl Drop for Turn {
 }
 
 impl Uploads {
-    /// Serves what `offer` allows, and counts in `statistics`.
-    pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, may_compress: bool) -> Self {
+    /// Serves what `offer` allows and what `partial_copies` have, and counts in `statistics`.
+    pub fn new(
+        offer: Arc<Offer>,
+        partial_copies: PartialCopies,
+        statistics: Arc<PeerStatistics>,
+        limits: UploadLimits,
+        may_compress: bool,
+    ) -> Self {
         let rate = UploadRate::default();
         rate.set_rate(limits.bytes_per_s);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Shared {
             offer,
+            partial_copies,
+            referrals: Referrals::default(),
             statistics,
             may_compress: AtomicBool::new(may_compress),
             readers: Arc::new(Semaphore::new(limits.total)),
@@ -289,9 +305,18 @@ impl Uploads {
         of_peer: &Arc<PeerUploads>,
         request: NarRequest,
     ) -> io::Result<()> {
-        if !self.0.offer.is_offered(&request.hash_part) {
+        let is_offered = self.0.offer.is_offered(&request.hash_part);
+        if !is_offered && !self.0.partial_copies.has(&request.nar_hash) {
             return reply(stream, NarReply::Absent).await;
         }
+        // Who is sent what is only coming in here was named us by somebody who could send it as well.
+        let admitted = if is_offered { self.0.referrals.admit(peer, &request).map(Some) } else { Ok(None) };
+        let _sending = match admitted {
+            Ok(sending) => sending,
+            Err(named) => {
+                return reply(stream, NarReply::Others { peers: named.iter().map(AudienceDigest::of).collect() }).await;
+            }
+        };
         // What is not offered is answered before this, so that it takes no place in the queue.
         let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
             return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
@@ -300,7 +325,8 @@ impl Uploads {
         let share = self.0.rate.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
         // Opened only now: a request that waits in the queue takes no reader and holds no piece.
-        let opened = wait_and_tell_place(stream, || 1, self.open(request, zstd, of_peer)).await?;
+        let partial = if is_offered { None } else { self.find_partial(request).await? };
+        let opened = wait_and_tell_place(stream, || 1, self.open(request, partial, zstd, of_peer)).await?;
         let (reader, first) = match opened? {
             Ok(Some(begun)) => begun,
             Ok(None) => return reply(stream, NarReply::Absent).await,
@@ -328,10 +354,18 @@ impl Uploads {
         Some(Turn { uploads: self.clone(), peer, kind, ticket, of_peer: Arc::clone(of_peer) })
     }
 
-    /// Opens the NAR and reads the first piece of what was asked for; `None` if it is not here.
+    /// What is coming in of this NAR, if the asker may have it.
+    async fn find_partial(&self, request: NarRequest) -> io::Result<Option<Arc<PartialCopy>>> {
+        let copies = self.0.partial_copies.clone();
+        let find = move || copies.find(&request.hash_part, &request.nar_hash, request.nar_size);
+        self.run_blocking(false, find).await
+    }
+
+    /// Opens the NAR, or its `partial` copy, and reads the first piece of what was asked for; `None` if it is not here.
     async fn open(
         &self,
         request: NarRequest,
+        partial: Option<Arc<PartialCopy>>,
         zstd: bool,
         of_peer: &PeerUploads,
     ) -> io::Result<Result<Option<(Reader, Piece)>, ReadFailure>> {
@@ -339,6 +373,12 @@ impl Uploads {
         let left = request.end.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
         let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
+        if let Some(copy) = partial {
+            return Ok(match Reader::open_partial(copy, &request, encoder) {
+                Ok(reader) => Ok(Some(self.read(reader, bytes_max).await?)),
+                Err(error) => Err(error),
+            });
+        }
         self.run_blocking(zstd, move || {
             let Some(mut reader) = Reader::open(&offer, &request, encoder)? else { return Ok(None) };
             let first = reader.next(bytes_max);
@@ -371,7 +411,7 @@ impl Uploads {
                     (reader, piece) = read?;
                 }
                 Err(error) => {
-                    tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
+                    error.log(&request);
                     break NarFrame::END_FAILED;
                 }
             }
@@ -380,6 +420,9 @@ impl Uploads {
     }
 
     async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
+        if tokio::time::timeout(COMING_MAX, reader.wait_until_there()).await.is_err() {
+            return Ok((reader, Err(ReadFailure::NothingComes)));
+        }
         self.run_blocking(reader.is_compressing(), move || {
             let piece = reader.next(bytes_max);
             (reader, piece)

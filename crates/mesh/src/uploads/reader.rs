@@ -1,8 +1,10 @@
-//! A NAR of ours, read and perhaps compressed piece by piece on blocking threads.
+//! A NAR of ours, or what is coming in of one, read and perhaps compressed piece by piece on blocking threads.
 
 use narmesh_protocol::wire::NarRequest;
-use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PathInfo, StoreError};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PartialCopy, PathInfo, StoreError};
+use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
@@ -20,9 +22,37 @@ struct Encoder {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Where the bytes are.
+enum Nar {
+    Own(Box<NarStream>),
+    /// The copy that is coming in, and the next byte to read of it.
+    Partial(Arc<PartialCopy>, u64),
+}
+
+impl Nar {
+    /// Appends bytes, about `bytes_max`, of the `left` that are wanted.
+    fn fill(&mut self, buffer: &mut Vec<u8>, bytes_max: usize, left: usize) -> Result<NarProgress, ReadFailure> {
+        match self {
+            Self::Own(nar) => Ok(nar.fill(buffer, bytes_max)?),
+            Self::Partial(copy, at) => {
+                copy.read(*at, buffer, bytes_max).map_err(ReadFailure::Partial)?;
+                *at += buffer.len() as u64;
+                match buffer.len() {
+                    // It was waited for, so none will come.
+                    0 => Err(ReadFailure::NothingComes),
+                    bytes if bytes == left => Ok(NarProgress::Complete),
+                    _ => Ok(NarProgress::More),
+                }
+            }
+        }
+    }
+}
+
 /// One NAR being read.
 pub(super) struct Reader {
-    nar: NarStream,
+    nar: Nar,
+    /// Bytes that were given.
+    given: u64,
     progress: NarProgress,
     encoder: Option<Encoder>,
     /// Bytes of the NAR that are sent.
@@ -37,6 +67,10 @@ pub(super) enum ReadFailure {
     Nar(#[from] NarStreamError),
     #[error("compression")]
     Compress(#[from] io::Error),
+    #[error("the copy that is coming in")]
+    Partial(#[source] io::Error),
+    #[error("no more of it is coming in")]
+    NothingComes,
 }
 
 impl ReadFailure {
@@ -45,7 +79,18 @@ impl ReadFailure {
         match self {
             Self::Store(error) => error.may_pass(),
             Self::Compress(_) => true,
-            Self::Nar(_) => false,
+            Self::Nar(_) | Self::Partial(_) | Self::NothingComes => false,
+        }
+    }
+
+    /// Logs why a body could not be sent whole.
+    pub(super) fn log(&self, request: &NarRequest) {
+        let hash_part = request.hash_part;
+        match self {
+            Self::NothingComes => tracing::debug!(%hash_part, error = %self, "a partial copy could not be sent whole"),
+            Self::Store(_) | Self::Nar(_) | Self::Compress(_) | Self::Partial(_) => {
+                tracing::warn!(%hash_part, error = %self, "our own copy could not be sent whole");
+            }
         }
     }
 }
@@ -62,9 +107,35 @@ impl Reader {
         let is_wanted =
             |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < end && end <= nar_size;
         let Some(nar) = offer.find_nar(&hash_part, |info| is_wanted(info).then_some(offset))? else { return Ok(None) };
-        let encoder = |permit| Ok::<_, io::Error>(Encoder { zstd: encoder(end - offset)?, _permit: permit });
+        Self::begin(Nar::Own(Box::new(nar)), end - offset, permit).map(Some)
+    }
+
+    /// The same of a copy that is coming in.
+    pub(super) fn open_partial(
+        copy: Arc<PartialCopy>,
+        request: &NarRequest,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, ReadFailure> {
+        let NarRequest { nar_size, offset, end, .. } = *request;
+        if offset >= end || end > nar_size {
+            return Err(ReadFailure::NothingComes);
+        }
+        Self::begin(Nar::Partial(copy, offset), end - offset, permit)
+    }
+
+    fn begin(nar: Nar, bytes: u64, permit: Option<OwnedSemaphorePermit>) -> Result<Self, ReadFailure> {
+        let encoder = |permit| Ok::<_, io::Error>(Encoder { zstd: encoder(bytes)?, _permit: permit });
         let encoder = permit.map(encoder).transpose()?;
-        Ok(Some(Self { nar, progress: NarProgress::More, encoder, bytes: end - offset }))
+        Ok(Self { nar, given: 0, progress: NarProgress::More, encoder, bytes })
+    }
+
+    /// Waits until there is something to read, or nothing more will come.
+    pub(super) async fn wait_until_there(&self) {
+        if let Nar::Partial(copy, at) = &self.nar
+            && self.progress == NarProgress::More
+        {
+            poll_fn(|context| copy.poll_beyond(context, *at)).await;
+        }
     }
 
     /// Whether the next piece is to be compressed.
@@ -74,7 +145,7 @@ impl Reader {
 
     /// Bytes of the NAR that are still to be read.
     fn left_bytes(&self) -> u64 {
-        self.bytes.saturating_sub(self.nar.given_bytes())
+        self.bytes.saturating_sub(self.given)
     }
 
     /// Whether the last piece was given.
@@ -87,9 +158,10 @@ impl Reader {
         while self.progress == NarProgress::More {
             let left = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX);
             let mut buffer = Vec::with_capacity(left.min(bytes_max));
-            self.progress = self.nar.fill(&mut buffer, left.min(bytes_max))?;
+            self.progress = self.nar.fill(&mut buffer, left.min(bytes_max), left)?;
             // The bytes wanted may end before the NAR does.
             buffer.truncate(left);
+            self.given += buffer.len() as u64;
             if self.left_bytes() == 0 {
                 self.progress = NarProgress::Complete;
             }
@@ -108,6 +180,10 @@ impl Reader {
         io::Write::write_all(&mut encoder.zstd, &bytes)?;
         if self.progress == NarProgress::Complete {
             return encoder.zstd.finish();
+        }
+        if matches!(self.nar, Nar::Partial(..)) {
+            // The asker passes it on in its turn, so it must not wait here for what comes next.
+            io::Write::flush(&mut encoder.zstd)?;
         }
         let piece = std::mem::take(encoder.zstd.get_mut());
         self.encoder = Some(encoder);

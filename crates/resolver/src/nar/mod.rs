@@ -35,6 +35,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_store::PartialCopies;
 use tokio::sync::mpsc;
 
 use self::ahead::NarsAhead;
@@ -165,8 +166,14 @@ pub(crate) struct Nars {
 }
 
 impl Nars {
-    pub(crate) fn new(shared: Arc<Shared>, narinfos: Arc<NarInfos>, context: Arc<NarContext>) -> Self {
-        let transfers = Transfers::new(Arc::clone(&shared), Arc::clone(&narinfos), Arc::clone(&context));
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        narinfos: Arc<NarInfos>,
+        context: Arc<NarContext>,
+        partial_copies: Option<PartialCopies>,
+    ) -> Self {
+        let transfers =
+            Transfers::new(Arc::clone(&shared), Arc::clone(&narinfos), Arc::clone(&context), partial_copies);
         let transfers = Arc::new(transfers);
         let own = OwnNars::new(Arc::clone(&shared), Arc::clone(&narinfos), Arc::clone(&context));
         let ahead = NarsAhead::new(Arc::clone(&shared), Arc::clone(&narinfos), Arc::clone(&transfers));
@@ -244,7 +251,11 @@ impl Nars {
             }
         }
         let Ok(holders) = client.keep(self.transfers.find_holders(&url)).await else { return };
-        let transfer = self.transfers.begin(url, first_byte, holders);
+        let mut transfer = self.transfers.begin(url, first_byte, holders);
+        if first_byte == 0 {
+            let Ok(partial) = client.keep(self.transfers.begin_partial(&url)).await else { return };
+            partial.into_iter().for_each(|partial| transfer.pass_on(partial));
+        }
         let context = Arc::clone(&self.context);
         // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.
         if (Delivery { context, url, transfer, client, find_user }).run().await == Ended::Gone {

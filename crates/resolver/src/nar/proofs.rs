@@ -188,6 +188,17 @@ impl Proofs {
         }
     }
 
+    /// Whether a tree counts.
+    pub(super) fn have_tree(&self) -> bool {
+        self.counting().is_some()
+    }
+
+    /// The number of first bytes of the NAR that are proven, if it was read from its beginning.
+    pub(super) fn proven_bytes(&self) -> u64 {
+        let leaves = self.taken.leaves().len() as u64;
+        self.counting().map_or(0, |bound| (leaves * bound.tree.leaf_bytes()).min(self.url.nar_size))
+    }
+
     /// Bytes of a leaf, if the rest of the NAR can be read by whole leaves, as a tree counts.
     pub(super) fn leaf_bytes(&self) -> Option<u64> {
         self.counting().filter(|_| self.taken.is_between_leaves()).map(|bound| bound.tree.leaf_bytes())

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub(super) const RACE_AFTER: Duration = Duration::from_secs(1);
 /// How far one racer may get ahead of what was taken over, bytes. This bounds the memory of a race.
 pub(super) const RACE_BYTES_MAX: usize = 1 << 20;
+/// A source races with the one from which it gets the NAR only after this: by then its own pace is known.
+pub(super) const RACE_RELATED_AFTER: Duration = Duration::from_secs(3);
 /// The two are compared when the second source has been sending for this long.
 const LASTS: Duration = Duration::from_millis(500);
 /// A race ends after this, whatever was sent.
@@ -20,6 +22,8 @@ pub(super) struct Race {
     since: Duration,
     /// Bytes that the first one had sent by then, and that were not taken over: a leaf that is not whole yet.
     ahead: usize,
+    /// If both get the NAR over the same line, how quick the first one was before, bytes per second.
+    alone: Option<u64>,
     /// When the second source sent its first byte.
     second_sends_since: Option<Duration>,
     /// The next race begins no earlier than this.
@@ -29,7 +33,8 @@ pub(super) struct Race {
 
 impl Race {
     pub(super) fn new() -> Self {
-        Self { since: Duration::ZERO, ahead: 0, second_sends_since: None, next: RACE_AFTER, pause: PAUSE_MIN }
+        let (since, next, pause) = (Duration::ZERO, RACE_AFTER, PAUSE_MIN);
+        Self { since, ahead: 0, alone: None, second_sends_since: None, next, pause }
     }
 
     /// Whether a race may begin now.
@@ -38,14 +43,22 @@ impl Race {
     }
 
     /// Begins a race: a second source is asked now, and the first one has sent `ahead` of the bytes that are left.
-    pub(super) fn begin(&mut self, waited: Duration, ahead: usize) {
-        (self.since, self.ahead) = (waited, ahead);
+    /// If the first one gets the NAR from the second one, directly or over others, `alone` is how quick it was before, bytes
+    /// per second: the second one slows it down.
+    pub(super) fn begin(&mut self, waited: Duration, ahead: usize, alone: Option<u64>) {
+        (self.since, self.ahead, self.alone) = (waited, ahead, alone);
         self.second_sends_since = None;
     }
 
     /// A source that has sent so much more than was taken over is not read on.
     pub(super) fn tail_bytes_max(&self) -> usize {
         RACE_BYTES_MAX + self.ahead
+    }
+
+    /// Notes that the second source names others instead of sending: the first one goes on.
+    pub(super) fn on_refused(&mut self, waited: Duration) {
+        self.next = waited + self.pause;
+        self.pause *= 2;
     }
 
     /// Notes that the second source sends.
@@ -63,8 +76,13 @@ impl Race {
         if !(is_done(first) || is_done(second) || long_enough || too_long || is_full) {
             return None;
         }
-        // The first source stays unless the second has sent more in this race, or all that is left.
-        let loser = if second > first.saturating_sub(self.ahead) || is_done(second) { 0 } else { 1 };
+        // The first source stays unless the second has sent more in this race, or all that is left. Two that share a line
+        // slow each other down: there the second one must be quicker by half than the first one was before.
+        let sending = self.second_sends_since.map_or(Duration::ZERO, |since| waited.saturating_sub(since));
+        let would_have_come = |rate: u64| usize::try_from(u128::from(rate) * sending.as_millis() / 1_000);
+        let alone = self.alone.map_or(0, |rate| would_have_come(rate + rate / 2).unwrap_or(usize::MAX));
+        let to_beat = first.saturating_sub(self.ahead).max(alone);
+        let loser = if second > to_beat || is_done(second) { 0 } else { 1 };
         if loser == 1 {
             self.pause *= 2;
         }

@@ -32,6 +32,8 @@ enum State {
     Returning { next: Instant, until: Instant, pause: Duration },
     /// It is not asked for now, because a tree contradicts it.
     PutBy,
+    /// It has named others, who are asked before it.
+    Referred,
     /// It said no, was proven wrong, or is dead.
     Out,
 }
@@ -55,12 +57,17 @@ pub(super) struct Roster {
     preferred: Option<SourceId>,
     /// Sources that are asked when no other is left.
     suspects: HashSet<SourceId>,
+    /// Sources that have the NAR only on its way, in the order in which they are asked.
+    named: Vec<SourceId>,
+    /// Sources that have named others.
+    referred: HashSet<SourceId>,
 }
 
 impl Roster {
     /// `preferred` is asked first, then the others by their lines; of equals, the first one given.
     pub(super) fn new(sources: impl IntoIterator<Item = SourceId>, preferred: Option<SourceId>) -> Self {
-        let mut roster = Self { entries: Vec::new(), preferred, suspects: HashSet::new() };
+        let (suspects, referred) = (HashSet::new(), HashSet::new());
+        let mut roster = Self { entries: Vec::new(), preferred, suspects, named: Vec::new(), referred };
         roster.add(sources);
         roster
     }
@@ -83,19 +90,47 @@ impl Roster {
         }
     }
 
+    /// Has these sources, which have the NAR on its way, asked before `source`, which has named them.
+    pub(super) fn refer(&mut self, source: SourceId, named: &[SourceId]) {
+        self.referred.insert(source);
+        self.change(source, |state| *state = State::Referred);
+        self.named.extend(named.iter().filter(|name| self.entries.iter().all(|(known, _)| known != *name)));
+        self.add(named.iter().copied());
+    }
+
+    /// Whether it has the NAR only on its way, as far as is known.
+    pub(super) fn is_named(&self, source: &SourceId) -> bool {
+        self.named.contains(source)
+    }
+
+    /// Whether it has named others.
+    pub(super) fn has_referred(&self, source: &SourceId) -> bool {
+        self.referred.contains(source)
+    }
+
+    /// Asks none any more that has the NAR only on its way.
+    pub(super) fn rule_out_named(&mut self) {
+        for named in std::mem::take(&mut self.named) {
+            self.change(named, |state| *state = State::Out);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// The next source to ask for `bytes_left`: of those not asked yet, the one that should be done first judging by
-    /// its line; after those, one that may have come back.
+    /// its line; after those, one that has named others; after those, one that may have come back.
     pub(super) fn next(&self, now: Instant, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Next {
         if let Some(source) = self.quickest_fresh(bytes_left, line) {
             return Next::Ask(source);
         }
+        if let Some(source) = self.first_referred() {
+            return Next::Ask(source);
+        }
         let returning = |entry: &(SourceId, State)| match entry.1 {
             State::Returning { next, .. } => Some((next, entry.0)),
-            State::Fresh | State::UnderWay | State::PutBy | State::Out => None,
+            State::Fresh | State::UnderWay | State::PutBy | State::Referred | State::Out => None,
         };
         match self.entries.iter().filter_map(returning).min_by_key(|(next, _)| *next) {
             Some((next, source)) if next <= now => Next::Ask(source),
@@ -109,6 +144,17 @@ impl Roster {
     /// those that have answered something come first.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         self.fresh(bytes_left, line).first().copied()
+    }
+
+    /// Who could be quicker than a source under way: of those not asked yet that have the NAR, the one that should be done
+    /// first; after those, one that has named others.
+    pub(super) fn challenger(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
+        let fresh = self.quickest_fresh(bytes_left, line).filter(|source| !self.is_named(source));
+        fresh.or_else(|| self.first_referred())
+    }
+
+    fn first_referred(&self) -> Option<SourceId> {
+        self.entries.iter().find(|(_, state)| *state == State::Referred).map(|(source, _)| *source)
     }
 
     /// All sources not asked yet, in that order.
@@ -126,6 +172,8 @@ impl Roster {
                 line.tier,
                 // One that has never answered may never do, and whether it has the path, nobody knows.
                 is_upstream && line.latency.is_none(),
+                // Who has the NAR is asked before those who do not have it yet.
+                self.named.iter().position(|named| named == source).map_or(0, |at| at + 1),
                 expected_duration(&line, bytes_left),
             )
         });
@@ -145,7 +193,8 @@ impl Roster {
 
     /// Notes that it was stopped in favour of a quicker one, and may be asked again.
     pub(super) fn on_stopped(&mut self, source: SourceId) {
-        self.change(source, |state| *state = State::Fresh);
+        let state = if self.has_referred(&source) { State::Referred } else { State::Fresh };
+        self.change(source, |known| *known = state);
     }
 
     /// Asks it no more until [`Self::recall`].
@@ -174,10 +223,13 @@ impl Roster {
         self.change(source, |state| {
             let (until, pause) = match *state {
                 State::Returning { until, pause, .. } if !has_answered => (until, pause * 2),
-                State::Fresh | State::UnderWay | State::PutBy | State::Out if !has_answered => (now, PAUSE_MIN),
-                State::Fresh | State::UnderWay | State::PutBy | State::Out | State::Returning { .. } => {
-                    (now + RETURN_MAX, PAUSE_MIN)
-                }
+                _ if has_answered => (now + RETURN_MAX, PAUSE_MIN),
+                State::Fresh
+                | State::UnderWay
+                | State::PutBy
+                | State::Referred
+                | State::Out
+                | State::Returning { .. } => (now, PAUSE_MIN),
             };
             returns = now + pause <= until;
             *state = if returns { State::Returning { next: now + pause, until, pause } } else { State::Out };

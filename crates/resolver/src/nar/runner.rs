@@ -151,7 +151,7 @@ impl Runner {
                                 self.turn = Turn::Resting(feed);
                                 return Poll::Ready(Said::Other(piece));
                             }
-                            Ok(piece @ (Piece::Absent | Piece::Complete | Piece::Failed)) => {
+                            Ok(piece @ (Piece::Others(_) | Piece::Absent | Piece::Complete | Piece::Failed)) => {
                                 return Poll::Ready(Said::Other(piece));
                             }
                             Err(error) => return Poll::Ready(Said::Broke(error)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
+use narmesh_store::{PartialCopies, PartialWriter};
 
 use super::delivery::read_whole;
 use super::transfer::Transfer;
@@ -20,11 +21,27 @@ pub(super) struct Transfers {
     shared: Arc<Shared>,
     narinfos: Arc<NarInfos>,
     context: Arc<NarContext>,
+    partial_copies: Option<PartialCopies>,
 }
 
 impl Transfers {
-    pub(super) fn new(shared: Arc<Shared>, narinfos: Arc<NarInfos>, context: Arc<NarContext>) -> Self {
-        Self { shared, narinfos, context }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        narinfos: Arc<NarInfos>,
+        context: Arc<NarContext>,
+        partial_copies: Option<PartialCopies>,
+    ) -> Self {
+        Self { shared, narinfos, context, partial_copies }
+    }
+
+    /// Begins a partial copy of a NAR, if others may want it from us while it comes.
+    pub(super) async fn begin_partial(&self, url: &NarUrl) -> Option<PartialWriter> {
+        let copies = self.partial_copies.clone()?;
+        if url.nar_size <= SMALL_NAR_BYTES_MAX || !self.context.sources.has_listeners() {
+            return None;
+        }
+        let answer = self.narinfos.recall(url.hash_part).await.filter(|answer| answer.info.nar_hash == url.nar_hash)?;
+        tokio::task::spawn_blocking(move || copies.begin(&answer.info)).await.ok().flatten()
     }
 
     /// The sources to ask for this NAR: first those that confirmed its NarHash, then the other candidates. Those that

@@ -74,7 +74,7 @@ fn make_resolver(sources: Claims) -> Resolver {
     };
     let builders: Arc<dyn Builders> = Arc::clone(&nothing) as _;
     let store = NixStore::open(location).expect("it reads as empty");
-    Resolver::new(store, Arc::new(sources), nothing, builders, settings, 16 << 20)
+    Resolver::new(store, Arc::new(sources), nothing, builders, settings, 16 << 20, None)
 }
 
 #[tokio::test]

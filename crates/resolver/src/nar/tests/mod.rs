@@ -1,6 +1,8 @@
 //! Plays any sequence of sources, answers, rates, failures and offsets in virtual time: the client gets the exact NAR
 //! or a short body, never anything else, and a NAR is gone only if nobody could send it.
 
+mod mixed;
+mod referrals;
 mod several;
 mod trees;
 
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use narmesh_protocol::nar::NarVerifier;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, Referral, TreeRequest};
 use narmesh_protocol::{HashPart, NarHash, NarUrl};
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng};
@@ -44,6 +46,8 @@ enum Act {
     Break { chunk: usize, pause: Duration, after: u64, flips: Option<u64>, how: Break },
     /// Never says anything.
     Silent,
+    /// Names these sources, by their numbers, to who takes names, and else sends the NAR in such chunks.
+    Name { named: Vec<usize>, chunk: usize, pause: Duration },
     /// Does not have it.
     Absent,
     /// Cannot be reached.
@@ -65,6 +69,8 @@ struct Script {
     /// What it says of its tree, and after how long.
     tree: Option<TreeAnswer>,
     tree_after: Duration,
+    /// Whether it is not known before somebody names it.
+    is_hidden: bool,
     /// Whether its requests share a line, so that a pause of one is a pause of all.
     is_line: bool,
     opens_after: Duration,
@@ -77,6 +83,7 @@ impl Script {
         let act = Act::Send { chunk, pause: Duration::from_millis(pause_ms), flips: None };
         Self {
             tree: None,
+            is_hidden: false,
             is_line: false,
             tree_after: Duration::from_millis(5),
             opens_after: Duration::from_millis(5),
@@ -92,7 +99,11 @@ impl Script {
     /// Whether it sends the whole NAR whenever it is asked, and never pauses longer than a live source may.
     fn is_reliable(&self) -> bool {
         let acts = self.acts.iter();
-        acts.clone().all(|act| matches!(act, Act::Send { flips: None, pause, .. } if *pause < STALL / 2))
+        let sends = |act: &Act| match act {
+            Act::Send { flips: None, pause, .. } | Act::Name { pause, .. } => *pause < STALL / 2,
+            Act::Send { .. } | Act::Break { .. } | Act::Silent | Act::Absent | Act::Refuse => false,
+        };
+        acts.clone().all(sends)
             && self.queue.iter().all(|(pause, _)| *pause < STALL / 2)
             && self.opens_after < STALL / 2
     }
@@ -100,7 +111,7 @@ impl Script {
     fn lies(&self) -> bool {
         let flips = |act: &Act| match act {
             Act::Send { flips, .. } | Act::Break { flips, .. } => flips.is_some(),
-            Act::Silent | Act::Absent | Act::Refuse => false,
+            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse => false,
         };
         self.acts.iter().any(flips)
     }
@@ -109,6 +120,8 @@ impl Script {
 #[derive(Default)]
 struct World {
     order: Vec<SourceId>,
+    /// Those of them that are known from the beginning.
+    known: Vec<SourceId>,
     scripts: HashMap<SourceId, Script>,
     nar: Arc<Vec<u8>>,
     state: Arc<Mutex<State>>,
@@ -126,7 +139,7 @@ struct State {
 
 impl Sources for World {
     fn candidates(&self, _: &HashPart) -> Candidates {
-        let ranked = self.order.iter().map(|source| Candidate { source: *source, summary_epoch: 1 }).collect();
+        let ranked = self.known.iter().map(|source| Candidate { source: *source, summary_epoch: 1 }).collect();
         Candidates { ranked, ..Candidates::default() }
     }
 
@@ -154,6 +167,17 @@ impl Sources for World {
             requests.len() - 1
         };
         let act = script.acts.get(number).or(script.acts.last()).unwrap().clone();
+        let (act, names) = match act {
+            Act::Name { named, chunk, pause } if request.referral == Referral::Declined => {
+                drop(named);
+                (Act::Send { chunk, pause, flips: None }, Vec::new())
+            }
+            Act::Name { ref named, .. } => {
+                let names = named.iter().map(|number| self.order[*number]).collect();
+                (act, names)
+            }
+            act => (act, Vec::new()),
+        };
         Box::pin(async move {
             tokio::time::sleep(script.opens_after).await;
             if matches!(act, Act::Refuse) {
@@ -166,6 +190,7 @@ impl Sources for World {
                 source,
                 is_line,
                 act,
+                names,
                 queue,
                 nar,
                 state,
@@ -200,6 +225,7 @@ struct Feed {
     source: SourceId,
     is_line: bool,
     act: Act,
+    names: Vec<SourceId>,
     queue: Vec<(Duration, u32)>,
     nar: Arc<Vec<u8>>,
     state: Arc<Mutex<State>>,
@@ -250,6 +276,7 @@ impl Feed {
         let (chunk, pause, until, flips, how) = match self.act.clone() {
             Act::Silent => return std::future::pending().await,
             Act::Absent | Act::Refuse => return Ok(Piece::Absent),
+            Act::Name { .. } => return Ok(Piece::Others(std::mem::take(&mut self.names))),
             Act::Send { chunk, pause, flips } => (chunk, pause, u64::MAX, flips, Break::Closed),
             Act::Break { chunk, pause, after, flips, how } => (chunk, pause, after, flips, how),
         };
@@ -347,10 +374,27 @@ async fn deliver_after(
     others: Option<Others>,
 ) -> (Vec<SourceId>, Outcome) {
     let order: Vec<_> = scripts.iter().map(|_| SourceId::random()).collect();
+    let outcome = deliver_from(&order, beginning, nar, scripts, first_byte, others).await;
+    (order, outcome)
+}
+
+/// The same from sources with these names.
+async fn deliver_from(
+    order: &[SourceId],
+    beginning: &[u8],
+    nar: &[u8],
+    scripts: Vec<Script>,
+    first_byte: u64,
+    others: Option<Others>,
+) -> Outcome {
+    let visible = order.iter().zip(&scripts).filter(|(_, script)| !script.is_hidden);
+    let known: Vec<_> = visible.map(|(source, _)| *source).collect();
     let scripts = order.iter().copied().zip(scripts).collect();
     let nar = Arc::new(nar.to_vec());
     let state = Arc::<Mutex<State>>::default();
-    let world = World { order: order.clone(), scripts, nar: Arc::clone(&nar), state: Arc::clone(&state) };
+    let (nar_of_world, state_of_world) = (Arc::clone(&nar), Arc::clone(&state));
+    let world =
+        World { order: order.to_vec(), known: known.clone(), scripts, nar: nar_of_world, state: state_of_world };
     let context = Arc::new(NarContext {
         sources: Arc::new(world),
         lookup_log: Arc::<LookupLog>::default(),
@@ -367,13 +411,13 @@ async fn deliver_after(
     let url = NarUrl::new(HashPart([1; 20]), NarHash(Sha256::digest(&*nar).into()), nar.len() as u64);
     let settings = TransferSettings { stall_timeout: STALL, compress: Compress::Never };
     let transfer = if first_byte == 0 || nar.len() as u64 <= LIMITS.small {
-        Transfer::new(Arc::clone(&context), settings, url, order.clone())
+        Transfer::new(Arc::clone(&context), settings, url, known)
     } else {
         let mut verifier = NarVerifier::new();
         let offset = first_byte / 2;
         verifier.feed(&beginning[..usize::try_from(offset).unwrap()]).unwrap();
-        let known = Some((verifier, vec![SourceId::random()]));
-        Transfer::resume(Arc::clone(&context), settings, url, order.clone(), offset, known)
+        let (sources, verified) = (known, Some((verifier, vec![SourceId::random()])));
+        Transfer::resume(Arc::clone(&context), settings, url, sources, offset, verified)
     };
     if let Some(others) = others {
         let held = context.buffers.try_take(BUFFER_BYTES - others.free_bytes).unwrap();
@@ -408,7 +452,7 @@ async fn deliver_after(
     let state = state.lock();
     let (observed, requests, sent_bytes) = (state.observed.clone(), state.requests.clone(), state.sent_bytes.clone());
     let suspects = context.nar_faults.suspects();
-    (order, Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects })
+    Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects }
 }
 
 fn is_blamed(outcome: &Outcome, source: SourceId) -> bool {

@@ -10,6 +10,7 @@
 //! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
 //! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
 
+mod referral;
 mod several;
 
 use std::io;
@@ -22,6 +23,7 @@ use narmesh_protocol::NarUrl;
 use narmesh_protocol::nar::NarVerifier;
 use narmesh_protocol::nar_tree::LeafHash;
 use narmesh_protocol::wire::NarRequest;
+use narmesh_store::PartialWriter;
 use tokio::time::Instant;
 
 use crate::lookup_log::LookupEvent;
@@ -29,7 +31,7 @@ use crate::nar::checkpoints::Checkpoint;
 use crate::nar::endurance::Endurance;
 use crate::nar::parallel::Parallel;
 use crate::nar::proofs::{Judgement, Portion, Proofs};
-use crate::nar::race::{RACE_AFTER, Race};
+use crate::nar::race::{RACE_AFTER, RACE_RELATED_AFTER, Race};
 use crate::nar::roster::{Next, Roster, expected_duration};
 use crate::nar::runner::{Runner, Said};
 use crate::nar::{Compress, NarContext};
@@ -103,6 +105,8 @@ pub(crate) struct Transfer {
     /// The value of `waited` when the sources were last looked at.
     looked: Duration,
     endurance: Endurance,
+    /// What peers get of the NAR while it comes.
+    partial: Option<PartialWriter>,
 }
 
 /// What a transfer hears next.
@@ -120,6 +124,8 @@ enum Heard {
 enum Left {
     /// It said no, or broke a rule.
     SaidNo,
+    /// It named others.
+    Referred,
     /// Its connection broke.
     Broke,
     /// Nothing moves for us.
@@ -175,7 +181,13 @@ impl Transfer {
             waited: Duration::ZERO,
             looked: Duration::ZERO,
             endurance: Endurance::default(),
+            partial: None,
         }
+    }
+
+    /// Has what comes passed on. For a transfer that has not begun, of a NAR from its first byte.
+    pub(crate) fn pass_on(&mut self, partial: PartialWriter) {
+        self.partial = Some(partial).filter(|_| self.proofs.is_some());
     }
 
     /// Makes the transfer ask no sources but those given at the start.
@@ -259,12 +271,14 @@ impl Transfer {
                 }
                 Ok(Heard::Tree(author)) => {
                     self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarTree(author));
+                    self.prove_partial();
                     None
                 }
                 Err(_) => None,
             };
             if self.proofs.as_ref().is_some_and(Proofs::are_useless) {
                 self.proofs = None;
+                self.leave_named();
             }
             let heard = heard.or_else(|| self.take_tail(out));
             // Data does not put off the look: otherwise a slow source that never pauses would never be raced.
@@ -361,7 +375,9 @@ impl Transfer {
             Compress::Never => false,
             Compress::Auto => line.rate_bytes_s.is_some_and(|rate| rate < COMPRESS_BELOW_BYTES_S),
         };
-        let request = NarRequest { hash_part, nar_hash, nar_size, offset: range.start, end: range.end, accept_zstd };
+        let (passes_on, referral) = (self.passes_on(), self.referral(&source));
+        let (offset, end) = (range.start, range.end);
+        let request = NarRequest { hash_part, nar_hash, nar_size, offset, end, accept_zstd, passes_on, referral };
         let request = self.context.sources.request(source, request);
         Runner::start(source, request, self.waited, &line)
     }
@@ -370,6 +386,10 @@ impl Transfer {
     fn hear(&mut self, at: usize, said: Said, out: &mut Vec<u8>) -> Option<Step> {
         let is_race = self.runners.len() > 1;
         let source = self.runners.get(at)?.source;
+        if let Said::Other(Piece::Others(named)) = said {
+            self.follow_referral(at, &named);
+            return self.take_tail(out);
+        }
         if let Some((left, why)) = self.ending(source, &said) {
             self.leave(at, left, why);
             return self.take_tail(out);
@@ -406,7 +426,7 @@ impl Transfer {
     fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
         let ends = |left, why: &str| Some((left, why.to_owned()));
         match said {
-            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. }) => None,
+            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. } | Piece::Others(_)) => None,
             Said::Other(Piece::Absent) => ends(Left::SaidNo, "does not have this NAR (any more)"),
             Said::Other(Piece::Failed) => ends(Left::SaidNo, "cannot finish it"),
             Said::Other(Piece::Complete | Piece::Data) => {
@@ -476,8 +496,10 @@ impl Transfer {
         let rate = if runner.idle_time(waited) >= RACE_AFTER { Some(0) } else { runner.measure_rate_bytes_s(waited) };
         let Some(rate) = rate else { return };
         let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
-        let Some(other) = self.roster.quickest_fresh(left, |source| self.context.sources.line(source)) else { return };
-        if self.roster.is_suspect(&other) {
+        let Some(other) = self.roster.challenger(left, |source| self.context.sources.line(source)) else { return };
+        let is_related = self.roster.has_referred(&other);
+        let is_early = is_related && self.runners.first().is_some_and(|first| first.age(waited) < RACE_RELATED_AFTER);
+        if self.roster.is_suspect(&other) || is_early {
             return;
         }
         let line = self.line(&other);
@@ -488,7 +510,7 @@ impl Transfer {
         if !is_worth_it || (self.is_strict && self.offset > 0) {
             return;
         }
-        self.race.begin(waited, self.runners.first().map_or(0, |first| first.tail.len()));
+        self.race.begin(waited, self.runners.first().map_or(0, |first| first.tail.len()), is_related.then_some(rate));
         self.ask(other);
     }
 
@@ -519,17 +541,20 @@ impl Transfer {
 
     /// Takes over as much of that as may be taken at once.
     fn take_portion(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let [runner] = self.runners.as_mut_slice() else { return None };
+        let [runner] = self.runners.as_slice() else { return None };
         if runner.tail.is_empty() {
             return None;
         }
         let source = runner.source;
+        let waits_for_tree = self.waits_for_tree(&source);
+        let [runner] = self.runners.as_mut_slice() else { return None };
         let portion = match &self.proofs {
             Some(proofs) => proofs.portion(runner.tail.len(), self.waited),
             None => Portion::Unproven(u64::MAX),
         };
         let bytes = match portion {
             Portion::None => return None,
+            Portion::Unproven(_) if waits_for_tree => return None,
             Portion::Unproven(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(runner.tail.len()),
             Portion::Leaf(bytes) => bytes,
         };
@@ -571,6 +596,7 @@ impl Transfer {
             return Some(self.on_lie(out));
         }
         self.offset += bytes.len() as u64;
+        self.write_partial(&bytes);
         // If the caller's buffer has no memory yet, it takes this one, which saves a copy.
         if out.capacity() == 0 {
             *out = bytes;
@@ -604,6 +630,9 @@ impl Transfer {
             self.read_end(runner);
         }
         self.stop_parallel();
+        if let Some(partial) = self.partial.take() {
+            partial.finish();
+        }
         Step::Verified
     }
 
@@ -670,6 +699,7 @@ impl Transfer {
 
     fn begin_anew(&mut self, out: &mut Vec<u8>, first: Option<SourceId>) -> Step {
         out.clear();
+        self.partial = None;
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;
         self.endurance.begin_anew();
@@ -690,7 +720,8 @@ impl Transfer {
 
     fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
         self.account(runner);
-        let is_fruitless = left != Left::SaidNo && self.endurance.on_broke_off(runner.source, runner.bytes());
+        let has_failed = matches!(left, Left::Broke | Left::Stalled);
+        let is_fruitless = has_failed && self.endurance.on_broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
             Left::Broke | Left::Stalled if is_fruitless => {
                 self.roster.rule_out(runner.source);
@@ -700,6 +731,7 @@ impl Transfer {
                 self.roster.rule_out(runner.source);
                 false
             }
+            Left::Referred => false,
             // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
             // still has the NAR.
             Left::Broke => {

@@ -49,7 +49,8 @@ impl Transfer {
             let may_join = self.parallel.as_ref().is_none_or(|parallel| parallel.may_join(source));
             let line = self.line(source);
             let brings_something = line.rate_bytes_s.is_none_or(|usual| usual >= rate / SHARE_MIN);
-            let is_trusted = source.peer().is_some() && !self.roster.is_suspect(source);
+            let is_trusted =
+                source.peer().is_some() && !self.roster.is_suspect(source) && !self.roster.is_named(source);
             is_trusted && !line.is_paused && brings_something && may_join
         };
         fresh.into_iter().filter(is_useful).take(most).collect()
@@ -105,6 +106,10 @@ impl Transfer {
     pub(super) fn hear_worker(&mut self, number: usize, said: Said) {
         let Some(worker) = self.parallel.as_mut().and_then(|parallel| parallel.workers.get_mut(number)) else { return };
         let source = worker.runner.source;
+        if let Said::Other(Piece::Others(named)) = &said {
+            self.note_referral(source, named);
+            return self.lose(source, Left::Referred, super::referral::NAMES_OTHERS.to_owned());
+        }
         if let Some((left, why)) = self.ending(source, &said) {
             return self.lose(source, left, why);
         }

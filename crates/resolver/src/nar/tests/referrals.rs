@@ -1,0 +1,106 @@
+//! Holders that name others, who have the NAR on its way.
+
+use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
+
+use super::*;
+
+const CHUNK: usize = 64 << 10;
+
+fn tree_of(nar: &[u8]) -> NarTree {
+    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
+    hasher.update(nar);
+    hasher.finish().unwrap()
+}
+
+/// A holder that names the sources with these numbers, and brings 64 KiB in each `pause_ms` to who insists.
+fn naming(tree: &NarTree, named: &[usize], pause_ms: u64) -> Script {
+    let act = Act::Name { named: named.to_vec(), chunk: CHUNK, pause: Duration::from_millis(pause_ms) };
+    Script { tree: Some(TreeAnswer::Bound(tree.clone())), ..Script::acting(vec![act]) }
+}
+
+fn hidden(script: Script) -> Script {
+    Script { is_hidden: true, ..script }
+}
+
+fn assert_exact(outcome: &Outcome, nar: &[u8]) {
+    assert_eq!((outcome.ended, outcome.aborted), (Ended::Complete, false));
+    assert!(outcome.body == nar);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_named_is_asked_and_the_holder_sends_nothing() {
+    let nar = nar_of(9 << 20, 1);
+    let scripts = vec![naming(&tree_of(&nar), &[1], 1), hidden(Script::honest(1, CHUNK))];
+    let (order, outcome) = deliver(&nar, scripts, 0).await;
+    assert_exact(&outcome, &nar);
+    assert_eq!(outcome.requests[&order[1]], [0]);
+    assert_eq!(outcome.sent_bytes.get(&order[0]), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn holder_is_asked_again_when_who_was_named_has_nothing_breaks_off_or_lies() {
+    let nar = nar_of(9 << 20, 1);
+    let (tree, pause, flip) = (tree_of(&nar), Duration::from_millis(1), 5 << 20);
+    for act in [
+        Act::Absent,
+        Act::Refuse,
+        Act::Silent,
+        Act::Break { chunk: CHUNK, pause, after: 3 << 20, flips: None, how: Break::Failed },
+        Act::Break { chunk: CHUNK, pause, after: 3 << 20, flips: None, how: Break::Closed },
+        Act::Send { chunk: CHUNK, pause, flips: Some(flip) },
+    ] {
+        let lies = matches!(act, Act::Send { .. });
+        let scripts = vec![naming(&tree, &[1], 1), hidden(Script::acting(vec![act.clone()]))];
+        let (order, outcome) = deliver(&nar, scripts, 0).await;
+        assert_exact(&outcome, &nar);
+        assert!(!is_blamed(&outcome, order[0]), "{act:?}");
+        assert_eq!(is_blamed(&outcome, order[1]), lies, "{act:?}");
+        assert!(outcome.elapsed < 2 * STALL, "{act:?}: {:?}", outcome.elapsed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_holder_is_asked_before_who_has_the_nar_on_its_way() {
+    let nar = nar_of(9 << 20, 1);
+    let tree = tree_of(&nar);
+    let other = Script { tree: Some(TreeAnswer::Bound(tree.clone())), ..Script::honest(1, CHUNK) };
+    let scripts = vec![naming(&tree, &[2], 1), other, hidden(Script::honest(1, CHUNK))];
+    let (order, outcome) = deliver(&nar, scripts, 0).await;
+    assert_exact(&outcome, &nar);
+    assert_eq!(outcome.requests[&order[1]], [0]);
+    assert_eq!(outcome.requests.get(&order[2]), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn holder_that_is_quicker_than_who_was_named_goes_on() {
+    let nar = nar_of(24 << 20, 1);
+    let tree = tree_of(&nar);
+    // Who is named brings 0.3 MB/s, the holder 6 MB/s once it is compared; so it would take 80 s, or 4.
+    let compared = Act::Send { chunk: CHUNK, pause: Duration::from_millis(10), flips: None };
+    let name = naming(&tree, &[1], 10).acts[0].clone();
+    let holder = Script { acts: vec![name, compared], ..naming(&tree, &[1], 10) };
+    let (order, outcome) = deliver(&nar, vec![holder, hidden(Script::honest(200, CHUNK))], 0).await;
+    assert_exact(&outcome, &nar);
+    assert!(outcome.elapsed < Duration::from_secs(12), "{:?}", outcome.elapsed);
+    assert!(outcome.sent_bytes[&order[0]] > nar.len() as u64 / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_of_what_no_tree_proves() {
+    let nar = nar_of(9 << 20, 1);
+    let holder = Script { tree: None, ..naming(&tree_of(&nar), &[1], 1) };
+    let (order, outcome) = deliver(&nar, vec![holder, hidden(Script::honest(1, CHUNK))], 0).await;
+    assert_exact(&outcome, &nar);
+    assert_eq!(outcome.sent_bytes[&order[0]], nar.len() as u64, "all of it comes from the holder");
+}
+
+#[tokio::test(start_paused = true)]
+async fn holders_that_name_each_other_are_asked_in_the_end() {
+    let nar = nar_of(9 << 20, 1);
+    let tree = tree_of(&nar);
+    let (order, outcome) = deliver(&nar, vec![naming(&tree, &[1, 0], 1), naming(&tree, &[0, 1], 1)], 0).await;
+    assert_exact(&outcome, &nar);
+    assert!(order.iter().all(|source| !is_blamed(&outcome, *source)));
+    let asked: usize = outcome.requests.values().map(Vec::len).sum();
+    assert!(asked <= 6, "{asked} requests");
+}
