@@ -132,7 +132,7 @@ floods() {
   cargo test --release --package narmesh-tests --test hostile -- --nocapture protocols::a_flood
 }
 if $full; then stage "floods, and five minutes set aside" floods; fi
-if $full; then stage "several holders at once" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
+if $full; then stage "several holders, and a fleet of twenty" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'

@@ -22,6 +22,7 @@ mod nars;
 mod peer;
 mod protocols;
 mod quorum_wire;
+mod referrals;
 mod report;
 mod serving;
 mod stage;
