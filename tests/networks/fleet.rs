@@ -1,9 +1,10 @@
-//! Machines that want the same fresh NAR of one builder at the same time, each behind a line of its own.
+//! Machines that want the same NARs at the same time, of one builder, each behind a line of its own, or of a cache, all behind
+//! one line.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Network, TestMesh, TestNode, assert_unblamed};
+use narmesh_tests::{Network, PlainCache, TestMesh, TestNode, assert_unblamed};
 use rustix::process::Signal;
 
 use crate::report::{Table, seconds};
@@ -104,6 +105,79 @@ fn measure(what: &'static str, machines: usize, kilobits_per_s: u32, nar_bytes: 
 #[test]
 fn six_machines_that_start_together_cost_their_builder_about_two_copies() {
     measure("six-machines-at-20-mbit", 6, 20_000, 24_000_000);
+}
+
+/// Machines on one network, and a cache behind one slow line: how often the line carries what all of them want.
+fn measure_site(what: &'static str, machines: usize, kilobits_per_s: u32, (small, large): (usize, u64)) {
+    let Some(_turn) = crate::turn() else { return };
+    let network = Network::on_a_bridge(machines + 1);
+    network.send_real_packets();
+    network.set_uplink(0, kilobits_per_s);
+    let mesh = TestMesh::new();
+    let mut far = mesh.node("far");
+    let mut nodes: Vec<_> = (1..=machines).map(|number| mesh.node(&format!("machine{number}"))).collect();
+    TestMesh::introduce(&mut nodes.iter_mut().collect::<Vec<_>>());
+    far.live_on(network.machine(0));
+    // The same for one machine alone and then for all.
+    let sets = [7, 8].map(|seed| {
+        let small_nars = far.store.hold_noise(small, 400_000, seed);
+        [small_nars, far.store.hold_noise(1, large, 100 + seed)].concat()
+    });
+    let nar_bytes = 400_000 * small as u64 + large;
+    let cache = PlainCache::beside(&far, &sets.concat());
+    for (number, node) in nodes.iter_mut().enumerate() {
+        node.live_on(network.machine(number + 1));
+        node.config.trusted_public_keys.push(far.builder_key());
+        node.config.more = cache.upstream("far", &far);
+    }
+    let addresses: Vec<_> = nodes.iter().map(|node| (node.name.clone(), node.p2p_address())).collect();
+    for node in &mut nodes {
+        for (name, address) in &addresses {
+            if *name != node.name {
+                node.learn_address(name, address);
+            }
+        }
+        node.start();
+    }
+    for one in &nodes {
+        for other in nodes.iter().filter(|other| other.name != one.name) {
+            one.wait_connected(&other.name, true, MEETING);
+        }
+    }
+    let sent = || network.machine(0).traffic().sent_bytes;
+    let since = Instant::now();
+    nodes[0].realise(&sets[0]).expect_success("alone");
+    let alone = since.elapsed();
+    let before = sent();
+    let since = Instant::now();
+    let took: Vec<_> = thread::scope(|scope| {
+        let fetch = |machine: &TestNode| {
+            machine.realise(&sets[1]).expect_success("together");
+            since.elapsed()
+        };
+        let fetching: Vec<_> = nodes.iter().map(|machine| scope.spawn(move || fetch(machine))).collect();
+        fetching.into_iter().map(|fetching| fetching.join().unwrap()).collect()
+    });
+    let copies = (sent() - before) as f64 / nar_bytes as f64;
+    let last = took.iter().max().unwrap();
+    let ratio = last.as_secs_f64() / alone.as_secs_f64();
+    let columns = ["site behind one line", "one alone", "last of all", "times one alone", "copies over the line"];
+    let mut table = Table::new(what, &columns);
+    table.row(&[what, &seconds(alone), &seconds(*last), &format!("{ratio:.2}"), &format!("{copies:.2}")]);
+    assert_unblamed(&nodes.iter().collect::<Vec<_>>());
+    if copies > 1.5 {
+        for node in &nodes {
+            println!("{}: {}", node.name, node.narmesh(&["why", sets[1].last().unwrap()]).stdout);
+            println!("{}: {}", node.name, node.narmesh(&["why", &sets[1][0]]).stdout);
+        }
+    }
+    assert!(copies <= 1.5, "the line carried {copies:.2} copies for {machines} machines");
+    assert!(ratio <= 2.0, "the last of {machines} machines took {ratio:.2} times as long as one alone");
+}
+
+#[test]
+fn six_machines_that_want_the_same_of_a_cache_fetch_it_about_once() {
+    measure_site("six-machines-behind-20-mbit", 6, 20_000, (20, 12_000_000));
 }
 
 // Whoever reads from it goes on with another one, or with the builder, at the byte where it was.

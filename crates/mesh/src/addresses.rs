@@ -26,6 +26,14 @@ pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
     Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
 }
 
+/// Whether an address is of a private network: who answers there most likely shares our line to the internet.
+pub(super) fn is_local(address: &Multiaddr) -> bool {
+    socket_address(address).is_some_and(|address| match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local(),
+    })
+}
+
 /// Whether an address is of use to another machine. Loopback is where `loopback` says that all nodes share one machine.
 pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
     // ::ffff:127.0.0.1 is loopback, too.

@@ -16,6 +16,8 @@ const SAME_TIMEOUT: Duration = Duration::from_millis(250);
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Longest pause of a peer that does not answer.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A peer that usually takes longer for a narinfo is not near: an upstream cache may be nearer.
+const NEAR_MAX: Duration = Duration::from_millis(20);
 /// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
@@ -72,6 +74,9 @@ pub struct PeerStats {
     /// The number of misdeeds by reason.
     #[serde(skip)]
     pub misdeeds_by_reason: BTreeMap<Misdeed, u64>,
+    /// Whether the connection is to an address of a private network.
+    #[serde(skip)]
+    pub is_local: bool,
     /// Moving average of the time to a narinfo answer.
     #[serde(skip)]
     pub latency: Option<Duration>,
@@ -234,6 +239,18 @@ impl PeerStatistics {
         let connected = statistics.iter().filter(|(_, stats)| stats.connected);
         let known: HashMap<_, _> = connected.map(|(peer, _)| (AudienceDigest::of(peer), *peer)).collect();
         digests.iter().filter_map(|digest| known.get(digest).copied()).collect()
+    }
+
+    /// The connected peers on our own network that answer without delay, as far as is known.
+    pub fn find_near(&self) -> Vec<PeerId> {
+        let is_near = |stats: &PeerStats| {
+            stats.connected
+                && stats.is_local
+                && !stats.is_paused()
+                && stats.latency.is_none_or(|usual| usual < NEAR_MAX)
+        };
+        let statistics = self.peers.lock();
+        statistics.iter().filter(|(_, stats)| is_near(stats)).map(|(peer, _)| *peer).collect()
     }
 
     /// Number of connected peers.

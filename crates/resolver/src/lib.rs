@@ -28,7 +28,8 @@ pub use lookup_log::{LookupEvent, LookupLog, NotFound};
 pub use nar::{BodyAborted, Compress, FindUser, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused};
 pub use source::{
-    Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, TreeAnswer, UpstreamId,
+    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, TreeAnswer,
+    UpstreamId,
 };
 
 use std::collections::BTreeMap;

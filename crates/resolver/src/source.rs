@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
 use narmesh_protocol::nar_tree::NarTree;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
-use narmesh_protocol::{HashPart, TrustedKeys};
+use narmesh_protocol::{HashPart, NarUrl, TrustedKeys};
 use tokio::time::Instant;
 
 /// The name of a source.
@@ -199,6 +199,15 @@ pub trait NarFeed: Send {
     fn wire_bytes(&self) -> u64;
 }
 
+/// Where those meet who fetch the same NAR from an upstream cache at the same time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MeetingPlace {
+    /// At this peer: it is asked for the NAR before the cache.
+    At(SourceId),
+    /// Here: these have wanted the NAR before us and pass it on; the first is to be asked first.
+    Here(Vec<SourceId>),
+}
+
 /// All sources that this machine knows.
 pub trait Sources: Send + Sync + 'static {
     /// The sources that may hold this path. From memory.
@@ -236,9 +245,20 @@ pub trait Sources: Send + Sync + 'static {
         Box::pin(std::future::ready(None))
     }
 
-    /// Whether anybody could want what a source sends us while it is coming. From memory.
+    /// Whether anybody else could want what a peer sends us while it is coming. From memory.
     fn has_listeners(&self) -> bool {
         false
+    }
+
+    /// Whether anybody is there who shares our line to upstream caches. From memory.
+    fn has_neighbours(&self) -> bool {
+        false
+    }
+
+    /// Where those meet who fetch this NAR from an upstream cache now, if others share our line; `passes_on` says whether they
+    /// get from us what has come. From memory.
+    fn meeting_place(&self, _url: &NarUrl, _passes_on: bool) -> Option<MeetingPlace> {
+        None
     }
 
     /// What moves between us and this source. From memory.

@@ -46,6 +46,6 @@ pub use nar_trees::OfferedTree;
 pub use nix_daemon::DaemonError;
 pub use nix_store::NixStore;
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
-pub use partial_copies::{PartialCopies, PartialCopy, PartialWriter};
+pub use partial_copies::{Given, PartialCopies, PartialCopy, PartialWriter};
 pub use path_info::PathInfo;
 pub use watch::Watcher;

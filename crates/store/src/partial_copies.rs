@@ -1,5 +1,8 @@
 //! NARs that this machine is still receiving, kept so that peers get them while they come.
 //!
+//! What comes from an upstream cache nobody has signed leaf by leaf; it is given as it comes, and whoever gets it knows that it
+//! must not blame us.
+//!
 //! Walk: whoever receives a NAR begins a [`PartialWriter`], gives it the bytes in their order, and says up to which byte
 //! they are proven; [`PartialCopies::find`] gives peers what is proven. The bytes are in a file without a name in the state
 //! directory, which a thread writes: nobody who receives waits for the disk. When it falls behind, the copy is given up. A
@@ -80,6 +83,15 @@ enum End {
     Whole(Instant),
     /// It will never be whole.
     Failed,
+}
+
+/// What may be given of a copy that is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// What is proven.
+    Proven,
+    /// What has come.
+    AsItComes,
 }
 
 #[derive(Debug)]
@@ -221,14 +233,15 @@ impl PartialCopies {
 
     /// Begins the copy of a NAR that is coming in, if this machine would offer it, and if there is room for it. Reads the
     /// disk.
-    pub fn begin(&self, info: &NarInfo) -> Option<PartialWriter> {
+    pub fn begin(&self, info: &NarInfo, given: Given) -> Option<PartialWriter> {
         if info.nar_size > self.0.bytes_max.load(Ordering::Relaxed) || !self.0.offer.would_offer(info) {
             return None;
         }
         let file = self.open_file(info.nar_size).inspect_err(|error| {
             tracing::debug!(dir = %self.0.dir.display(), %error, "a NAR cannot be passed on while it comes");
         });
-        let progress = Progress { written: 0, proven: 0, end: End::Open, wakers: Vec::new() };
+        let proven = if given == Given::AsItComes { info.nar_size } else { 0 };
+        let progress = Progress { written: 0, proven, end: End::Open, wakers: Vec::new() };
         let copy = PartialCopy { info: info.clone(), file: file.ok()?, progress: Mutex::new(progress) };
         let copy = Arc::new(copy);
         let mut copies = self.0.copies.lock();

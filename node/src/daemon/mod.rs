@@ -154,7 +154,12 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let mesh_task = tokio::spawn(mesh.run());
     let upstreams = Arc::new(UpstreamSources::new(settings.store.store_dir.clone()));
     upstreams.put_in_force(prepare_upstreams(&upstreams, &settings)?);
-    let sources = Arc::new(AllSources::new(handle.clone(), Arc::clone(&upstreams), settings.gateway.prefer));
+    let sources = Arc::new(AllSources::new(
+        (handle.clone(), secrets.peer_id()),
+        uploads.clone(),
+        Arc::clone(&upstreams),
+        settings.gateway.prefer,
+    ));
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
         Arc::<AllSources>::clone(&sources),

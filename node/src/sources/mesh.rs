@@ -4,10 +4,12 @@ use futures::future::BoxFuture;
 use libp2p::PeerId;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_mesh::TreeAnswer as MeshAnswer;
-use narmesh_mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
-use narmesh_protocol::HashPart;
-use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
-use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, TreeAnswer};
+use narmesh_mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked, Uploads};
+use narmesh_protocol::wire::{NarInfoReply, NarRequest, Referral, TreeRequest};
+use narmesh_protocol::{AudienceDigest, HashPart, NarHash, NarUrl};
+use narmesh_resolver::{
+    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, TreeAnswer,
+};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -19,12 +21,14 @@ const AWAITED: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct MeshSources {
     mesh: MeshHandle,
+    me: PeerId,
+    uploads: Uploads,
     since: Instant,
 }
 
 impl MeshSources {
-    pub(crate) fn new(mesh: MeshHandle) -> Self {
-        Self { mesh, since: Instant::now() }
+    pub(crate) fn new(mesh: MeshHandle, me: PeerId, uploads: Uploads) -> Self {
+        Self { mesh, me, uploads, since: Instant::now() }
     }
 
     pub(super) fn candidates(&self, part: &HashPart) -> Candidates {
@@ -94,6 +98,27 @@ impl MeshSources {
         })
     }
 
+    /// Which of the machines on our network is asked who else is fetching this NAR from a cache: the same for all of them, as
+    /// long as they know each other, and another one for each NAR.
+    pub(super) fn meeting_place(&self, url: &NarUrl, passes_on: bool) -> Option<MeetingPlace> {
+        let near = self.mesh.statistics().find_near();
+        let place = near.iter().max_by_key(|peer| closeness(peer, &url.nar_hash))?;
+        if closeness(place, &url.nar_hash) > closeness(&self.me, &url.nar_hash) {
+            return Some(MeetingPlace::At(SourceId::Peer(*place)));
+        }
+        let NarUrl { hash_part, nar_hash, nar_size, .. } = *url;
+        let (offset, end, accept_zstd, referral) = (0, nar_size, false, Referral::Welcome);
+        let request = NarRequest { hash_part, nar_hash, nar_size, offset, end, accept_zstd, passes_on, referral };
+        let before = self.uploads.meet(self.me, &request);
+        let near = before.into_iter().filter(|peer| near.contains(peer));
+        Some(MeetingPlace::Here(near.map(SourceId::Peer).collect()))
+    }
+
+    /// Whether anybody is on our network.
+    pub(super) fn has_neighbours(&self) -> bool {
+        !self.mesh.statistics().find_near().is_empty()
+    }
+
     /// Whether anybody is there who could want what another peer sends us.
     pub(super) fn has_listeners(&self) -> bool {
         self.mesh.statistics().count_connected() > 1
@@ -137,6 +162,16 @@ impl MeshSources {
             Observation::FalseNar => mesh.report_misdeed(source, Misdeed::FalseNar),
         }
     }
+}
+
+/// How close a peer is to a NAR: any function will do that all compute alike and that scatters NARs over peers
+/// (rendezvous hashing, Thaler and Ravishankar 1998; the mixer is that of `SplitMix64`).
+fn closeness(peer: &PeerId, nar_hash: &NarHash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = nar_hash.0;
+    let mut mixed = u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ u64::from_le_bytes(AudienceDigest::of(peer).0);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// A NAR from a peer.

@@ -10,11 +10,14 @@ pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};
 
 use crate::settings::Prefer;
 use futures::future::BoxFuture;
+use libp2p::PeerId;
 use mesh::MeshSources;
-use narmesh_mesh::MeshHandle;
+use narmesh_mesh::{MeshHandle, Uploads};
 use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
-use narmesh_protocol::{HashPart, TrustedKeys};
-use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources, TreeAnswer};
+use narmesh_protocol::{HashPart, NarUrl, TrustedKeys};
+use narmesh_resolver::{
+    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, SourceId, Sources, TreeAnswer,
+};
 use parking_lot::RwLock;
 use std::io;
 use std::sync::Arc;
@@ -28,8 +31,14 @@ pub(crate) struct AllSources {
 }
 
 impl AllSources {
-    pub(crate) fn new(mesh: MeshHandle, upstreams: Arc<UpstreamSources>, prefer: Prefer) -> Self {
-        Self { mesh: MeshSources::new(mesh), upstreams, prefer: RwLock::new(prefer) }
+    /// The peers of `mesh`, whom `uploads` answers, and the caches.
+    pub(crate) fn new(
+        (mesh, me): (MeshHandle, PeerId),
+        uploads: Uploads,
+        upstreams: Arc<UpstreamSources>,
+        prefer: Prefer,
+    ) -> Self {
+        Self { mesh: MeshSources::new(mesh, me, uploads), upstreams, prefer: RwLock::new(prefer) }
     }
 
     /// Sets which kind of source is asked first.
@@ -129,6 +138,17 @@ impl Sources for AllSources {
         self.mesh.has_listeners()
     }
 
+    fn has_neighbours(&self) -> bool {
+        *self.prefer.read() != Prefer::Upstream && self.mesh.has_neighbours()
+    }
+
+    fn meeting_place(&self, url: &NarUrl, passes_on: bool) -> Option<MeetingPlace> {
+        match *self.prefer.read() {
+            Prefer::Upstream => None,
+            Prefer::Mesh | Prefer::Fastest => self.mesh.meeting_place(url, passes_on),
+        }
+    }
+
     fn line(&self, source: &SourceId) -> Line {
         let prefer = *self.prefer.read();
         match source {
@@ -153,7 +173,7 @@ mod tests {
     #[test]
     fn the_best_peer_comes_first_and_an_upstream_second() {
         let candidate = |source| Candidate { source, summary_epoch: 0 };
-        let peers: Vec<_> = (0..3).map(|_| candidate(SourceId::Peer(libp2p::PeerId::random()))).collect();
+        let peers: Vec<_> = (0..3).map(|_| candidate(SourceId::Peer(PeerId::random()))).collect();
         let upstreams: Vec<_> = (0..2).map(|number| candidate(SourceId::Upstream(UpstreamId(number)))).collect();
         let expected = [peers[0], upstreams[0], peers[1], upstreams[1], peers[2]];
         assert_eq!(interleave(peers, upstreams), expected);

@@ -27,7 +27,7 @@ use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::narinfos::NarInfos;
 use self::trees::Trees;
-use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
+use super::addresses::{choose_told, find_outward_v4, find_outward_v6, is_local};
 use super::attestation_link::DriverEnd;
 use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
@@ -352,7 +352,7 @@ impl Mesh {
             SwarmEvent::ConnectionEstablished { peer_id, num_established, endpoint, .. }
                 if num_established.get() == 1 =>
             {
-                self.on_connected(peer_id, endpoint.is_dialer().then(|| endpoint.get_remote_address()));
+                self.on_connected(peer_id, endpoint.get_remote_address(), endpoint.is_dialer());
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
@@ -376,11 +376,14 @@ impl Mesh {
         }
     }
 
-    fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
-        tracing::info!(%peer, dialled = dialled.is_some(), "connected");
+    fn on_connected(&mut self, peer: PeerId, address: &Multiaddr, is_dialled: bool) {
+        tracing::info!(%peer, dialled = is_dialled, "connected");
+        let is_local = is_local(address);
         // First: whoever waits for this connection looks there when it is told.
-        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
-        self.dials.on_connected(peer, dialled);
+        self.context.statistics.update(&peer, |stats| {
+            (stats.connected, stats.is_local, stats.why) = (true, is_local, None);
+        });
+        self.dials.on_connected(peer, is_dialled.then_some(address));
         self.context.gossip.handle(now(), Input::Connected(peer));
         self.attestations.speak_with(&self.context, peer);
     }

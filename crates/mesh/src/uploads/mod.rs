@@ -245,6 +245,12 @@ impl Uploads {
         }
     }
 
+    /// Notes that we ourselves, as `me`, want a NAR that is not here, as peers do who ask us for one: says who wanted it before
+    /// and passes it on, the first to be asked first.
+    pub fn meet(&self, me: PeerId, request: &NarRequest) -> Vec<PeerId> {
+        self.0.referrals.meet(me, request)
+    }
+
     /// Serves a stream that a peer opened, or tells it why not.
     pub(super) fn accept(&self, incoming: Incoming, blame: Blame) {
         let of_peer = self.of_peer(incoming.peer);
@@ -307,15 +313,14 @@ impl Uploads {
     ) -> io::Result<()> {
         let is_offered = self.0.offer.is_offered(&request.hash_part);
         if !is_offered && !self.0.partial_copies.has(&request.nar_hash) {
-            return reply(stream, NarReply::Absent).await;
+            let named = self.0.referrals.meet(peer, &request);
+            return reply(stream, if named.is_empty() { NarReply::Absent } else { name(&named) }).await;
         }
         // Who is sent what is only coming in here was named us by somebody who could send it as well.
         let admitted = if is_offered { self.0.referrals.admit(peer, &request).map(Some) } else { Ok(None) };
         let _sending = match admitted {
             Ok(sending) => sending,
-            Err(named) => {
-                return reply(stream, NarReply::Others { peers: named.iter().map(AudienceDigest::of).collect() }).await;
-            }
+            Err(named) => return reply(stream, name(&named)).await,
         };
         // What is not offered is answered before this, so that it takes no place in the queue.
         let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
@@ -463,6 +468,10 @@ async fn reply(stream: &mut BulkStream, reply: NarReply) -> io::Result<()> {
         stream.flush().await
     };
     tokio::time::timeout(HEAD_STALL, written).await?
+}
+
+fn name(peers: &[PeerId]) -> NarReply {
+    NarReply::Others { peers: peers.iter().map(AudienceDigest::of).collect() }
 }
 
 async fn turn_away(mut stream: BulkStream) -> io::Result<()> {

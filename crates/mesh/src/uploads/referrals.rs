@@ -5,6 +5,9 @@
 //! A chain is as quick as its slowest machine. So an asker that reads from another one, but thinks that we could be quicker,
 //! is sent the NAR to compare: one at a time, after pauses that double, and that begin anew when one stayed with us.
 //!
+//! Of a NAR that we do not have, we only remember who wants it and passes it on: those who fetch it from an upstream cache
+//! at the same time ask one of them, the same for all, so that one of them fetches it for the site.
+//!
 //! Who was named is told only of those who asked before it: nobody waits for somebody who waits for it.
 
 use libp2p::PeerId;
@@ -18,11 +21,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// NARs of which it is known who has them on their way; the one that was asked for least recently is forgotten first.
-const NARS_MAX: usize = 64;
+const NARS_MAX: usize = 256;
 /// Peers that are known to pass one NAR on; further ones are not named.
 const PASSERS_MAX: usize = 64;
 /// A peer that was sent a part of the NAR within this time reads it from us: it may ask for ranges, one after the other.
 const LINGERS: Duration = Duration::from_secs(3);
+/// Who wants a NAR that we do not have is remembered for this long after somebody asked for it.
+const WANTED: Duration = Duration::from_secs(600);
 /// The first pause after an asker was sent the NAR to compare; it doubles.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// An asker that compares and still reads after this has found us quicker: a race lasts 3 s at most.
@@ -132,6 +137,26 @@ impl Entry {
 }
 
 impl Referrals {
+    /// Notes that this asker wants a NAR that is not here. Says who wanted it before and passes it on, the first to be asked
+    /// first; nobody if the asker is to fetch it.
+    pub(super) fn meet(&self, peer: PeerId, request: &NarRequest) -> Vec<PeerId> {
+        if request.referral == Referral::Declined {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let mut nars = self.0.lock();
+        let entry = find(&mut nars, request, now);
+        if now.saturating_duration_since(entry.asked) > WANTED {
+            *entry = Entry::new(now);
+        }
+        entry.asked = now;
+        let place = entry.place(peer, request.passes_on);
+        if request.referral == Referral::Compared && entry.may_compare(now) {
+            return Vec::new();
+        }
+        entry.name(place)
+    }
+
     /// Decides whether this asker is sent the NAR. If not, it is to ask those who are named, the first one first.
     pub(super) fn admit(&self, peer: PeerId, request: &NarRequest) -> Result<Sending, Vec<PeerId>> {
         if request.nar_size <= SMALL_NAR_BYTES_MAX {
@@ -139,13 +164,7 @@ impl Referrals {
         }
         let now = Instant::now();
         let mut nars = self.0.lock();
-        if nars.len() >= NARS_MAX
-            && !nars.contains_key(&request.nar_hash)
-            && let Some(oldest) = nars.iter().min_by_key(|(_, entry)| entry.asked).map(|(hash, _)| *hash)
-        {
-            nars.remove(&oldest);
-        }
-        let entry = nars.entry(request.nar_hash).or_insert_with(|| Entry::new(now));
+        let entry = find(&mut nars, request, now);
         entry.asked = now;
         entry.readers.retain(|_, reader| reader.lock().reads(now));
         // When nobody has read it for a while, those who passed it on are done.
@@ -160,6 +179,17 @@ impl Referrals {
             || (request.referral == Referral::Compared && entry.may_compare(now));
         if is_sent { Ok(entry.begin(peer, request, now)) } else { Err(entry.name(place)) }
     }
+}
+
+/// The entry of this NAR; makes room for it if need be.
+fn find<'e>(nars: &'e mut HashMap<NarHash, Entry>, request: &NarRequest, now: Instant) -> &'e mut Entry {
+    if nars.len() >= NARS_MAX
+        && !nars.contains_key(&request.nar_hash)
+        && let Some(oldest) = nars.iter().min_by_key(|(_, entry)| entry.asked).map(|(hash, _)| *hash)
+    {
+        nars.remove(&oldest);
+    }
+    nars.entry(request.nar_hash).or_insert_with(|| Entry::new(now))
 }
 
 #[cfg(test)]
@@ -224,6 +254,21 @@ mod tests {
         drop(sending);
         tokio::time::advance(LINGERS).await;
         assert!(referrals.admit(second, &selfish).is_ok(), "the line is free");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_who_want_what_is_not_here_the_first_fetches_it() {
+        let referrals = Referrals::default();
+        let peers: Vec<_> = (0..4).map(|_| PeerId::random()).collect();
+        let (welcome, compared) = (request(Referral::Welcome), request(Referral::Compared));
+        assert!(referrals.meet(peers[0], &welcome).is_empty());
+        assert_eq!(referrals.meet(peers[1], &welcome)[0], peers[0]);
+        assert_eq!(referrals.meet(peers[2], &welcome)[0], peers[1]);
+        assert!(referrals.meet(peers[0], &welcome).is_empty(), "once more");
+        assert!(referrals.meet(peers[1], &compared).is_empty(), "one may compare");
+        assert!(!referrals.meet(peers[2], &compared).is_empty(), "not two at once");
+        tokio::time::advance(WANTED + PAUSE_MIN).await;
+        assert!(referrals.meet(peers[3], &welcome).is_empty(), "that was long ago");
     }
 
     #[tokio::test(start_paused = true)]

@@ -251,11 +251,12 @@ impl Nars {
             }
         }
         let Ok(holders) = client.keep(self.transfers.find_holders(&url)).await else { return };
-        let mut transfer = self.transfers.begin(url, first_byte, holders);
-        if first_byte == 0 {
-            let Ok(partial) = client.keep(self.transfers.begin_partial(&url)).await else { return };
-            partial.into_iter().for_each(|partial| transfer.pass_on(partial));
-        }
+        let transfer = if first_byte == 0 {
+            let Ok(transfer) = client.keep(self.transfers.begin_together(url, holders)).await else { return };
+            transfer
+        } else {
+            self.transfers.begin(url, first_byte, holders)
+        };
         let context = Arc::clone(&self.context);
         // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.
         if (Delivery { context, url, transfer, client, find_user }).run().await == Ended::Gone {

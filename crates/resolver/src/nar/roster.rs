@@ -94,6 +94,11 @@ impl Roster {
     pub(super) fn refer(&mut self, source: SourceId, named: &[SourceId]) {
         self.referred.insert(source);
         self.change(source, |state| *state = State::Referred);
+        self.name(named);
+    }
+
+    /// Asks these before all others: they may have the NAR on its way.
+    pub(super) fn name(&mut self, named: &[SourceId]) {
         self.named.extend(named.iter().filter(|name| self.entries.iter().all(|(known, _)| known != *name)));
         self.add(named.iter().copied());
     }
@@ -153,7 +158,8 @@ impl Roster {
         fresh.or_else(|| self.first_referred())
     }
 
-    fn first_referred(&self) -> Option<SourceId> {
+    /// A source that has named others, if there is one that was not asked again.
+    pub(super) fn first_referred(&self) -> Option<SourceId> {
         self.entries.iter().find(|(_, state)| *state == State::Referred).map(|(source, _)| *source)
     }
 

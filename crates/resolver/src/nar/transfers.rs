@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
-use narmesh_store::{PartialCopies, PartialWriter};
+use narmesh_store::{Given, PartialCopies, PartialWriter};
 
 use super::delivery::read_whole;
 use super::transfer::Transfer;
@@ -14,6 +14,9 @@ use super::{CHECKED_FROM_BYTES, NarContext};
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use crate::source::SourceId;
+
+/// A smaller NAR of an upstream cache is fetched without asking who else does: that would take as long.
+const MEETING_MIN: u64 = 64 << 10;
 
 /// Begins transfers.
 #[derive(Debug)]
@@ -34,14 +37,30 @@ impl Transfers {
         Self { shared, narinfos, context, partial_copies }
     }
 
-    /// Begins a partial copy of a NAR, if others may want it from us while it comes.
-    pub(super) async fn begin_partial(&self, url: &NarUrl) -> Option<PartialWriter> {
-        let copies = self.partial_copies.clone()?;
-        if url.nar_size <= SMALL_NAR_BYTES_MAX || !self.context.sources.has_listeners() {
-            return None;
+    /// Begins to transfer a NAR from its first byte, together with others who want it.
+    pub(super) async fn begin_together(&self, url: NarUrl, holders: Vec<SourceId>) -> Transfer {
+        let is_upstream = |source: &SourceId| source.peer().is_none();
+        let comes_from_caches = !holders.is_empty() && holders.iter().all(is_upstream);
+        let meets = comes_from_caches && url.nar_size >= MEETING_MIN && self.context.sources.has_neighbours();
+        let is_chained = !comes_from_caches && url.nar_size > SMALL_NAR_BYTES_MAX;
+        let passes_on = meets || (is_chained && self.context.sources.has_listeners());
+        let given = if meets { Given::AsItComes } else { Given::Proven };
+        let partial = if passes_on { self.begin_partial(&url, given).await } else { None };
+        let place = if meets { self.context.sources.meeting_place(&url, partial.is_some()) } else { None };
+        let mut transfer = self.begin(url, 0, holders);
+        if let Some(place) = place {
+            transfer.meet(place);
         }
+        if let Some(partial) = partial {
+            transfer.pass_on(partial);
+        }
+        transfer
+    }
+
+    async fn begin_partial(&self, url: &NarUrl, given: Given) -> Option<PartialWriter> {
+        let copies = self.partial_copies.clone()?;
         let answer = self.narinfos.recall(url.hash_part).await.filter(|answer| answer.info.nar_hash == url.nar_hash)?;
-        tokio::task::spawn_blocking(move || copies.begin(&answer.info)).await.ok().flatten()
+        tokio::task::spawn_blocking(move || copies.begin(&answer.info, given)).await.ok().flatten()
     }
 
     /// The sources to ask for this NAR: first those that confirmed its NarHash, then the other candidates. Those that
@@ -73,6 +92,6 @@ impl Transfers {
     pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
         let permit = self.context.buffers.try_take(url.nar_size)?;
         let holders = self.find_holders(&url).await;
-        read_whole(self.begin(url, 0, holders), url, permit).await
+        read_whole(self.begin_together(url, holders).await, url, permit).await
     }
 }

@@ -72,7 +72,7 @@ fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_of_all_kinds_do() 
         }
         let first_byte = if rng.random_bool(0.2) { rng.random_range(0..size) } else { 0 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let outcome = runtime.block_on(deliver_from(&order, &nar, &nar, scripts.clone(), first_byte, None));
+        let outcome = runtime.block_on(deliver_from(&order, (&nar, &nar), scripts.clone(), first_byte, None, |_| {}));
         let wanted = &nar[usize::try_from(first_byte).unwrap()..];
         let told = || {
             let briefly =

@@ -374,18 +374,18 @@ async fn deliver_after(
     others: Option<Others>,
 ) -> (Vec<SourceId>, Outcome) {
     let order: Vec<_> = scripts.iter().map(|_| SourceId::random()).collect();
-    let outcome = deliver_from(&order, beginning, nar, scripts, first_byte, others).await;
+    let outcome = deliver_from(&order, (beginning, nar), scripts, first_byte, others, |_| {}).await;
     (order, outcome)
 }
 
-/// The same from sources with these names.
+/// The same from sources with these names; `prepare` sees the transfer before it begins.
 async fn deliver_from(
     order: &[SourceId],
-    beginning: &[u8],
-    nar: &[u8],
+    (beginning, nar): (&[u8], &[u8]),
     scripts: Vec<Script>,
     first_byte: u64,
     others: Option<Others>,
+    prepare: impl FnOnce(&mut Transfer),
 ) -> Outcome {
     let visible = order.iter().zip(&scripts).filter(|(_, script)| !script.is_hidden);
     let known: Vec<_> = visible.map(|(source, _)| *source).collect();
@@ -410,7 +410,7 @@ async fn deliver_from(
     });
     let url = NarUrl::new(HashPart([1; 20]), NarHash(Sha256::digest(&*nar).into()), nar.len() as u64);
     let settings = TransferSettings { stall_timeout: STALL, compress: Compress::Never };
-    let transfer = if first_byte == 0 || nar.len() as u64 <= LIMITS.small {
+    let mut transfer = if first_byte == 0 || nar.len() as u64 <= LIMITS.small {
         Transfer::new(Arc::clone(&context), settings, url, known)
     } else {
         let mut verifier = NarVerifier::new();
@@ -419,6 +419,7 @@ async fn deliver_from(
         let (sources, verified) = (known, Some((verifier, vec![SourceId::random()])));
         Transfer::resume(Arc::clone(&context), settings, url, sources, offset, verified)
     };
+    prepare(&mut transfer);
     if let Some(others) = others {
         let held = context.buffers.try_take(BUFFER_BYTES - others.free_bytes).unwrap();
         let (state, source) = (Arc::clone(&state), order[0]);

@@ -34,6 +34,7 @@ use crate::nar::proofs::{Judgement, Portion, Proofs};
 use crate::nar::race::{RACE_AFTER, RACE_RELATED_AFTER, Race};
 use crate::nar::roster::{Next, Roster, expected_duration};
 use crate::nar::runner::{Runner, Said};
+use crate::nar::transfer::referral::Meeting;
 use crate::nar::{Compress, NarContext};
 use crate::source::{Line, Observation, Piece, SourceId};
 
@@ -107,6 +108,8 @@ pub(crate) struct Transfer {
     endurance: Endurance,
     /// What peers get of the NAR while it comes.
     partial: Option<PartialWriter>,
+    /// If the NAR comes from upstream caches alone, and others who share our line may fetch it as well.
+    meeting: Option<Meeting>,
 }
 
 /// What a transfer hears next.
@@ -182,12 +185,13 @@ impl Transfer {
             looked: Duration::ZERO,
             endurance: Endurance::default(),
             partial: None,
+            meeting: None,
         }
     }
 
     /// Has what comes passed on. For a transfer that has not begun, of a NAR from its first byte.
     pub(crate) fn pass_on(&mut self, partial: PartialWriter) {
-        self.partial = Some(partial).filter(|_| self.proofs.is_some());
+        self.partial = Some(partial).filter(|_| self.proofs.is_some() || self.meeting.is_some());
     }
 
     /// Makes the transfer ask no sources but those given at the start.
@@ -375,7 +379,7 @@ impl Transfer {
             Compress::Never => false,
             Compress::Auto => line.rate_bytes_s.is_some_and(|rate| rate < COMPRESS_BELOW_BYTES_S),
         };
-        let (passes_on, referral) = (self.passes_on(), self.referral(&source));
+        let (passes_on, referral) = (self.passes_on(&source), self.referral(&source));
         let (offset, end) = (range.start, range.end);
         let request = NarRequest { hash_part, nar_hash, nar_size, offset, end, accept_zstd, passes_on, referral };
         let request = self.context.sources.request(source, request);
@@ -392,6 +396,7 @@ impl Transfer {
         }
         if let Some((left, why)) = self.ending(source, &said) {
             self.leave(at, left, why);
+            self.note_released(&source, left);
             return self.take_tail(out);
         }
         let (line, waited) = (self.line(&source), self.waited);
@@ -445,6 +450,7 @@ impl Transfer {
     /// Looks at the pace of the sources under way.
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.looked = self.waited;
+        self.leave_silent_neighbour();
         for at in (0..self.runners.len()).rev() {
             let Some(runner) = self.runners.get(at) else { continue };
             let line = self.line(&runner.source);
@@ -496,8 +502,8 @@ impl Transfer {
         let rate = if runner.idle_time(waited) >= RACE_AFTER { Some(0) } else { runner.measure_rate_bytes_s(waited) };
         let Some(rate) = rate else { return };
         let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
-        let Some(other) = self.roster.challenger(left, |source| self.context.sources.line(source)) else { return };
-        let is_related = self.roster.has_referred(&other);
+        let Some(other) = self.challenger() else { return };
+        let is_related = self.is_related(&other);
         let is_early = is_related && self.runners.first().is_some_and(|first| first.age(waited) < RACE_RELATED_AFTER);
         if self.roster.is_suspect(&other) || is_early {
             return;
@@ -693,7 +699,11 @@ impl Transfer {
     fn blame(&mut self, liar: SourceId, lie: LookupEvent) {
         self.context.lookup_log.note(self.url.hash_part, lie);
         self.context.nar_faults.note_liar(self.url.nar_hash, liar);
-        self.context.sources.observe(liar, Observation::FalseNar);
+        if self.has_only_passed_on(&liar) {
+            self.context.nar_faults.suspect(liar);
+        } else {
+            self.context.sources.observe(liar, Observation::FalseNar);
+        }
         self.roster.rule_out(liar);
     }
 
