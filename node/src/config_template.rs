@@ -44,6 +44,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("store.store_dir", quoted(&store.store_dir)),
         ("store.real_dir", optional("real_dir", store.real_dir.as_deref(), "/nix/store")),
         ("store.state_dir", optional("state_dir", store.state_dir.as_deref(), "/nix/var/nix")),
+        ("store.log_dir", optional("log_dir", store.log_dir.as_deref(), "/nix/var/log/nix")),
         ("store.root", optional("root", store.root.as_deref(), "/chroot")),
         ("trust.trusted_public_keys", lines(&trust.trusted_public_keys)),
         ("trust.builder_key_file", optional("builder_key_file", trust.builder_key_file.as_deref(), "builder.key")),
@@ -222,7 +223,9 @@ store_dir = @store.store_dir@
 # /nix/var/nix).
 @store.real_dir@
 @store.state_dir@
-# Short for both in a chroot store: <root>/nix/store and <root>/nix/var/nix.
+# The directory that holds drvs, the logs of builds (default: /nix/var/log/nix).
+@store.log_dir@
+# Short for all three in a chroot store: <root>/nix/store, <root>/nix/var/nix and <root>/nix/var/log/nix.
 @store.root@
 
 [trust]

@@ -4,14 +4,18 @@
 //! Contract: calls block, and there is no async runtime. Only [`NixStore::watch`], [`Offer::start`] and
 //! [`PartialCopies::start`] start threads, which end when their guard or handle is dropped.
 //! Contents: [`NixStore`] keeps the hash part of every valid path in memory and learns of changes through [`Watcher`];
-//! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes. [`PartialCopies`]
-//! keeps what is still coming in, so that peers get it while it comes.
-//! Invariants: nothing in the database or the store is ever written (partial copies are in the state directory). No read transaction is held between two calls. The
+//! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes of a NAR,
+//! [`StoreContents`] single files and listings, [`BuildLog`] what a builder said. [`PartialCopies`] keeps NARs that are still
+//! coming in, so that peers get them while they come.
+//! Invariants: nothing in the database or the store is ever written (partial copies are in narmesh's own state directory).
+//! No read transaction is held between two calls. The
 //! last byte of a whole NAR is handed out only if NarHash and NarSize were right, now or since its files last changed. To
 //! the caller of [`Offer::find_offered`], a path that may not leave looks the same as one that does not exist.
 
+mod build_log;
 mod by_use;
 mod change;
+mod contents;
 mod database;
 mod derivation;
 mod error;
@@ -37,7 +41,9 @@ mod registry;
 mod watch;
 mod watch_thread;
 
+pub use build_log::{BuildLog, BuildLogText};
 pub use change::StoreChange;
+pub use contents::{ContentsError, DirectoryRow, DirectoryRows, Entry, EntryFile, RowKind, StoreContents, TreeListing};
 pub use error::StoreError;
 pub use failed_copies::CopyFault;
 pub use location::{StoreGap, StoreLocation};

@@ -26,6 +26,8 @@ pub(crate) enum NodeKind {
 pub(crate) enum ListingError {
     System(Errno),
     TooManyEntries,
+    /// There is no memory for the names.
+    NoMemory,
 }
 
 impl From<Errno> for ListingError {
@@ -71,6 +73,15 @@ impl NodeKind {
 impl Listing {
     /// Opens and reads the directory `name` in `parent`; a symlink is refused.
     pub(crate) fn open(parent: impl AsFd, name: &CStr) -> Result<Self, ListingError> {
+        Self::open_within(parent, name, &mut |_| true)
+    }
+
+    /// The same, with memory that is asked for before it is taken: `take` gets the bytes for one more entry.
+    pub(crate) fn open_within(
+        parent: impl AsFd,
+        name: &CStr,
+        take: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Self, ListingError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(parent, name, flags, rustix::fs::Mode::empty())?;
         let identity = FileIdentity::of(&fstat(&directory)?);
@@ -87,6 +98,9 @@ impl Listing {
             if entries.len() == ENTRIES_MAX {
                 return Err(ListingError::TooManyEntries);
             }
+            if !take(bytes_of_entry(name)) {
+                return Err(ListingError::NoMemory);
+            }
             // Some file systems do not give the type when a directory is read.
             let kind = match entry.file_type() {
                 FileType::Unknown => NodeKind::ask(&directory, name)?,
@@ -95,8 +109,16 @@ impl Listing {
             entries.push((names.len(), kind));
             names.extend_from_slice(name.to_bytes_with_nul());
         }
+        // Growing took up to twice as much.
+        names.shrink_to_fit();
+        entries.shrink_to_fit();
         entries.sort_unstable_by(|left, right| name_at(&names, left.0).cmp(name_at(&names, right.0)));
         Ok(Self { directory, identity, names, entries, taken: 0 })
+    }
+
+    /// What was asked for when it was opened, bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.names.len() + self.entries.len() * size_of::<(usize, NodeKind)>()
     }
 
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
@@ -120,6 +142,11 @@ impl Listing {
         let start = self.taken.checked_sub(1).and_then(|index| self.entries.get(index)).map_or(0, |entry| entry.0);
         name_at(&self.names, start)
     }
+}
+
+/// What an entry takes of memory, bytes.
+fn bytes_of_entry(name: &CStr) -> usize {
+    name.to_bytes_with_nul().len() + size_of::<(usize, NodeKind)>()
 }
 
 /// The name that starts at this index; empty if there is none.

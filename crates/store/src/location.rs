@@ -18,6 +18,8 @@ pub struct StoreLocation {
     pub real_dir: PathBuf,
     /// Nix's state directory, which holds `db/db.sqlite` and `daemon-socket/socket`.
     pub state_dir: PathBuf,
+    /// Nix's log directory, which holds `drvs`.
+    pub log_dir: PathBuf,
 }
 
 /// What is missing at a store's location, so that it reads as an empty store. Nix may create it
@@ -63,7 +65,12 @@ impl StoreLocation {
     /// The store that Nix calls `local?root=<root>`.
     pub fn chroot(root: &Path) -> Result<Self, StorePathError> {
         let store_dir = StoreDir::parse(DEFAULT_STORE_DIR)?;
-        Ok(Self { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") })
+        Ok(Self {
+            store_dir,
+            real_dir: root.join("nix/store"),
+            state_dir: root.join("nix/var/nix"),
+            log_dir: root.join("nix/var/log/nix"),
+        })
     }
 
     /// The directory that holds the database.

@@ -441,6 +441,7 @@ mod tests {
             store_dir: StoreDir::parse("/nix/store").unwrap(),
             real_dir: dir.path().to_path_buf(),
             state_dir: dir.path().to_path_buf(),
+            log_dir: dir.path().to_path_buf(),
         };
         let (part, registration) = (info.path.hash_part(), Registration::of(1, &info));
         let known = Arc::<KnownCopies>::default();

@@ -65,7 +65,7 @@ impl From<ListingError> for Stop {
     fn from(error: ListingError) -> Self {
         match error {
             ListingError::System(errno) => Self::System(errno),
-            ListingError::TooManyEntries => Self::NotArchivable,
+            ListingError::TooManyEntries | ListingError::NoMemory => Self::NotArchivable,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One Nix store: its valid paths are in memory; everything else comes from the database and the file system.
 
+use crate::contents::ListingMemory;
 use crate::database::Stamp;
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::known_copies::KnownCopies;
@@ -35,6 +36,7 @@ pub struct NixStore {
     /// The thread that all watchers share.
     pub(crate) watching: Mutex<Weak<WatchThread>>,
     gap: RwLock<Option<StoreGap>>,
+    listing_memory: Arc<ListingMemory>,
 }
 
 type Subscriber = Arc<dyn Fn(&StoreChange) + Send + Sync>;
@@ -67,6 +69,7 @@ impl NixStore {
             subscriber_ids: AtomicU64::new(0),
             watching: Mutex::default(),
             gap: RwLock::default(),
+            listing_memory: Arc::default(),
         };
         store.refresh_now(true)?;
         Ok(Arc::new(store))
@@ -75,6 +78,10 @@ impl NixStore {
     /// The directories of this store.
     pub fn location(&self) -> &StoreLocation {
         &self.location
+    }
+
+    pub(crate) fn listing_memory(&self) -> &Arc<ListingMemory> {
+        &self.listing_memory
     }
 
     /// What is missing at the store's location, if that is why it reads as empty. It is as of the last refresh, which

@@ -143,7 +143,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store_dir = StoreDir::parse("/nix/store").unwrap();
         let (real_dir, state_dir) = (dir.path().join("store"), dir.path().join("var"));
-        let store = NixStore::open(StoreLocation { store_dir, real_dir, state_dir }).unwrap();
+        let store =
+            NixStore::open(StoreLocation { store_dir, real_dir, log_dir: state_dir.clone(), state_dir }).unwrap();
         let watch = || store.watch(Box::new(drop)).unwrap();
         let (one, two) = (watch(), watch());
         assert!(Arc::ptr_eq(&one._thread, &two._thread));

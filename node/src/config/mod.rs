@@ -139,13 +139,16 @@ pub struct StoreConfig {
     pub real_dir: Option<PathBuf>,
     /// The directory that holds `db/db.sqlite`; `/nix/var/nix` if absent.
     pub state_dir: Option<PathBuf>,
-    /// Short for both in a chroot store: `<root>/nix/store` and `<root>/nix/var/nix`. Cannot be combined with them.
+    /// The directory that holds `drvs`, the logs of builds; `/nix/var/log/nix` if absent.
+    pub log_dir: Option<PathBuf>,
+    /// Short for all three in a chroot store: `<root>/nix/store`, `<root>/nix/var/nix` and `<root>/nix/var/log/nix`. Cannot be
+    /// combined with them.
     pub root: Option<PathBuf>,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { store_dir: "/nix/store".to_owned(), real_dir: None, state_dir: None, root: None }
+        Self { store_dir: "/nix/store".to_owned(), real_dir: None, state_dir: None, log_dir: None, root: None }
     }
 }
 

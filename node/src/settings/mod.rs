@@ -363,13 +363,23 @@ fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreLocation, Settin
     let store_dir = StoreDir::parse(&store.store_dir)
         .map_err(|_| refused("store.store_dir", &store.store_dir, "an absolute directory such as /nix/store"))?;
     if let Some(root) = &store.root {
-        for (other, value) in [("store.real_dir", &store.real_dir), ("store.state_dir", &store.state_dir)] {
+        let others = [
+            ("store.real_dir", &store.real_dir),
+            ("store.state_dir", &store.state_dir),
+            ("store.log_dir", &store.log_dir),
+        ];
+        for (other, value) in others {
             if value.is_some() {
                 return Err(SettingsError::Excludes { key: "store.root", value: root.display().to_string(), other });
             }
         }
         let root = path_from(base, "store.root", root)?;
-        return Ok(StoreLocation { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") });
+        return Ok(StoreLocation {
+            store_dir,
+            real_dir: root.join("nix/store"),
+            state_dir: root.join("nix/var/nix"),
+            log_dir: root.join("nix/var/log/nix"),
+        });
     }
     Ok(StoreLocation {
         real_dir: match &store.real_dir {
@@ -379,6 +389,10 @@ fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreLocation, Settin
         state_dir: match &store.state_dir {
             Some(path) => path_from(base, "store.state_dir", path)?,
             None => PathBuf::from("/nix/var/nix"),
+        },
+        log_dir: match &store.log_dir {
+            Some(path) => path_from(base, "store.log_dir", path)?,
+            None => PathBuf::from("/nix/var/log/nix"),
         },
         store_dir,
     })

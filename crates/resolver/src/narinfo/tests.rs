@@ -105,7 +105,8 @@ impl Stage {
         };
         // What is not there reads as an empty store.
         let [real_dir, state_dir] = ["store", "var"].map(|name| format!("/nonexistent/{name}").into());
-        let store = NixStore::open(StoreLocation { store_dir, real_dir, state_dir }).unwrap();
+        let store =
+            NixStore::open(StoreLocation { store_dir, real_dir, log_dir: state_dir.clone(), state_dir }).unwrap();
         let shared = Arc::new(Shared::new(store, Arc::new(sources), settings));
         let context = Arc::new(NarContext::new(&shared, 1 << 20));
         let contents = ContentsCheck::new(Arc::clone(&shared), context);

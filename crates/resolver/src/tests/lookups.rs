@@ -60,7 +60,8 @@ impl Sources for Claims {
 fn make_resolver(sources: Claims) -> Resolver {
     let nowhere = std::path::PathBuf::from("/nonexistent/narmesh");
     let store_dir = StoreDir::parse("/nix/store").expect("it is one");
-    let location = StoreLocation { store_dir, real_dir: nowhere.join("store"), state_dir: nowhere };
+    let location =
+        StoreLocation { store_dir, real_dir: nowhere.join("store"), state_dir: nowhere.clone(), log_dir: nowhere };
     let nothing = Arc::new(Nothing::default());
     let settings = ResolverSettings {
         trusted: TrustedKeys::default(),

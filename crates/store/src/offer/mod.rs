@@ -12,7 +12,7 @@ mod rendered;
 pub use policy::{OfferPolicy, Withheld};
 
 use crate::nar_trees::OfferedTree;
-use crate::{NarStream, NixStore, PathInfo, StoreChange, StoreError, Watcher};
+use crate::{BuildLog, NarStream, NixStore, PathInfo, StoreChange, StoreContents, StoreError, Watcher};
 use index::{Entry, OfferIndex};
 use narmesh_protocol::nar_tree::leaf_bytes;
 use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, StorePath};
@@ -217,6 +217,34 @@ impl Offer {
         let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
         let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
         from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
+    }
+
+    /// The contents of the path with this hash part, if a peer may have it now; checked as [`Self::find_offered`] does.
+    ///
+    /// # Errors
+    /// As for [`Self::find_offered`], and when the store's directory cannot be opened.
+    pub fn find_contents(&self, part: &HashPart) -> Result<Option<StoreContents>, StoreError> {
+        if !self.is_offered(part) {
+            return Ok(None);
+        }
+        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
+        self.shared.store.open_contents(row, path.info.clone())
+    }
+
+    /// The log of this derivation, if a peer may have an output of it now. The derivation has to be valid, because only then
+    /// its outputs are known.
+    ///
+    /// # Errors
+    /// As for [`Self::find_offered`], and when the log cannot be opened.
+    pub fn find_log(&self, derivation: &StorePath) -> Result<Option<BuildLog>, StoreError> {
+        let outputs = self.shared.store.read_outputs(&derivation.hash_part())?;
+        for output in outputs {
+            if self.find_offered(&output)?.is_some() {
+                return self.shared.store.find_log(derivation);
+            }
+        }
+        Ok(None)
     }
 
     /// The tree of a NAR. The predicate is asked again, with the row as it is now.

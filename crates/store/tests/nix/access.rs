@@ -26,6 +26,7 @@ fn as_somebody_else() {
         store_dir: StoreDir::parse(store_dir).unwrap(),
         real_dir: store_dir.into(),
         state_dir: state_dir.into(),
+        log_dir: state_dir.into(),
     };
     let beside = location.database_dir().join("written");
     assert!(fs::write(&beside, "").is_err(), "this user can write beside the database: the test shows nothing");

@@ -54,11 +54,13 @@ impl TestNix {
                 store_dir: StoreDir::parse(root.join("store").to_str().unwrap()).unwrap(),
                 real_dir: root.join("store"),
                 state_dir: root.join("var"),
+                log_dir: root.join("log"),
             },
             Kind::Real => StoreLocation {
                 store_dir: StoreDir::parse("/narmesh/logical/store").unwrap(),
                 real_dir: root.join("physical"),
                 state_dir: root.join("var"),
+                log_dir: root.join("log"),
             },
         };
         let nix = Self { dir, kind, location };
