@@ -69,9 +69,32 @@ impl HttpBody {
     /// Reads the rest of the body.
     #[must_use]
     pub fn finish(mut self) -> HttpAnswer {
-        let body = self.read_some(u64::MAX);
-        let complete = self.length_bytes.is_none_or(|length| self.read_bytes == length);
+        let mut body = self.read_some(u64::MAX);
+        let mut complete = self.length_bytes.is_none_or(|length| self.read_bytes == length);
+        if self.headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked") {
+            (body, complete) = join_chunks(&body);
+        }
         HttpAnswer { status: self.status, headers: self.headers, body, complete }
+    }
+}
+
+/// The contents of a chunked body, and whether it came to its end.
+fn join_chunks(mut rest: &[u8]) -> (Vec<u8>, bool) {
+    let mut contents = Vec::new();
+    loop {
+        let Some(line_end) = rest.windows(2).position(|two| two == b"\r\n") else { return (contents, false) };
+        let (line, after) = rest.split_at(line_end);
+        let size = usize::from_str_radix(&String::from_utf8_lossy(line), 16).expect("the size of a chunk");
+        let after = after.get(2..).unwrap_or_default();
+        if size == 0 {
+            return (contents, true);
+        }
+        let Some((chunk, after)) = after.split_at_checked(size) else {
+            contents.extend(after);
+            return (contents, false);
+        };
+        contents.extend(chunk);
+        rest = after.get(2..).unwrap_or_default();
     }
 }
 

@@ -15,6 +15,7 @@ mod fixtures;
 mod installed;
 mod interrupted;
 mod layering;
+mod like_a_cache;
 mod local_users;
 mod names;
 mod no_store;

@@ -10,7 +10,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::connection::BusyGuard;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
-use crate::substituter::{BodyAborted, NarBody};
+use crate::nar_body::{BodyAborted, NarBody};
 
 /// A body of the router. Its connection counts as busy until the body ends. A failure is passed on only after all bytes
 /// before it were sent: hyper would throw away what it has buffered, perhaps even the head, and Nix would then start again
@@ -58,72 +58,91 @@ impl http_body::Body for RoutedBody {
     }
 }
 
-/// A NAR, or a part of one, on its way to a client: exactly `remaining` bytes, or an error that makes hyper close the
-/// connection before Content-Length is reached.
-pub(crate) struct NarResponseBody {
+/// A body on its way to a client: exactly as many bytes as were announced, or an error that makes hyper close the connection
+/// before the end. Where no length was announced, the last chunk is missing then.
+pub(crate) struct StreamedBody {
+    kind: RequestKind,
     stream: NarBody,
     /// The first chunk. It was taken from the stream before the head was written, so that one write sends both.
     first: Option<Bytes>,
-    remaining: u64,
+    /// Bytes that are still to come, if a length was announced.
+    remaining: Option<u64>,
     outcome: Option<Outcome>,
     metrics: Arc<GatewayMetrics>,
 }
 
-impl NarResponseBody {
-    pub(crate) fn new(first: Bytes, stream: NarBody, length: u64, metrics: Arc<GatewayMetrics>) -> Self {
-        Self { stream, first: Some(first), remaining: length, outcome: None, metrics }
+impl StreamedBody {
+    pub(crate) fn new(
+        kind: RequestKind,
+        first: Bytes,
+        stream: NarBody,
+        length: Option<u64>,
+        metrics: Arc<GatewayMetrics>,
+    ) -> Self {
+        // An empty body has no first chunk, and is served when it begins.
+        let outcome = (length == Some(0)).then_some(Outcome::Served);
+        Self { kind, stream, first: Some(first), remaining: length, outcome, metrics }
     }
 
     fn abort(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyAborted>>> {
         self.outcome = Some(Outcome::Aborted);
-        self.remaining = 0;
+        self.remaining = Some(0);
         Poll::Ready(Some(Err(BodyAborted)))
     }
 }
 
-impl http_body::Body for NarResponseBody {
+impl http_body::Body for StreamedBody {
     type Data = Bytes;
     type Error = BodyAborted;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyAborted>>> {
         let this = self.get_mut();
-        if this.remaining == 0 {
+        if this.remaining == Some(0) {
             return Poll::Ready(None);
         }
-        let item = match this.first.take() {
+        let item = match this.first.take().filter(|first| !first.is_empty()) {
             Some(chunk) => Some(Ok(chunk)),
             None => ready!(this.stream.as_mut().poll_next(cx)),
         };
         match item {
             Some(Ok(mut chunk)) => {
-                // The range can end before the NAR does.
-                chunk.truncate(usize::try_from(this.remaining).unwrap_or(usize::MAX));
-                this.remaining = this.remaining.saturating_sub(chunk.len() as u64);
-                this.metrics.add_body_bytes(RequestKind::Nar, chunk.len() as u64);
-                if this.remaining == 0 {
+                if let Some(remaining) = &mut this.remaining {
+                    // The range can end before the file does.
+                    chunk.truncate(usize::try_from(*remaining).unwrap_or(usize::MAX));
+                    *remaining = remaining.saturating_sub(chunk.len() as u64);
+                }
+                this.metrics.add_body_bytes(this.kind, chunk.len() as u64);
+                if this.remaining == Some(0) {
                     this.outcome = Some(Outcome::Served);
                 }
                 Poll::Ready(Some(Ok(Frame::data(chunk))))
             }
             Some(Err(BodyAborted)) => this.abort(),
-            None => {
-                tracing::warn!(missing_bytes = this.remaining, "a NAR body ended early without an error");
-                this.abort()
-            }
+            None => match this.remaining {
+                Some(missing_bytes) => {
+                    tracing::warn!(missing_bytes, "a body ended early without an error");
+                    this.abort()
+                }
+                None => {
+                    this.outcome = Some(Outcome::Served);
+                    this.remaining = Some(0);
+                    Poll::Ready(None)
+                }
+            },
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining == 0
+        self.remaining == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
+        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
-impl Drop for NarResponseBody {
+impl Drop for StreamedBody {
     fn drop(&mut self) {
-        self.metrics.on_finished(RequestKind::Nar, self.outcome.unwrap_or(Outcome::ClientGone));
+        self.metrics.on_finished(self.kind, self.outcome.unwrap_or(Outcome::ClientGone));
     }
 }

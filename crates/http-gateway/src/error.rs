@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::body::Body;
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+
+use crate::store_files::Busy;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -33,9 +35,18 @@ pub enum GatewayError {
     /// No byte of the requested range exists.
     #[error("the range begins after the last of {size} bytes")]
     RangeNotSatisfiable {
-        /// Size of the whole NAR, bytes.
+        /// Size of the whole NAR or file, bytes.
         size: u64,
     },
+    /// Too many answers of this kind are under way.
+    #[error("too many such answers are under way")]
+    Busy,
+}
+
+impl From<Busy> for GatewayError {
+    fn from(Busy: Busy) -> Self {
+        Self::Busy
+    }
 }
 
 impl GatewayError {
@@ -47,6 +58,7 @@ impl GatewayError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnexpectedBody => StatusCode::BAD_REQUEST,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -73,6 +85,9 @@ impl GatewayError {
                 if let Ok(value) = HeaderValue::try_from(format!("bytes */{size}")) {
                     headers.insert(CONTENT_RANGE, value);
                 }
+            }
+            Self::Busy => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::NotFound | Self::ForeignHost | Self::WebPage | Self::UnexpectedBody => {}
         }

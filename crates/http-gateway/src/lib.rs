@@ -2,8 +2,9 @@
 //!
 //! Purpose: turn a request of a Nix client on this machine into a question to a [`Substituter`], and the answer into a
 //! response whose every detail (status, length, ranges, how it fails) is the one that Nix handles best.
-//! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`, `/healthz` and `/metrics`, for GET
-//! and HEAD. Only the substituter decides where a path is and whether it may be trusted.
+//! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`; what else a plain binary cache gives,
+//! `/log/{derivation}`, `/{hash part}.ls` and `/serve/{hash part}/{path}`; and `/healthz`, `/readyz`, `/version` and
+//! `/metrics`; all for GET and HEAD. Only the substituter decides where a path is and whether it may be trusted.
 //! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through [`Gateway`],
 //! whose axum router answers it, after the [`ListenerRole`] admitted it; what memory knows of a narinfo is answered at once.
 //! Invariants:
@@ -15,26 +16,36 @@
 mod body;
 mod connection;
 mod connection_table;
+mod content_type;
 mod error;
+mod files;
 mod gateway;
 mod histogram;
 mod limits;
 mod metrics;
+mod nar_body;
+mod page;
 mod range;
 mod role;
 mod routes;
 mod serve;
 mod socket_owner;
+mod store_files;
 mod substituter;
 mod target;
+mod validators;
 
 pub use error::GatewayError;
 pub use gateway::Gateway;
 pub use limits::GatewayLimits;
 pub use metrics::{GatewayMetrics, RequestCounts};
+pub use nar_body::{BodyAborted, NarBody};
 pub use role::{Endpoints, ListenerRole};
 pub use serve::serve;
-pub use substituter::{BodyAborted, CacheInfo, ClientUser, Lookup, NarBody, Substituter};
+pub use store_files::{
+    BuildLog, Busy, DirectoryRow, EntryPath, RowKind, StoreDirectory, StoreEntry, StoreFile, TreeListing,
+};
+pub use substituter::{CacheInfo, ClientUser, Lookup, Substituter};
 
 use std::sync::Arc;
 

@@ -20,6 +20,9 @@ pub struct GatewayMetrics {
     cache_info: KindMetrics,
     narinfo: KindMetrics,
     nar: KindMetrics,
+    log: KindMetrics,
+    listing: KindMetrics,
+    entry: KindMetrics,
     health: KindMetrics,
     metrics: KindMetrics,
     unknown: KindMetrics,
@@ -35,9 +38,26 @@ pub(crate) enum RequestKind {
     CacheInfo,
     NarInfo,
     Nar,
+    /// The log of a build.
+    Log,
+    /// A `.ls` listing.
+    Listing,
+    /// A file or directory inside of a store path.
+    Entry,
+    /// `/healthz`, `/readyz` or `/version`.
     Health,
     Metrics,
     Unknown,
+}
+
+impl RequestKind {
+    /// Whether its answers have bodies that are read while they are sent.
+    pub(crate) fn is_streamed(self) -> bool {
+        match self {
+            Self::Nar | Self::Log | Self::Listing | Self::Entry => true,
+            Self::CacheInfo | Self::NarInfo | Self::Health | Self::Metrics | Self::Unknown => false,
+        }
+    }
 }
 
 /// How a request ended.
@@ -47,7 +67,7 @@ pub(crate) enum Outcome {
     Served,
     /// It was answered 404.
     Absent,
-    /// It was answered 400, 403, 405 or 416.
+    /// It was answered 400, 403, 405, 416 or 429.
     Refused,
     /// The body could not be finished.
     Aborted,
@@ -121,6 +141,9 @@ impl Default for GatewayMetrics {
             cache_info: kind("cache_info"),
             narinfo: kind("narinfo"),
             nar: kind("nar"),
+            log: kind("log"),
+            listing: kind("listing"),
+            entry: kind("entry"),
             health: kind("health"),
             metrics: kind("metrics"),
             unknown: kind("unknown"),
@@ -158,7 +181,17 @@ impl GatewayMetrics {
 
     /// The counts that `status` shows.
     pub fn counts(&self) -> RequestCounts {
-        let kinds = [&self.cache_info, &self.narinfo, &self.nar, &self.health, &self.metrics, &self.unknown];
+        let kinds = [
+            &self.cache_info,
+            &self.narinfo,
+            &self.nar,
+            &self.log,
+            &self.listing,
+            &self.entry,
+            &self.health,
+            &self.metrics,
+            &self.unknown,
+        ];
         RequestCounts {
             narinfo_hits: self.narinfo.served.get(),
             narinfo_misses: self.narinfo.absent.get(),
@@ -213,6 +246,9 @@ impl GatewayMetrics {
             RequestKind::CacheInfo => &self.cache_info,
             RequestKind::NarInfo => &self.narinfo,
             RequestKind::Nar => &self.nar,
+            RequestKind::Log => &self.log,
+            RequestKind::Listing => &self.listing,
+            RequestKind::Entry => &self.entry,
             RequestKind::Health => &self.health,
             RequestKind::Metrics => &self.metrics,
             RequestKind::Unknown => &self.unknown,

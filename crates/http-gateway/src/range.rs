@@ -3,11 +3,13 @@
 use hyper::HeaderMap;
 use hyper::header::{IF_RANGE, RANGE};
 
+use crate::validators::Validators;
+
 /// Which bytes of a body of `size` bytes a request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     /// All of them, as 200: there is no range, several ranges, a malformed one, or one that depends
-    /// on a validator we never gave.
+    /// on a validator that is not ours.
     Whole,
     /// These bytes, as 206; `first <= last < size`.
     Part { first: u64, last: u64 },
@@ -15,11 +17,11 @@ pub(crate) enum Span {
     Unsatisfiable,
 }
 
-/// Reads the range of a GET (RFC 9110, section 14.2).
-pub(crate) fn parse_span(headers: &HeaderMap, size: u64) -> Span {
+/// Reads the range of a GET (RFC 9110, section 14.2) for what has these validators, if any.
+pub(crate) fn parse_span(headers: &HeaderMap, size: u64, validators: Option<Validators>) -> Span {
     let mut values = headers.get_all(RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Span::Whole };
-    if headers.contains_key(IF_RANGE) {
+    if headers.contains_key(IF_RANGE) && !validators.is_some_and(|ours| ours.is_range_wanted(headers)) {
         return Span::Whole;
     }
     value.to_str().ok().and_then(|text| parse(text, size)).unwrap_or(Span::Whole)
@@ -68,7 +70,7 @@ mod tests {
     fn of(text: &str) -> Span {
         let mut headers = HeaderMap::new();
         headers.insert(RANGE, HeaderValue::from_str(text).unwrap());
-        parse_span(&headers, 1000)
+        parse_span(&headers, 1000, None)
     }
 
     #[test]
@@ -104,14 +106,14 @@ mod tests {
         ] {
             assert_eq!(of(text), Span::Whole, "{text}");
         }
-        assert_eq!(parse_span(&HeaderMap::new(), 1000), Span::Whole);
+        assert_eq!(parse_span(&HeaderMap::new(), 1000, None), Span::Whole);
         let mut headers = HeaderMap::new();
         headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
         headers.append(RANGE, HeaderValue::from_static("bytes=2-"));
-        assert_eq!(parse_span(&headers, 1000), Span::Whole, "two headers");
+        assert_eq!(parse_span(&headers, 1000, None), Span::Whole, "two headers");
         headers.remove(RANGE);
         headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
         headers.append(IF_RANGE, HeaderValue::from_static("\"x\""));
-        assert_eq!(parse_span(&headers, 1000), Span::Whole, "a validator that we never gave");
+        assert_eq!(parse_span(&headers, 1000, None), Span::Whole, "a validator that we never gave");
     }
 }

@@ -20,9 +20,9 @@ pub struct ListenerRole {
 /// The endpoints of a listener. One that is switched off answers 404 like any unknown path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Whether `/nix-cache-info`, narinfos and NARs are served.
+    /// Whether `/nix-cache-info`, narinfos, NARs, and what else a cache gives are served.
     pub substituter: bool,
-    /// Whether `/healthz` is served.
+    /// Whether `/healthz`, `/readyz` and `/version` are served.
     pub health: bool,
     /// Whether `/metrics` is served.
     pub metrics: bool,
@@ -35,10 +35,16 @@ impl ListenerRole {
     }
 
     /// Whether the endpoint exists on this listener.
-    pub(crate) fn offers(&self, target: Target) -> bool {
+    pub(crate) fn offers(&self, target: &Target) -> bool {
         match target {
-            Target::CacheInfo | Target::NarInfo(_) | Target::Nar(_) => self.endpoints.substituter,
-            Target::Health => self.endpoints.health,
+            Target::CacheInfo
+            | Target::NarInfo(_)
+            | Target::Nar(_)
+            | Target::OtherNar(..)
+            | Target::Log(_)
+            | Target::Listing(_)
+            | Target::Entry(_) => self.endpoints.substituter,
+            Target::Health | Target::Readiness | Target::Version => self.endpoints.health,
             Target::Metrics => self.endpoints.metrics,
             Target::Unknown => false,
         }

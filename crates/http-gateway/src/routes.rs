@@ -19,12 +19,13 @@ use narmesh_protocol::{HashPart, NarUrl};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
-use crate::body::NarResponseBody;
+use crate::body::StreamedBody;
 use crate::error::RequestIds;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
+use crate::nar_body::{BodyAborted, NarBody};
 use crate::range::{Span, parse_span};
 use crate::role::ListenerRole;
-use crate::substituter::{BodyAborted, ClientUser, Lookup, NarBody, Substituter};
+use crate::substituter::{ClientUser, Lookup, Substituter};
 use crate::target::Target;
 
 pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
@@ -33,6 +34,9 @@ const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const METRICS_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// The answer of `/version`.
+const VERSION: &str = concat!("narmesh ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// What the requests on one listener need.
 pub(crate) struct Endpoint<S> {
@@ -51,8 +55,8 @@ pub(crate) fn router<S: Substituter>(endpoint: Arc<Endpoint<S>>) -> Router {
 
 async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
     let started = Instant::now();
-    let target = Target::parse(request.uri().path());
-    let kind = kind(target);
+    let target = Target::parse(request.uri().path(), request.uri().query());
+    let kind = kind(&target);
     let (head, body) = request.into_parts();
     // Nothing here reads a body. If there was one, hyper closes the connection after the answer
     // because it was dropped unread.
@@ -61,8 +65,8 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     endpoint.metrics.on_answered(kind, started.elapsed());
     match answer {
         Ok(response) => {
-            // The body of a NAR counts its own bytes as they are sent.
-            if kind != RequestKind::Nar && head.method == Method::GET {
+            // A body that is streamed counts its own bytes as they are sent.
+            if !kind.is_streamed() && head.method == Method::GET {
                 endpoint.metrics.add_body_bytes(kind, response.body().size_hint().lower());
             }
             response
@@ -84,7 +88,7 @@ impl<S: Substituter> Endpoint<S> {
             // Such bodies are used to smuggle one request inside another; no client that we know sends one.
             return Err(GatewayError::UnexpectedBody);
         }
-        if !self.role.offers(target) {
+        if !self.role.offers(&target) {
             return Err(GatewayError::NotFound);
         }
         if !is_read {
@@ -97,19 +101,43 @@ impl<S: Substituter> Endpoint<S> {
             Target::NarInfo(Some(part)) => self.answer_narinfo(part).await,
             Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url).await,
             Target::Nar(Some(url)) => self.answer_nar(url, head).await,
-            Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n".to_owned())),
+            Target::OtherNar(part, nar_hash) => {
+                let url = self.find_nar_url(part, nar_hash).await?;
+                if head.method == Method::HEAD {
+                    self.answer_nar_head(url).await
+                } else {
+                    self.answer_nar(url, head).await
+                }
+            }
+            Target::Log(Some(derivation)) => self.answer_log(derivation, head).await,
+            Target::Listing(Some(part)) => self.answer_listing(part, head).await,
+            Target::Entry(Some((part, path))) => self.answer_entry(part, path, head).await,
+            Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n")),
+            // Nothing is ever answered 5xx, and whoever asks this takes any refusal as "not ready".
+            Target::Readiness if !self.substituter.is_ready() => Err(GatewayError::NotFound),
+            Target::Readiness => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n")),
+            Target::Version => Ok(self.text(RequestKind::Health, TEXT_TYPE, VERSION)),
             Target::Metrics => self.answer_metrics(),
-            Target::NarInfo(None) | Target::Nar(None) | Target::Unknown => Err(GatewayError::NotFound),
+            Target::NarInfo(None)
+            | Target::Nar(None)
+            | Target::Log(None)
+            | Target::Listing(None)
+            | Target::Entry(None)
+            | Target::Unknown => Err(GatewayError::NotFound),
         }
     }
 
     async fn answer_narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
-        let text = match self.substituter.look_up(part) {
+        let text = self.find_narinfo(part).await;
+        Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
+    }
+
+    pub(crate) async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
+        match self.substituter.look_up(part) {
             Lookup::Found(text) => Some(text),
             Lookup::Absent => None,
             Lookup::Ask => self.substituter.find_narinfo(part).await,
-        };
-        Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
+        }
     }
 
     async fn answer_nar_head(&self, url: NarUrl) -> Result<Response, GatewayError> {
@@ -125,7 +153,7 @@ impl<S: Substituter> Endpoint<S> {
     async fn answer_nar(&self, url: NarUrl, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
         let headers = &head.headers;
         let resumed = headers.contains_key(RANGE);
-        let (first_byte, length) = match parse_span(headers, url.nar_size) {
+        let (first_byte, length) = match parse_span(headers, url.nar_size, None) {
             Span::Whole => (0, url.nar_size),
             Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
             Span::Unsatisfiable => {
@@ -142,10 +170,11 @@ impl<S: Substituter> Endpoint<S> {
         let body = self.substituter.fetch_nar(url, first_byte, resumed, client).await;
         let mut stream = body.ok_or(GatewayError::NotFound)?;
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
-        let body = NarResponseBody::new(first, stream, length, Arc::clone(&self.metrics));
+        let metrics = Arc::clone(&self.metrics);
+        let body = StreamedBody::new(RequestKind::Nar, first, stream, Some(length), metrics);
         let mut response = nar_response(Body::new(body));
         set(&mut response, CONTENT_LENGTH, length);
-        if let Span::Part { first, last } = parse_span(headers, url.nar_size) {
+        if let Span::Part { first, last } = parse_span(headers, url.nar_size, None) {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, CONTENT_RANGE, format_args!("bytes {first}-{last}/{}", url.nar_size));
         }
@@ -182,12 +211,15 @@ fn shown(path: &str) -> String {
     path.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
 }
 
-pub(crate) fn kind(target: Target) -> RequestKind {
+fn kind(target: &Target) -> RequestKind {
     match target {
         Target::CacheInfo => RequestKind::CacheInfo,
         Target::NarInfo(_) => RequestKind::NarInfo,
-        Target::Nar(_) => RequestKind::Nar,
-        Target::Health => RequestKind::Health,
+        Target::Nar(_) | Target::OtherNar(..) => RequestKind::Nar,
+        Target::Log(_) => RequestKind::Log,
+        Target::Listing(_) => RequestKind::Listing,
+        Target::Entry(_) => RequestKind::Entry,
+        Target::Health | Target::Readiness | Target::Version => RequestKind::Health,
         Target::Metrics => RequestKind::Metrics,
         Target::Unknown => RequestKind::Unknown,
     }
@@ -200,7 +232,8 @@ fn outcome(error: GatewayError) -> Outcome {
         | GatewayError::WebPage
         | GatewayError::MethodNotAllowed
         | GatewayError::UnexpectedBody
-        | GatewayError::RangeNotSatisfiable { .. } => Outcome::Refused,
+        | GatewayError::RangeNotSatisfiable { .. }
+        | GatewayError::Busy => Outcome::Refused,
     }
 }
 
@@ -223,7 +256,7 @@ fn nar_response(body: Body) -> Response {
     response
 }
 
-fn set(response: &mut Response, name: HeaderName, value: impl Display) {
+pub(crate) fn set(response: &mut Response, name: HeaderName, value: impl Display) {
     let value = HeaderValue::try_from(value.to_string()).expect("digits and ASCII words are a header value");
     response.headers_mut().insert(name, value);
 }

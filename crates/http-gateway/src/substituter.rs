@@ -1,12 +1,13 @@
 //! The interface to the component that knows where paths are.
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::Stream;
-use narmesh_protocol::{HashPart, NarUrl, StoreDir};
+use narmesh_protocol::{HashPart, NarUrl, StoreDir, StorePath};
+
+use crate::nar_body::NarBody;
+use crate::store_files::{BuildLog, Busy, EntryPath, StoreEntry, TreeListing};
 
 /// Answers the questions behind Nix's HTTP requests. The node implements it over the mesh, tests over memory.
 ///
@@ -37,6 +38,26 @@ pub trait Substituter: Send + Sync + 'static {
         resumed: bool,
         client: ClientUser,
     ) -> impl Future<Output = Option<NarBody>> + Send;
+
+    /// Whether there is a store to answer from, and what may leave it is known. From memory.
+    fn is_ready(&self) -> bool;
+
+    /// The log of the build of this derivation. It may be compressed if the client `accepts_bzip2`.
+    fn find_log(
+        &self,
+        derivation: StorePath,
+        accepts_bzip2: bool,
+    ) -> impl Future<Output = Result<Option<BuildLog>, Busy>> + Send;
+
+    /// The listing of a path.
+    fn list_tree(&self, part: HashPart) -> impl Future<Output = Result<Option<TreeListing>, Busy>> + Send;
+
+    /// The file or directory at `path` in a store path; `None` also for a link that leads out of the store path.
+    fn find_entry(
+        &self,
+        part: HashPart,
+        path: EntryPath,
+    ) -> impl Future<Output = Result<Option<StoreEntry>, Busy>> + Send;
 
     /// Whether bodies have to wait for memory. Then clients that do not read what waits for them lose their connections
     /// soon. From memory.
@@ -95,13 +116,3 @@ pub enum Lookup {
     /// Somebody may have the path: call [`Substituter::find_narinfo`].
     Ask,
 }
-
-/// A stream of a NAR. It yields exactly the bytes from the first one requested to the end, or
-/// [`BodyAborted`] as its last item.
-pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
-
-/// The body cannot be finished. The gateway then closes the connection before Content-Length is reached, which makes Nix
-/// resume with a `Range` request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the body of a NAR cannot be finished")]
-pub struct BodyAborted;

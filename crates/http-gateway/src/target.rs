@@ -2,43 +2,84 @@
 
 use std::borrow::Cow;
 
-use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, StorePath};
+
+use crate::store_files::EntryPath;
 
 /// How the path of a narinfo ends.
 pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
 
+/// How the path of a listing ends.
+const LISTING_SUFFIX: &str = ".ls";
+/// How the path of something inside of a store path begins.
+const ENTRY_PREFIX: &str = "/serve/";
+
 /// What a request path names. A name that does not parse is `None`: it is answered as an absent
 /// path, never as a bad request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     CacheInfo,
     NarInfo(Option<HashPart>),
     Nar(Option<NarUrl>),
+    /// A NAR by a URL of harmonia or nix-serve.
+    OtherNar(HashPart, NarHash),
+    Log(Option<StorePath>),
+    Listing(Option<HashPart>),
+    Entry(Option<(HashPart, EntryPath)>),
     Health,
+    Readiness,
+    Version,
     Metrics,
     Unknown,
 }
 
 impl Target {
-    /// Parses the path of a URI, without its query, percent-encoded or not.
-    pub(crate) fn parse(path: &str) -> Self {
+    /// Parses the path of a URI, percent-encoded or not. Its query says something only for a NAR.
+    pub(crate) fn parse(path: &str, query: Option<&str>) -> Self {
+        // Names in a store path may hold bytes that no other path has.
+        if let Some(rest) = path.strip_prefix(ENTRY_PREFIX) {
+            return Self::Entry(parse_entry(rest));
+        }
         let Some(path) = percent_decode(path) else { return Self::Unknown };
         let Some(name) = path.strip_prefix('/') else { return Self::Unknown };
         match name {
             "nix-cache-info" => Self::CacheInfo,
             "healthz" => Self::Health,
+            "readyz" => Self::Readiness,
+            "version" => Self::Version,
             "metrics" => Self::Metrics,
             _ => {
                 if let Some(file) = name.strip_prefix("nar/") {
-                    Self::Nar(NarUrl::parse_file_name(file).ok())
+                    parse_other_nar(file, query).unwrap_or_else(|| Self::Nar(NarUrl::parse_file_name(file).ok()))
                 } else if let Some(part) = name.strip_suffix(NARINFO_SUFFIX) {
                     Self::NarInfo(HashPart::parse(part).ok())
+                } else if let Some(derivation) = name.strip_prefix("log/") {
+                    Self::Log(StorePath::parse(derivation).ok().filter(StorePath::is_derivation))
+                } else if let Some(part) = name.strip_suffix(LISTING_SUFFIX) {
+                    Self::Listing(HashPart::parse(part).ok())
                 } else {
                     Self::Unknown
                 }
             }
         }
     }
+}
+
+/// Parses `<hash part>` and a path below it.
+fn parse_entry(text: &str) -> Option<(HashPart, EntryPath)> {
+    let (part, path) = text.split_at_checked(HashPart::TEXT_LEN)?;
+    Some((HashPart::parse(part).ok()?, EntryPath::parse(path)?))
+}
+
+/// Parses `<NarHash>.nar` with the query `hash=<hash part>`, as harmonia writes it, and `<hash part>-<NarHash>.nar`, as
+/// nix-serve does. Clients remember such URLs for 30 days.
+fn parse_other_nar(file: &str, query: Option<&str>) -> Option<Target> {
+    let stem = file.strip_suffix(".nar")?;
+    let (part, nar_hash) = match stem.split_once('-') {
+        Some(both) => both,
+        None => (query?.split('&').find_map(|one| one.strip_prefix("hash="))?, stem),
+    };
+    Some(Target::OtherNar(HashPart::parse(part).ok()?, NarHash::parse(&format!("sha256:{nar_hash}")).ok()?))
 }
 
 /// Decodes `%xx`. `None` if an escape is malformed or stands for a slash, a percent sign, a space, a control byte or a byte
@@ -74,19 +115,19 @@ mod tests {
 
     #[test]
     fn names_every_endpoint() {
-        assert_eq!(Target::parse("/nix-cache-info"), Target::CacheInfo);
-        assert_eq!(Target::parse("/healthz"), Target::Health);
-        assert_eq!(Target::parse("/metrics"), Target::Metrics);
+        assert_eq!(Target::parse("/nix-cache-info", None), Target::CacheInfo);
+        assert_eq!(Target::parse("/healthz", None), Target::Health);
+        assert_eq!(Target::parse("/metrics", None), Target::Metrics);
         let part = HashPart::parse(PART).unwrap();
-        assert_eq!(Target::parse(&format!("/{PART}.narinfo")), Target::NarInfo(Some(part)));
+        assert_eq!(Target::parse(&format!("/{PART}.narinfo"), None), Target::NarInfo(Some(part)));
     }
 
     #[test]
     fn decodes_escapes_once() {
         let part = HashPart::parse(PART).unwrap();
-        assert_eq!(Target::parse("/nix%2Dcache%2dinfo"), Target::CacheInfo);
-        assert_eq!(Target::parse(&format!("/%30{}.narinfo", &PART[1..])), Target::NarInfo(Some(part)));
-        assert_eq!(Target::parse(&format!("/%2530{}.narinfo", &PART[1..])), Target::Unknown);
+        assert_eq!(Target::parse("/nix%2Dcache%2dinfo", None), Target::CacheInfo);
+        assert_eq!(Target::parse(&format!("/%30{}.narinfo", &PART[1..]), None), Target::NarInfo(Some(part)));
+        assert_eq!(Target::parse(&format!("/%2530{}.narinfo", &PART[1..]), None), Target::Unknown);
     }
 
     #[test]
@@ -101,24 +142,74 @@ mod tests {
             "/%2e%2e%2fhealthz",
             "/%+1",
         ] {
-            assert_eq!(Target::parse(path), Target::Unknown, "{path}");
+            assert_eq!(Target::parse(path, None), Target::Unknown, "{path}");
         }
     }
 
     #[test]
     fn malformed_name_is_an_absent_path() {
         for path in ["/.narinfo", "/x.narinfo", "/..narinfo", "/nar.narinfo", "/a/b.narinfo"] {
-            assert_eq!(Target::parse(path), Target::NarInfo(None), "{path}");
+            assert_eq!(Target::parse(path, None), Target::NarInfo(None), "{path}");
         }
         // 32 characters, but `e`, `o`, `u`, `t` and capitals are not in the alphabet.
         for part in ["e".repeat(32), "T".repeat(32), "é".repeat(16)] {
-            assert_eq!(Target::parse(&format!("/{part}.narinfo")), Target::NarInfo(None), "{part}");
+            assert_eq!(Target::parse(&format!("/{part}.narinfo"), None), Target::NarInfo(None), "{part}");
         }
         for path in ["/nar/", "/nar/x", "/nar/../healthz", "/nar/x.nar.xz"] {
-            assert_eq!(Target::parse(path), Target::Nar(None), "{path}");
+            assert_eq!(Target::parse(path, None), Target::Nar(None), "{path}");
         }
         for path in ["", "/", "//healthz", "/healthz/", "/nar", "*", "/../healthz"] {
-            assert_eq!(Target::parse(path), Target::Unknown, "{path}");
+            assert_eq!(Target::parse(path, None), Target::Unknown, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_what_else_a_cache_gives() {
+        let part = HashPart::parse(PART).unwrap();
+        let derivation = StorePath::parse(&format!("{PART}-x+y.drv")).unwrap();
+        assert_eq!(Target::parse(&format!("/log/{PART}-x%2by.drv"), None), Target::Log(Some(derivation)));
+        for name in [
+            PART.to_owned(),
+            format!("{PART}-x"),
+            format!("../{PART}-x.drv"),
+            format!("{PART}-x.drv.bz2"),
+            String::new(),
+        ] {
+            assert_eq!(Target::parse(&format!("/log/{name}"), None), Target::Log(None), "{name}");
+        }
+        assert_eq!(Target::parse(&format!("/{PART}.ls"), None), Target::Listing(Some(part)));
+        assert_eq!(Target::parse("/x.ls", None), Target::Listing(None));
+        assert!(matches!(Target::parse(&format!("/serve/{PART}/a%20b"), None), Target::Entry(Some(_))));
+        for rest in [
+            "",
+            "x",
+            &format!("{PART}x"),
+            &format!("{PART}/.."),
+            &format!("{}/a", &PART[1..]),
+            &format!("\u{e4}{PART}"),
+        ] {
+            assert_eq!(Target::parse(&format!("/serve/{rest}"), None), Target::Entry(None), "{rest}");
+        }
+        assert_eq!(Target::parse("/readyz", None), Target::Readiness);
+        assert_eq!(Target::parse("/version", None), Target::Version);
+    }
+
+    #[test]
+    fn nar_urls_of_other_programs_are_understood() {
+        let (part, hash) = (HashPart::parse(PART).unwrap(), NarHash([9; 32]));
+        let (wanted, n) = (Target::OtherNar(part, hash), hash.nix32());
+        assert_eq!(Target::parse(&format!("/nar/{n}.nar"), Some(&format!("hash={PART}"))), wanted);
+        assert_eq!(Target::parse(&format!("/nar/{n}.nar"), Some(&format!("a=b&hash={PART}&c"))), wanted);
+        assert_eq!(Target::parse(&format!("/nar/{PART}-{n}.nar"), None), wanted);
+        for (file, query) in [
+            (format!("{n}.nar"), ""),
+            (format!("{n}.nar"), "hash="),
+            (format!("{n}.nar.xz"), PART),
+            (format!("{PART}-{n}.nar.xz"), ""),
+            (format!("{PART}-{n}-.nar"), ""),
+            (format!("{n}-{PART}.nar"), ""),
+        ] {
+            assert_eq!(Target::parse(&format!("/nar/{file}"), Some(query)), Target::Nar(None), "{file}?{query}");
         }
     }
 }

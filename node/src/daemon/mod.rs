@@ -198,8 +198,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let serving_task = tokio::spawn(Arc::clone(&daemon).follow_serving());
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();
+    let substituter = Arc::new(MeshSubstituter::new(resolver, Arc::clone(&daemon.offer)));
     let role = ListenerRole { host_names, ..ListenerRole::local() };
-    let gateway = Gateway::new(Arc::new(MeshSubstituter(resolver)), role, gateway_metrics, Arc::new(registry));
+    let gateway = Gateway::new(substituter, role, gateway_metrics, Arc::new(registry));
     let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
     let gateway_task = tokio::spawn(narmesh_http_gateway::serve(gateway_listener, gateway, limits, on_stop(stopped)));
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");

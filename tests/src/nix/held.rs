@@ -63,6 +63,25 @@ impl NixStoreFixture {
         path
     }
 
+    /// Puts a path into the store that is a directory of `count` empty files, as if it had been built here.
+    ///
+    /// # Panics
+    /// When Nix refuses.
+    #[track_caller]
+    pub fn hold_entries(&self, count: usize) -> String {
+        let directory = self.dir.join(format!("entries-{count}"));
+        fs::create_dir_all(&directory).expect("a directory in the story's own");
+        for number in 0..count {
+            fs::File::create(directory.join(format!("entry-{number:06}")))
+                .expect("a file in the story's own directory");
+        }
+        let mut command = self.nix("nix-store");
+        let path = only(lines(&finish(command.arg("--add").arg(&directory)).expect_success("nix-store --add")));
+        fs::remove_dir_all(&directory).expect("our own directory");
+        self.call_built();
+        path
+    }
+
     /// Marks every path that was added to the store as built in it.
     ///
     /// # Panics

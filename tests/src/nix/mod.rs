@@ -375,6 +375,18 @@ impl NixStoreFixture {
         }
     }
 
+    /// The file in which Nix keeps the log of a build, compressed as it is by default.
+    ///
+    /// # Panics
+    /// In a relocated store.
+    #[must_use]
+    pub fn log_file(&self, derivation: &str) -> PathBuf {
+        let StorePlace::Root(root) = &self.place else { panic!("a chroot store") };
+        let name = derivation.rsplit('/').next().expect("a derivation has a name");
+        let (directory, rest) = name.split_at(2);
+        root.join("nix/var/log/nix/drvs").join(directory).join(format!("{rest}.bz2"))
+    }
+
     /// Changes bytes of one file of a store path behind Nix's back, keeping its size: a disk that lies.
     ///
     /// # Panics

@@ -5,8 +5,11 @@ use axum::body::Body;
 use axum::http::{Method, Request, Uri};
 use bytes::Bytes;
 use futures::FutureExt;
-use narmesh_http_gateway::{BodyAborted, CacheInfo, ClientUser, GatewayMetrics, Lookup, NarBody, Substituter};
-use narmesh_protocol::{HashPart, NarUrl, StoreDir};
+use narmesh_http_gateway::{
+    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, GatewayMetrics, Lookup, NarBody, StoreEntry,
+    StoreFile, Substituter, TreeListing,
+};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, StoreDir, StorePath};
 use prometheus_client::registry::Registry;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -37,6 +40,13 @@ pub(super) const TARGET: Target = Target {
         b".nar",
         b"/nix-cache-info",
         b"/healthz",
+        b"/serve/",
+        b"/log/",
+        b".ls",
+        b".drv",
+        b"?hash=",
+        b"If-None-Match: *",
+        b"Accept-Encoding: bzip2",
         b"/metrics",
         b"http://127.0.0.1/",
         b"*",
@@ -89,15 +99,54 @@ impl Substituter for Everything {
         false
     }
 
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    async fn find_log(&self, derivation: StorePath, accepts_bzip2: bool) -> Result<Option<BuildLog>, Busy> {
+        assert!(derivation.is_derivation(), "only derivations have logs");
+        Ok(Some(BuildLog {
+            is_compressed: accepts_bzip2,
+            size_bytes: accepts_bzip2.then_some(NAR_BYTES),
+            body: body(0),
+        }))
+    }
+
+    async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {
+        match part.0.first().copied().unwrap_or_default() % 3 {
+            0 => Err(Busy),
+            1 => Ok(None),
+            _ => Ok(Some(TreeListing { nar_hash: NarHash([7; 32]), body: body(0) })),
+        }
+    }
+
+    async fn find_entry(&self, _: HashPart, path: EntryPath) -> Result<Option<StoreEntry>, Busy> {
+        for name in path.names() {
+            let is_plain =
+                !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|it| b"/\0".contains(it));
+            assert!(is_plain, "a name that leads elsewhere: {name:?}");
+        }
+        Ok(Some(StoreEntry::File(StoreFile {
+            nar_hash: NarHash([7; 32]),
+            name: path.names().last().cloned().unwrap_or_default(),
+            size_bytes: NAR_BYTES,
+            read_from: Box::new(body),
+        })))
+    }
+
     async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool, _: ClientUser) -> Option<NarBody> {
         assert!(first_byte < url.nar_size, "never asked for what is not there");
         if url.nar_size != NAR_BYTES {
             return None;
         }
-        let bytes = vec![7; usize::try_from(NAR_BYTES - first_byte).expect("small")];
-        let body: Result<Bytes, BodyAborted> = Ok(bytes.into());
-        Some(Box::pin(futures::stream::iter([body])))
+        Some(body(first_byte))
     }
+}
+
+fn body(first_byte: u64) -> NarBody {
+    let bytes = vec![7; usize::try_from(NAR_BYTES - first_byte).expect("small")];
+    let body: Result<Bytes, BodyAborted> = Ok(bytes.into());
+    Box::pin(futures::stream::iter([body]))
 }
 
 thread_local! {
@@ -154,6 +203,9 @@ fn seeds() -> Vec<Vec<u8>> {
         "HEAD\n/0h7qgvs4kgzsn8a6rb273saxyqh4jxly.narinfo\nHost: localhost".to_owned(),
         format!("GET\n{nar}\nHost: localhost\nRange: bytes=100-"),
         format!("HEAD\n{nar}\nHost: [::1]:80"),
+        "GET\n/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz.ls\nHost: localhost".to_owned(),
+        "GET\n/log/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-x.drv\nHost: localhost\nAccept-Encoding: bzip2".to_owned(),
+        "GET\n/serve/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz/a%20b/c.txt\nHost: localhost\nRange: bytes=1-".to_owned(),
         "GET\n/metrics\nHost: localhost\nOrigin: http://evil".to_owned(),
         "GET\nhttp://localhost/healthz\nHost: localhost".to_owned(),
     ]

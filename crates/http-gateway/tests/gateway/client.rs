@@ -129,9 +129,19 @@ impl Connection {
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let length: usize =
-            headers.get("content-length").expect("every response has a Content-Length").parse().unwrap();
+        let is_chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked");
         let mut answer = Answer { status, headers, body: Vec::new(), is_short: false };
+        if is_chunked {
+            if method != "HEAD" {
+                self.read_chunks(&mut answer).await;
+            }
+            return answer;
+        }
+        // What a HEAD would have sent in chunks has no length, and neither has what did not change.
+        let length: usize = match answer.header("content-length") {
+            "" if method == "HEAD" || status == 304 => 0,
+            length => length.parse().expect("every other response has a Content-Length"),
+        };
         if method != "HEAD" {
             while self.buffer.len() < length && !answer.is_short {
                 answer.is_short = !self.more().await;
@@ -139,6 +149,34 @@ impl Connection {
             answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
         }
         answer
+    }
+
+    async fn read_chunks(&mut self, answer: &mut Answer) {
+        loop {
+            let line_end = loop {
+                if let Some(at) = self.buffer.windows(2).position(|window| window == b"\r\n") {
+                    break at;
+                }
+                if !self.more().await {
+                    answer.is_short = true;
+                    return;
+                }
+            };
+            let line = String::from_utf8(self.buffer.drain(..line_end + 2).collect()).unwrap();
+            let size = usize::from_str_radix(line.trim(), 16).unwrap();
+            while self.buffer.len() < size + 2 {
+                if !self.more().await {
+                    answer.body.append(&mut self.buffer);
+                    answer.is_short = true;
+                    return;
+                }
+            }
+            answer.body.extend(self.buffer.drain(..size));
+            self.buffer.drain(..2);
+            if size == 0 {
+                return;
+            }
+        }
     }
 
     /// The status code in the first line received; empty if the connection ends without one.

@@ -6,6 +6,7 @@ mod bodies;
 mod client;
 mod connections;
 mod endpoints;
+mod files;
 mod hostile;
 mod memory;
 mod nix;

@@ -7,8 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
-use narmesh_http_gateway::{BodyAborted, CacheInfo, ClientUser, Lookup, NarBody, Substituter};
-use narmesh_protocol::{HashPart, NarUrl, StoreDir};
+use narmesh_http_gateway::{
+    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, RowKind,
+    StoreDirectory, StoreEntry, StoreFile, Substituter, TreeListing,
+};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, StoreDir, StorePath};
 
 /// Narinfos by hash part and NARs by URL; everything else is absent.
 #[derive(Debug, Default)]
@@ -24,6 +27,12 @@ pub(crate) struct MemorySubstituter {
     pub(crate) nar_users: Mutex<Vec<Option<u32>>>,
     /// Whether bodies have to wait for memory.
     pub(crate) is_short: bool,
+    /// Files by the path under which they are asked for: `log/…`, `<hash part>.ls` or `serve/<hash part>/…`.
+    pub(crate) files: HashMap<String, Nar>,
+    /// Whether it is not ready yet.
+    pub(crate) is_starting: bool,
+    /// Whether listings are refused for a while.
+    pub(crate) is_busy: bool,
 }
 
 /// How a NAR is delivered.
@@ -106,6 +115,45 @@ impl Substituter for MemorySubstituter {
 
     fn is_short_of_memory(&self) -> bool {
         self.is_short
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.is_starting
+    }
+
+    async fn find_log(&self, derivation: StorePath, accepts_bzip2: bool) -> Result<Option<BuildLog>, Busy> {
+        let log = self.files.get(&format!("log/{derivation}")).cloned();
+        Ok(log.map(|log| BuildLog {
+            is_compressed: accepts_bzip2,
+            size_bytes: accepts_bzip2.then_some(log.bytes.len() as u64),
+            body: log.stream(0),
+        }))
+    }
+
+    async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {
+        if self.is_busy {
+            return Err(Busy);
+        }
+        let listing = self.files.get(&format!("{part}.ls")).cloned();
+        Ok(listing.map(|listing| TreeListing { nar_hash: NarHash([7; 32]), body: listing.stream(0) }))
+    }
+
+    async fn find_entry(&self, part: HashPart, path: EntryPath) -> Result<Option<StoreEntry>, Busy> {
+        let names: Vec<_> = path.names().iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        let Some(file) = self.files.get(&format!("serve/{part}/{}", names.join("/"))).cloned() else { return Ok(None) };
+        if file.bytes.is_empty() && names.is_empty() {
+            let row = DirectoryRow { name: b"<b>".to_vec(), kind: RowKind::Directory };
+            return Ok(Some(StoreEntry::Directory(StoreDirectory {
+                path: StorePath::new(part, "name").unwrap(),
+                rows: stream::iter([Ok(vec![row])]).boxed(),
+            })));
+        }
+        Ok(Some(StoreEntry::File(StoreFile {
+            nar_hash: NarHash([7; 32]),
+            name: path.names().last().cloned().unwrap_or_default(),
+            size_bytes: file.bytes.len() as u64,
+            read_from: Box::new(move |first_byte| file.stream(first_byte)),
+        })))
     }
 
     async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
