@@ -1,6 +1,8 @@
 //! The commented configuration that `narmesh init` writes: it explains every key and shows its value or its default.
 
-use crate::config::{BuilderConfig, Config, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig, UpstreamConfig};
+use crate::config::{
+    BuilderConfig, Config, ListenerConfig, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig, UpstreamConfig,
+};
 use toml::Value;
 
 /// The text of a configuration file with the values of `config`.
@@ -41,6 +43,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("gateway.narinfo_deadline_max_ms", gateway.narinfo_deadline_max_ms.to_string()),
         ("gateway.sign", gateway.sign.to_string()),
         ("gateway.prefer", quoted(&gateway.prefer)),
+        ("gateway.listener", gateway.listener.iter().map(listener_lines).collect::<String>()),
         ("store.store_dir", quoted(&store.store_dir)),
         ("store.real_dir", optional("real_dir", store.real_dir.as_deref(), "/nix/store")),
         ("store.state_dir", optional("state_dir", store.state_dir.as_deref(), "/nix/var/nix")),
@@ -94,6 +97,16 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
         quoted(&peer.name),
         quoted(&peer.peer_id),
         list(&peer.addresses)
+    )
+}
+
+/// The `[[gateway.listener]]` lines of one listener.
+fn listener_lines(listener: &ListenerConfig) -> String {
+    let ListenerConfig { address, role, host_names, connections_max } = listener;
+    let (address, role, host_names) = (quoted(address), quoted(role), list(host_names));
+    format!(
+        "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n\
+         connections_max = {connections_max}\n"
     )
 }
 
@@ -215,7 +228,17 @@ sign = @gateway.sign@
 # Which sources are asked first. "mesh": peers that may hold the path; an upstream cache when the best of them is late.
 # "fastest": whichever usually answers first. "upstream": upstream caches; a peer when the best of them is late.
 prefer = @gateway.prefer@
-
+# Where others may ask, up to 16 places: an IP address with a port, or the path of a Unix socket. role says what they get.
+# "serve": what [advertise] offers of our own store, decided anew at each request, and nothing of the mesh; the only role at
+# an address that other machines reach. "site": the same, and what the mesh gives. "local": all that our own Nix gets.
+# Requests may name this machine by an IP address and by host_names (["*"] for any name, if no browser can reach the place).
+# Read at start only.
+# [[gateway.listener]]
+# address = "0.0.0.0:7282"
+# role = "serve"
+# host_names = ["cache.lan"]
+# connections_max = 256
+@gateway.listener@
 [store]
 # The store directory in store paths. Peers with another store directory can share nothing with us.
 store_dir = @store.store_dir@
@@ -397,10 +420,16 @@ mod tests {
             narinfo_deadline_max_ms = 3
             sign = true
             prefer = "pr"
+            [[gateway.listener]]
+            address = "a\\"
+            role = "ro"
+            host_names = ["hn"]
+            connections_max = 9
             [store]
             store_dir = "sd"
             real_dir = "r"
             state_dir = "st"
+            log_dir = "ld"
             root = "@node.listen@"
             [trust]
             trusted_public_keys = ["one:AA==", "two:BB=="]
@@ -488,7 +517,7 @@ mod tests {
     fn every_key_is_in_the_template() {
         let text = render(&Config::default());
         let optional = "node = { name = 'x', control_socket = 'x', control_group = 'x' }
-            store = { real_dir = 'x', state_dir = 'x', root = 'x' }
+            store = { real_dir = 'x', state_dir = 'x', log_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]
             upstream = [{ name = 'x', url = 'x', token_file = 'x', user = 'x', password_file = 'x', netrc_file = 'x', ca_file = 'x', proxy = 'x' }]

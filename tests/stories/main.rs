@@ -26,6 +26,7 @@ mod quorum;
 mod reload;
 mod restart;
 mod serving;
+mod serving_others;
 mod shared;
 mod substitute;
 mod systemd;

@@ -37,7 +37,7 @@ async fn main() {
     });
     let shutdown = async { drop(input_ended.await) };
     // On a worker thread as in the node: the thread of `main` would have to be woken for every accept.
-    tokio::spawn(serve(listener, gateway, GatewayLimits::default(), shutdown)).await.unwrap().unwrap();
+    tokio::spawn(serve(listener, gateway, GatewayLimits::default(), shutdown)).await.unwrap();
 }
 
 fn load(directory: &Path) -> MemorySubstituter {

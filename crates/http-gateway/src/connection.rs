@@ -10,9 +10,9 @@ use std::time::Instant;
 use futures::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use crate::limits::GatewayLimits;
+use crate::listener::ClientStream;
 use crate::metrics::CloseReason;
 
 /// How much longer a connection with a response under way may stand still than an idle one before it counts as older. So a
@@ -206,12 +206,12 @@ pub(crate) fn millis_between(from: Instant, to: Instant) -> u64 {
 /// A client's socket that notes when bytes move.
 #[derive(Debug)]
 pub(crate) struct WatchedStream {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<ClientStream>,
     state: Arc<ConnectionState>,
 }
 
 impl WatchedStream {
-    pub(crate) fn new(stream: TcpStream, state: Arc<ConnectionState>) -> Self {
+    pub(crate) fn new(stream: ClientStream, state: Arc<ConnectionState>) -> Self {
         Self { io: TokioIo::new(stream), state }
     }
 

@@ -1,6 +1,8 @@
 //! The open connections of a listener, and which of them is closed when there are too many.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+#[cfg(test)]
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,16 +11,10 @@ use tokio::sync::Notify;
 
 use crate::connection::{ConnectionState, millis_between};
 use crate::limits::GatewayLimits;
+use crate::listener::Route;
 use crate::metrics::{CloseReason, GatewayMetrics};
 use crate::socket_owner::SocketOwners;
 use crate::substituter::ClientUser;
-
-/// The addresses of both ends of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Route {
-    pub(crate) client: SocketAddr,
-    pub(crate) server: SocketAddr,
-}
 
 /// The open connections of one listener, never more than its limits allow.
 #[derive(Debug)]
@@ -35,16 +31,24 @@ pub(crate) struct ConnectionTable {
 enum Owners {
     Kernel(SocketOwners),
     #[cfg(test)]
-    Fixed(fn(Route) -> Option<u32>),
+    Fixed(fn(SocketAddr) -> Option<u32>),
 }
 
 impl Owners {
-    fn of(&self, route: Route) -> Option<u32> {
-        match self {
-            Self::Kernel(owners) => owners.find_owner(route.client, route.server),
+    fn of(&self, route: Route) -> Owner {
+        let (client, server) = match route {
+            Route::Unix(user) => return user.map_or(Owner::Nobody, Owner::User),
+            Route::Tcp { client, .. } if !client.ip().to_canonical().is_loopback() => {
+                return route.client_address().map_or(Owner::Nobody, Owner::Address);
+            }
+            Route::Tcp { client, server } => (client, server),
+        };
+        let user = match self {
+            Self::Kernel(owners) => owners.find_owner(client, server),
             #[cfg(test)]
-            Self::Fixed(owner) => owner(route),
-        }
+            Self::Fixed(owner) => owner(client),
+        };
+        user.map_or(Owner::Nobody, Owner::User)
     }
 }
 
@@ -61,19 +65,21 @@ struct Connection {
     owner: Owner,
 }
 
-/// The owner of a connection. All connections whose owner the kernel does not know count as those of one user.
+/// Whose a connection is. All connections whose owner the kernel does not know count as those of one user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Owner {
     NotAsked,
     Nobody,
     User(u32),
+    /// A client on the network.
+    Address(IpAddr),
 }
 
 impl Open {
     /// Looks up the owners of all connections for which that was not done yet.
     fn ask(&mut self, owners: &Owners) {
         for connection in self.connections.values_mut().filter(|connection| connection.owner == Owner::NotAsked) {
-            connection.owner = owners.of(connection.route).map_or(Owner::Nobody, Owner::User);
+            connection.owner = owners.of(connection.route);
         }
     }
 
@@ -124,7 +130,7 @@ impl ConnectionTable {
         let mut owner = Owner::NotAsked;
         // Below both limits the owner does not matter.
         if open.connections.len() >= connections_max.min(connections_per_user_max).max(1) {
-            owner = self.owners.of(route).map_or(Owner::Nobody, Owner::User);
+            owner = self.owners.of(route);
             open.ask(&self.owners);
             while open.count(owner) >= connections_per_user_max.max(1) {
                 self.close(open.take_oldest_of(owner));
@@ -163,11 +169,11 @@ impl ConnectionTable {
         let mut open = self.open();
         let connection = open.connections.get_mut(&id)?;
         if connection.owner == Owner::NotAsked {
-            connection.owner = self.owners.of(connection.route).map_or(Owner::Nobody, Owner::User);
+            connection.owner = self.owners.of(connection.route);
         }
         match connection.owner {
             Owner::User(user) => Some(user),
-            Owner::NotAsked | Owner::Nobody => None,
+            Owner::NotAsked | Owner::Nobody | Owner::Address(_) => None,
         }
     }
 
@@ -252,8 +258,8 @@ mod tests {
 
     /// The owner by the client's port, for tests: ports 1,000 to 1,999 belong to user 1, and so
     /// on; lower ones have no owner.
-    fn by_port(route: Route) -> Option<u32> {
-        (route.client.port() >= 1_000).then(|| u32::from(route.client.port() / 1_000))
+    fn by_port(client: SocketAddr) -> Option<u32> {
+        (client.port() >= 1_000).then(|| u32::from(client.port() / 1_000))
     }
 
     fn table(connections_max: usize, connections_per_user_max: usize) -> Arc<ConnectionTable> {
@@ -263,12 +269,16 @@ mod tests {
 
     fn enter(table: &Arc<ConnectionTable>, port: u16) -> Entered {
         let [client, server] = [port, 1].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        table.enter(Route { client, server })
+        table.enter(Route::Tcp { client, server })
     }
 
     /// The client ports of the open connections, in the order in which they came.
     fn open(table: &ConnectionTable) -> Vec<u16> {
-        table.open().connections.values().map(|connection| connection.route.client.port()).collect()
+        let port = |route| match route {
+            Route::Tcp { client, .. } => client.port(),
+            Route::Unix(_) => panic!("no Unix socket here"),
+        };
+        table.open().connections.values().map(|connection| port(connection.route)).collect()
     }
 
     #[test]
@@ -304,8 +314,28 @@ mod tests {
     }
 
     #[test]
+    fn clients_on_the_network_count_by_address() {
+        let table = table(8, 4);
+        let from = |address: &str| {
+            let [client, server] = [address, "[2001:db8::1]:7282"].map(|text| text.parse().unwrap());
+            table.enter(Route::Tcp { client, server })
+        };
+        let _one = from("192.0.2.1:1");
+        let _mapped: Vec<_> = (0..9).map(|port| from(&format!("[::ffff:192.0.2.2]:{port}"))).collect();
+        let _prefix: Vec<_> = (1..10).map(|host| from(&format!("[2001:db8::{host}]:1"))).collect();
+        let owners: Vec<_> = {
+            let open = table.open();
+            open.connections.values().map(|connection| table.owners.of(connection.route)).collect()
+        };
+        let count =
+            |address: &str| owners.iter().filter(|owner| **owner == Owner::Address(address.parse().unwrap())).count();
+        assert_eq!((count("192.0.2.1"), count("2001:db8::")), (1, 4), "{owners:?}");
+        assert_eq!(table.owners.of(Route::Unix(Some(7))), Owner::User(7));
+    }
+
+    #[test]
     fn below_the_limits_no_owner_is_looked_up() {
-        fn nobody_asks(_: Route) -> Option<u32> {
+        fn nobody_asks(_: SocketAddr) -> Option<u32> {
             panic!("asked")
         }
         let limits = GatewayLimits { connections_max: 8, connections_per_user_max: 4, ..GatewayLimits::default() };

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::body::Body;
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 
 use crate::store_files::Busy;
 
@@ -26,6 +28,12 @@ pub enum GatewayError {
     /// `Origin` or `Sec-Fetch-Site` shows that a web page of another origin makes the request.
     #[error("the request comes from a web page")]
     WebPage,
+    /// This listener needs a token, and the request has none that counts.
+    #[error("the request has no token that counts here")]
+    NoToken,
+    /// The client has sent too many wrong tokens lately.
+    #[error("the client has sent too many wrong tokens")]
+    TooManyTries,
     /// The method is not GET or HEAD.
     #[error("only GET and HEAD are served")]
     MethodNotAllowed,
@@ -55,10 +63,11 @@ impl GatewayError {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::ForeignHost | Self::WebPage => StatusCode::FORBIDDEN,
+            Self::NoToken => StatusCode::UNAUTHORIZED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnexpectedBody => StatusCode::BAD_REQUEST,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy | Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -86,7 +95,11 @@ impl GatewayError {
                     headers.insert(CONTENT_RANGE, value);
                 }
             }
-            Self::Busy => {
+            Self::NoToken => {
+                // Of Basic alone: curl, which Nix uses, takes the password from a netrc file for it.
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"narmesh\""));
+            }
+            Self::Busy | Self::TooManyTries => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::NotFound | Self::ForeignHost | Self::WebPage | Self::UnexpectedBody => {}

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use hyper::{Request, Response};
 use prometheus_client::registry::Registry;
 use tower::ServiceExt;
 
+use crate::access::{Attempts, ClientAddress};
 use crate::body::RoutedBody;
 use crate::connection::ConnectionState;
 use crate::error::RequestIds;
@@ -31,7 +33,8 @@ impl<S: Substituter> Gateway<S> {
     /// A gateway that answers from `substituter` as far as `role` permits, counts into `metrics`, and shows all of
     /// `registry` (in which `metrics` are registered) at `/metrics`.
     pub fn new(substituter: Arc<S>, role: ListenerRole, metrics: Arc<GatewayMetrics>, registry: Arc<Registry>) -> Self {
-        let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids: RequestIds::new() });
+        let (request_ids, attempts) = (RequestIds::new(), Attempts::default());
+        let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts });
         let router = routes::router(Arc::clone(&endpoint));
         Self { endpoint, router }
     }
@@ -46,8 +49,15 @@ impl<S: Substituter> Gateway<S> {
     }
 
     /// Makes the service for one connection.
-    pub(crate) fn connection(&self, state: Arc<ConnectionState>, user: ClientUser) -> ConnectionService {
-        ConnectionService { router: self.router.clone(), state, user }
+    pub(crate) fn connection(
+        &self,
+        state: Arc<ConnectionState>,
+        user: ClientUser,
+        address: Option<IpAddr>,
+    ) -> ConnectionService {
+        // Whence a client comes matters only where it may send wrong tokens.
+        let address = self.endpoint.role.access.as_ref().map(|_| ClientAddress(address));
+        ConnectionService { router: self.router.clone(), state, user, address }
     }
 
     /// Whether bodies have to wait for memory.
@@ -73,6 +83,7 @@ pub(crate) struct ConnectionService {
     router: Router,
     state: Arc<ConnectionState>,
     user: ClientUser,
+    address: Option<ClientAddress>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for ConnectionService {
@@ -86,6 +97,9 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         // Only a NAR may have to wait for its user's turn; most requests are for narinfos.
         if !request.uri().path().ends_with(NARINFO_SUFFIX) {
             request.extensions_mut().insert(self.user.clone());
+        }
+        if let Some(address) = self.address {
+            request.extensions_mut().insert(address);
         }
         let answer = self.router.clone().oneshot(request);
         Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy))) })

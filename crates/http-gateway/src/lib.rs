@@ -13,6 +13,7 @@
 //! - a request of a web page, recognised by a rebound name or by its origin, gets 403 and no CORS header;
 //! - no client keeps a connection forever, and none is refused one.
 
+mod access;
 mod body;
 mod connection;
 mod connection_table;
@@ -22,6 +23,7 @@ mod files;
 mod gateway;
 mod histogram;
 mod limits;
+mod listener;
 mod metrics;
 mod nar_body;
 mod page;
@@ -35,12 +37,14 @@ mod substituter;
 mod target;
 mod validators;
 
+pub use access::Access;
 pub use error::GatewayError;
 pub use gateway::Gateway;
 pub use limits::GatewayLimits;
+pub use listener::Listener;
 pub use metrics::{GatewayMetrics, RequestCounts};
 pub use nar_body::{BodyAborted, NarBody};
-pub use role::{Endpoints, ListenerRole};
+pub use role::{Endpoints, HostCheck, ListenerRole};
 pub use serve::serve;
 pub use store_files::{
     BuildLog, Busy, DirectoryRow, EntryPath, RowKind, StoreDirectory, StoreEntry, StoreFile, TreeListing,

@@ -1,20 +1,40 @@
 //! What a listener may do, as data: the handlers ask it and know nothing else about listeners.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use hyper::header::{HOST, HeaderName, ORIGIN};
 use hyper::{HeaderMap, Uri};
 
 use crate::GatewayError;
+use crate::access::Access;
 use crate::target::Target;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Which clients a listener answers, and on which endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ListenerRole {
-    /// Host names that clients may use besides `127.0.0.1`, `[::1]` and `localhost`: in lower case, without port.
+    /// Which hosts clients may name besides `127.0.0.1`, `[::1]` and `localhost`.
+    pub host_check: HostCheck,
+    /// Host names that clients may use as well: in lower case, without port.
     pub host_names: Vec<String>,
     /// The endpoints that exist on this listener.
     pub endpoints: Endpoints,
+    /// Which tokens clients need; `None` if they need none.
+    pub access: Option<Arc<dyn Access>>,
+}
+
+/// Which hosts clients may name. The check is there for web pages: through a name of its own that points here, a page could
+/// read what a browser behind a firewall can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCheck {
+    /// No others: for loopback.
+    Loopback,
+    /// Any IP address: for the network. A page reaches us by an address only if that is its own origin.
+    Addresses,
+    /// Any host: for Unix sockets, which no browser opens, and for whoever wants it so.
+    Nothing,
 }
 
 /// The endpoints of a listener. One that is switched off answers 404 like any unknown path.
@@ -31,7 +51,14 @@ pub struct Endpoints {
 impl ListenerRole {
     /// The listener on loopback for this machine's own Nix: all endpoints, for local programs.
     pub fn local() -> Self {
-        Self { host_names: Vec::new(), endpoints: Endpoints { substituter: true, health: true, metrics: true } }
+        let endpoints = Endpoints { substituter: true, health: true, metrics: true };
+        Self { host_check: HostCheck::Loopback, host_names: Vec::new(), endpoints, access: None }
+    }
+
+    /// A listener for others: no metrics, which are for this machine's operator.
+    pub fn for_others(host_check: HostCheck, host_names: Vec<String>) -> Self {
+        let endpoints = Endpoints { metrics: false, ..Self::local().endpoints };
+        Self { host_check, host_names, endpoints, access: None }
     }
 
     /// Whether the endpoint exists on this listener.
@@ -80,6 +107,11 @@ impl ListenerRole {
         const LOOPBACK_NAMES: [&[u8]; 3] = [b"127.0.0.1", b"localhost", b"[::1]"];
         LOOPBACK_NAMES.into_iter().any(|name| is_named(authority, name))
             || self.host_names.iter().any(|name| is_named(authority, name.as_bytes()))
+            || match self.host_check {
+                HostCheck::Loopback => false,
+                HostCheck::Addresses => is_address(authority),
+                HostCheck::Nothing => true,
+            }
     }
 }
 
@@ -87,6 +119,18 @@ fn is_named(authority: &[u8], name: &[u8]) -> bool {
     match authority.split_at_checked(name.len()) {
         Some((host, port)) => host.eq_ignore_ascii_case(name) && is_port(port),
         None => false,
+    }
+}
+
+/// Whether the host is an IP address, with a port or without.
+fn is_address(authority: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(authority) else { return false };
+    match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => address.parse::<Ipv6Addr>().is_ok() && is_port(port.as_bytes()),
+        None => {
+            let (address, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            address.parse::<Ipv4Addr>().is_ok() && is_port(port.as_bytes())
+        }
     }
 }
 
@@ -149,6 +193,40 @@ mod tests {
         ] {
             assert!(!admit(host), "{host}");
         }
+    }
+
+    #[test]
+    fn listener_for_others_admits_addresses_and_the_names_that_are_given() {
+        let admits = |host_check, host: &'static str| {
+            let role = ListenerRole::for_others(host_check, vec!["cache.lan".to_owned()]);
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            role.admit(&Uri::from_static("/healthz"), &headers).is_ok()
+        };
+        for host in
+            ["192.0.2.7", "192.0.2.7:7282", "[2001:db8::1]:80", "[::ffff:192.0.2.7]", "cache.lan:1", "localhost"]
+        {
+            assert!(admits(HostCheck::Addresses, host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "192.0.2.7.evil.example",
+            "192.0.2.7:x",
+            "2001:db8::1",
+            "[2001:db8::1",
+            "[x]",
+            "1",
+            "0x7f.1",
+            "",
+        ] {
+            assert!(!admits(HostCheck::Addresses, host), "{host}");
+        }
+        assert!(admits(HostCheck::Nothing, "host.docker.internal:7282"));
+        let role = ListenerRole::for_others(HostCheck::Nothing, Vec::new());
+        let headers = HeaderMap::from_iter([
+            (HOST, HeaderValue::from_static("any")),
+            (ORIGIN, HeaderValue::from_static("http://any")),
+        ]);
+        assert_eq!(role.admit(&Uri::from_static("/"), &headers), Err(GatewayError::WebPage));
     }
 
     #[test]

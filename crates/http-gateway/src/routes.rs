@@ -19,6 +19,7 @@ use narmesh_protocol::{HashPart, NarUrl};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
+use crate::access::{Attempts, ClientAddress, token_of};
 use crate::body::StreamedBody;
 use crate::error::RequestIds;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
@@ -45,6 +46,7 @@ pub(crate) struct Endpoint<S> {
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) request_ids: RequestIds,
+    pub(crate) attempts: Attempts,
 }
 
 /// The router of the endpoints. [`Target::parse`] tells paths apart, because they can arrive percent-encoded, and because a
@@ -83,6 +85,7 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
 impl<S: Substituter> Endpoint<S> {
     async fn dispatch(&self, target: Target, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
         self.role.admit(&head.uri, &head.headers)?;
+        self.demand_token(head)?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         if is_read && has_body(&head.headers) {
             // Such bodies are used to smuggle one request inside another; no client that we know sends one.
@@ -125,6 +128,21 @@ impl<S: Substituter> Endpoint<S> {
             | Target::Entry(None)
             | Target::Unknown => Err(GatewayError::NotFound),
         }
+    }
+
+    /// Refuses a request without a token that counts, where one is needed.
+    fn demand_token(&self, head: &hyper::http::request::Parts) -> Result<(), GatewayError> {
+        let Some(access) = &self.role.access else { return Ok(()) };
+        let (client, now) = (head.extensions.get().and_then(|ClientAddress(address)| *address), Instant::now());
+        let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
+        if !self.attempts.may_try(client, now) {
+            return Err(GatewayError::TooManyTries);
+        }
+        if !access.admits(&token) {
+            self.attempts.note_wrong(client, now);
+            return Err(GatewayError::NoToken);
+        }
+        Ok(())
     }
 
     async fn answer_narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
@@ -230,6 +248,8 @@ fn outcome(error: GatewayError) -> Outcome {
         GatewayError::NotFound => Outcome::Absent,
         GatewayError::ForeignHost
         | GatewayError::WebPage
+        | GatewayError::NoToken
+        | GatewayError::TooManyTries
         | GatewayError::MethodNotAllowed
         | GatewayError::UnexpectedBody
         | GatewayError::RangeNotSatisfiable { .. }

@@ -2,20 +2,20 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::connection::{Order, WatchedStream};
-use crate::connection_table::{ConnectionTable, Entered, Route};
+use crate::connection_table::{ConnectionTable, Entered};
 use crate::gateway::Gateway;
 use crate::limits::GatewayLimits;
+use crate::listener::{ClientStream, Listener};
 use crate::substituter::Substituter;
 
 /// Pause before accepting again when the process or the machine is out of descriptors.
@@ -23,24 +23,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time between two warnings about it.
 const WARN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Bytes that the kernel takes from a response beyond what it may send at once. Without this bound it holds 4 MiB for each client
-/// that does not read; 250 of them brought a machine to the limit of its memory for TCP, where other connections stand still for
-/// minutes.
-const UNSENT_BYTES_MAX: u32 = 256 << 10;
-
 /// Serves HTTP/1 on `listener` until `shutdown` resolves. Then it accepts nothing more, gives responses under way
 /// [`GatewayLimits::shutdown_grace`] to finish, and returns.
 ///
-/// # Errors
-/// When `listener` has no address. A failed accept is tried again, because without a gateway Nix up to 2.31 aborts builds.
+/// A failed accept is tried again, because without a gateway Nix up to 2.31 aborts builds.
 pub async fn serve<S: Substituter>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     gateway: Gateway<S>,
     limits: GatewayLimits,
     shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
+) {
+    let listener = listener.into();
     let grace = limits.shutdown_grace;
-    let server = listener.local_addr()?;
     let http = http(&limits);
     let table = ConnectionTable::new(limits, Arc::clone(gateway.metrics()));
     let mut sweep = interval(table.sweep_interval());
@@ -59,9 +53,10 @@ pub async fn serve<S: Substituter>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) => {
-                let entered = table.enter(Route { client, server });
-                tokio::spawn(serve_connection(stream, entered, gateway.clone(), http.clone()));
+            Ok((stream, route)) => {
+                let entered = table.enter(route);
+                let address = route.client_address();
+                tokio::spawn(serve_connection(stream, entered, address, gateway.clone(), http.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -78,7 +73,6 @@ pub async fn serve<S: Substituter>(
     }
     drop(listener);
     table.drain(grace).await;
-    Ok(())
 }
 
 fn http(limits: &GatewayLimits) -> http1::Builder {
@@ -90,23 +84,20 @@ fn http(limits: &GatewayLimits) -> http1::Builder {
 }
 
 async fn serve_connection<S: Substituter>(
-    stream: TcpStream,
+    stream: ClientStream,
     entered: Entered,
+    address: Option<IpAddr>,
     gateway: Gateway<S>,
     http: http1::Builder,
 ) {
-    // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = stream.prepare() {
         tracing::debug!(%error, "a client disconnected at once");
         return;
     }
-    // A kernel that does not know this costs memory, and no client its connection.
-    if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
-        tracing::debug!(%error, "the kernel may hold megabytes for a client that does not read");
-    }
     let state = Arc::clone(&entered.state);
     let io = WatchedStream::new(stream, Arc::clone(&state));
-    let mut connection = pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state), entered.user())));
+    let mut connection =
+        pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state), entered.user(), address)));
     let mut draining = false;
     // The order is polled with the connection, so that it takes effect even while the client sends nothing.
     let ended = poll_fn(|cx| {

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, TrustedKeys};
-use narmesh_store::{NixStore, PartialCopies};
+use narmesh_store::{NixStore, Offer, PartialCopies};
 use prometheus_client::metrics::counter::Counter;
 
 use nar::{ContentsCheck, NarContext, Nars};
@@ -241,6 +241,18 @@ impl Resolver {
     /// bytes of the NAR meanwhile. When memory is short, the users that `find_user` finds take turns.
     pub async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, find_user: FindUser) -> Option<NarBody> {
         self.nars.bring(url, first_byte, resumed, find_user).await
+    }
+
+    /// The bytes of a NAR of our own store from `first_byte` on, or `None` if `offer` does not let it leave this machine now.
+    /// The mesh is not asked.
+    pub async fn fetch_offered_nar(
+        &self,
+        offer: Arc<Offer>,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+    ) -> Option<NarBody> {
+        self.nars.bring_offered(offer, url, first_byte, resumed).await
     }
 
     /// Whether a NAR has waited for memory for more than a moment, so that clients that do not read should make place.

@@ -3,7 +3,7 @@
 
 use crate::account::look_up_group_id;
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
-use crate::settings::{Settings, socket_address};
+use crate::settings::{ListenerAddress, Settings, socket_address};
 use libp2p::Multiaddr;
 use narmesh_store::NixStore;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -129,6 +129,7 @@ fn check_ports(
             found.problems.push(refused(&format!("gateway.listen = \"{gateway}\""), error));
         }
     }
+    check_listeners(settings, holders, &bind, &mut held, found);
     let (mut missing, mut others) = (0, 0);
     for address in &settings.node.listen {
         let Some(socket) = socket_address(address) else { continue };
@@ -163,6 +164,26 @@ fn check_ports(
         && !held.is_empty()
     {
         found.notes.push(format!("the daemon that runs (pid {}) holds {}", daemon.pid, held.join(", ")));
+    }
+}
+
+/// The same for the ports of `[[gateway.listener]]`. A running daemon does not say which it holds, so one that is in use is
+/// taken for its own.
+fn check_listeners(
+    settings: &Settings,
+    holders: &Holders,
+    bind: impl Fn(SocketAddr) -> Result<(), Errno>,
+    held: &mut Vec<String>,
+    found: &mut Startable,
+) {
+    for (index, listener) in settings.gateway.listeners.iter().enumerate() {
+        let ListenerAddress::Tcp(address) = listener.address else { continue };
+        let what = format!("gateway.listener[{index}].address = \"{address}\"");
+        match bind(address) {
+            Err(Errno::ADDRINUSE) if holders.daemon.is_some() => held.push(what),
+            Err(error) => found.problems.push(refused(&what, error)),
+            Ok(()) => {}
+        }
     }
 }
 

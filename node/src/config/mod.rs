@@ -113,6 +113,8 @@ pub struct GatewayConfig {
     pub sign: bool,
     /// `mesh`, `fastest` or `upstream`: which sources are asked first.
     pub prefer: String,
+    /// `[[gateway.listener]]`: where others than our own Nix may ask.
+    pub listener: Vec<ListenerConfig>,
 }
 
 impl Default for GatewayConfig {
@@ -125,7 +127,30 @@ impl Default for GatewayConfig {
             narinfo_deadline_max_ms: 10_000,
             sign: false,
             prefer: "mesh".to_owned(),
+            listener: Vec::new(),
         }
+    }
+}
+
+/// One `[[gateway.listener]]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// IP address and port, or the path of a Unix socket.
+    pub address: String,
+    /// `local`, `serve` or `site`: what its clients get.
+    pub role: String,
+    /// Names without a port that are accepted in the `Host` header besides IP addresses; `*` alone for any.
+    #[serde(default)]
+    pub host_names: Vec<String>,
+    /// The most connections at a time.
+    #[serde(default = "ListenerConfig::default_connections_max")]
+    pub connections_max: u32,
+}
+
+impl ListenerConfig {
+    fn default_connections_max() -> u32 {
+        256
     }
 }
 

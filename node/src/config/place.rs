@@ -8,6 +8,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("gateway.priority", "0 to 4294967295"),
     ("gateway.narinfo_deadline_ms", "50 to 60000 (milliseconds)"),
     ("gateway.narinfo_deadline_max_ms", "50 to 60000 (milliseconds)"),
+    ("gateway.listener.connections_max", "1 to 16384"),
     ("transfer.stall_timeout_ms", "100 to 600000 (milliseconds)"),
     ("limits.connections_gossip", "1 to 1024"),
     ("limits.nar_buffer_bytes", "16777216 to 68719476736 (16 MiB to 64 GiB)"),

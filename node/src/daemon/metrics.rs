@@ -18,9 +18,9 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The registry of all metrics.
+/// The registry of all metrics. Those of our own Nix and those of the listeners for others are counted apart.
 pub(super) fn registry(
-    gateway: &GatewayMetrics,
+    (gateway, others): (&GatewayMetrics, &GatewayMetrics),
     attestations: &Attestations,
     resolver: &Arc<Resolver>,
     statistics: &Arc<PeerStatistics>,
@@ -28,6 +28,7 @@ pub(super) fn registry(
 ) -> Registry {
     let mut registry = Registry::with_prefix("narmesh");
     gateway.register(&mut registry);
+    others.register(registry.sub_registry_with_prefix("others"));
     let counters = resolver.counters();
     for (name, help, counter) in [
         ("lookups_asked", "Narinfo requests that memory could not answer", &counters.asked),

@@ -6,6 +6,7 @@
 mod advertised;
 mod control;
 mod listener;
+mod listeners;
 mod metrics;
 mod publish;
 mod status;
@@ -17,7 +18,7 @@ use crate::serving::{ServeState, Serving, minute_now};
 use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
-use crate::substituter::MeshSubstituter;
+use crate::substituter::{GatewaySubstituter, Scope};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_mesh::{Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, SummaryStore, UploadLimits, Uploads};
@@ -103,6 +104,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     }
     let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
+    let for_others = listeners::open_all(&settings.gateway.listeners)?;
     let state = SharedStateDb::new(open_state(&settings.node.state_dir)?);
     let summaries = SummaryFiles::open(&settings.node.state_dir)
         .inspect_err(
@@ -169,8 +171,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         settings.limits.nar_buffer_bytes,
         Some(partial_copies.clone()),
     ));
-    let gateway_metrics = Arc::new(GatewayMetrics::default());
-    let registry = metrics::registry(&gateway_metrics, &attestations, &resolver, handle.statistics(), &upstreams);
+    let [gateway_metrics, others_metrics] = [(); 2].map(|()| Arc::new(GatewayMetrics::default()));
+    let gateways = (&*gateway_metrics, &*others_metrics);
+    let registry = metrics::registry(gateways, &attestations, &resolver, handle.statistics(), &upstreams);
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -198,10 +201,13 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let serving_task = tokio::spawn(Arc::clone(&daemon).follow_serving());
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();
-    let substituter = Arc::new(MeshSubstituter::new(resolver, Arc::clone(&daemon.offer)));
     let role = ListenerRole { host_names, ..ListenerRole::local() };
-    let gateway = Gateway::new(substituter, role, gateway_metrics, Arc::new(registry));
+    let registry = Arc::new(registry);
+    let substituter = GatewaySubstituter::new(resolver, Arc::clone(&daemon.offer), Scope::Local);
     let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
+    let stop_others = || on_stop(stopped.clone());
+    let others_task = listeners::serve_all(for_others, &substituter, &others_metrics, &registry, &limits, stop_others);
+    let gateway = Gateway::new(Arc::new(substituter), role, gateway_metrics, registry);
     let gateway_task = tokio::spawn(narmesh_http_gateway::serve(gateway_listener, gateway, limits, on_stop(stopped)));
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
     listener::notify_ready();
@@ -214,12 +220,15 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     }
     stop.send_replace(true);
     // Bodies to Nix and to peers get the same grace together; what is not finished by then is cut off.
-    let (gateway_ended, uploads_ended) =
-        tokio::join!(gateway_task, tokio::time::timeout(SHUTDOWN_GRACE, daemon.uploads.finish()));
+    let (gateway_ended, _, uploads_ended) = tokio::join!(
+        gateway_task,
+        others_task.join_all(),
+        tokio::time::timeout(SHUTDOWN_GRACE, daemon.uploads.finish())
+    );
     if uploads_ended.is_err() {
         tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut off");
     }
-    gateway_ended??;
+    gateway_ended?;
     mesh_task.abort();
     control_task.abort();
     serving_task.abort();
@@ -353,6 +362,7 @@ impl Daemon {
             ("node.control_group", settings.node.control_group == old.node.control_group),
             ("node.listen", settings.node.listen == old.node.listen),
             ("gateway.listen", settings.gateway.listen == old.gateway.listen),
+            ("gateway.listener", settings.gateway.listeners == old.gateway.listeners),
             ("gateway.host_names", settings.gateway.host_names == old.gateway.host_names),
             ("store", settings.store == old.store),
             ("limits.nar_buffer_bytes", settings.limits.nar_buffer_bytes == old.limits.nar_buffer_bytes),

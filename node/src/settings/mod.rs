@@ -19,7 +19,9 @@ use std::time::Duration;
 
 mod addresses;
 mod gateway;
+mod host_names;
 mod hours;
+mod listeners;
 mod netrc;
 mod quorum;
 mod secrets;
@@ -28,8 +30,10 @@ mod written;
 
 use addresses::AddressUse;
 pub(crate) use addresses::socket_address;
-pub use gateway::{GatewaySettings, HOST_NAMES_MAX, Prefer};
+pub use gateway::{GatewaySettings, Prefer};
+pub use host_names::HOST_NAMES_MAX;
 pub use hours::Hours;
+pub use listeners::{GatewayRole, LISTENERS_MAX, ListenerAddress, ListenerSettings};
 pub(crate) use netrc::find_login;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
@@ -177,18 +181,20 @@ pub enum SettingsError {
         /// The rule: `quorum.mode = …`, `quorum.k = …`, or the `k` of an override.
         key: String,
     },
-    /// The gateway and the mesh cannot both listen on one port.
+    /// Two parts of the daemon cannot listen on one port.
     #[error(
-        "gateway.listen = \"{gateway}\" has the same port as node.listen[{index}] = \"{address}\"; accepted: ports \
-         that differ, such as 7281 and 7280"
+        "{key} = \"{gateway}\" has the same port as {other} = \"{address}\"; accepted: ports that differ, such as 7281 \
+         and 7280"
     )]
     OnePort {
-        /// The address of the gateway.
+        /// The key of a listener of the gateway.
+        key: String,
+        /// Its address.
         gateway: SocketAddr,
-        /// The index in `node.listen`, from 0.
-        index: usize,
-        /// The address at that index.
-        address: Multiaddr,
+        /// The key of the other listener.
+        other: String,
+        /// The address there, as written.
+        address: String,
     },
     /// A rule that means nothing without `quorum.k`.
     #[error("{key} needs quorum.k; accepted: both of them, or neither")]
@@ -239,8 +245,8 @@ impl Settings {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
         let peers = check_peers(&config.peer)?;
-        let (node, gateway) = (check_node(&config.node, &base)?, gateway::check(&config.gateway)?);
-        gateway::check_ports(gateway.listen, &node.listen)?;
+        let (node, gateway) = (check_node(&config.node, &base)?, gateway::check(&config.gateway, &base)?);
+        gateway::check_ports(&gateway, &node.listen)?;
         let builder_key_file = config.trust.builder_key_file.as_ref();
         let builder_key_file =
             builder_key_file.map(|path| path_from(&base, "trust.builder_key_file", path)).transpose()?;

@@ -33,6 +33,26 @@ fn defaults_are_accepted_and_relative_paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
+    let listener =
+        |address: &str, role: &str| format!("[[gateway.listener]]\naddress = '{address}'\nrole = '{role}'\n");
+    let text: String = [
+        listener("0.0.0.0:7282", "serve"),
+        listener("127.0.0.1:7283", "site"),
+        listener("[::1]:0", "local"),
+        listener("[::1]:0", "local"),
+        listener("./sock", "site"),
+        listener("/run/narmesh/sock", "local") + "host_names = ['*']\nconnections_max = 16384",
+    ]
+    .concat();
+    let listeners = check(&text).unwrap().gateway.listeners;
+    let is_on_the_network: Vec<_> = listeners.iter().map(ListenerSettings::is_on_the_network).collect();
+    assert_eq!(is_on_the_network, [true, false, false, false, false, false]);
+    assert_eq!(listeners[4].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
+    assert_eq!((listeners[0].connections_max, listeners[5].connections_max), (256, 16_384));
+}
+
+#[test]
 fn names_of_the_gateway_are_compared_in_lower_case() {
     let settings = check("[gateway]\nhost_names = ['Cache.LAN', '192.0.2.7', '[2001:DB8::1]']").unwrap();
     assert_eq!(settings.gateway.host_names, ["cache.lan", "192.0.2.7", "[2001:db8::1]"]);
@@ -50,6 +70,8 @@ fn store_root_sets_both_directories_and_cannot_be_combined_with_them() {
 #[test]
 fn every_refusal_names_key_value_and_what_is_accepted() {
     let peer = |fields: &str| format!("[[peer]]\nname = 'a'\npeer_id = '{PEER}'\n{fields}");
+    let listener =
+        |address: &str, role: &str| format!("[[gateway.listener]]\naddress = '{address}'\nrole = '{role}'\n");
     let cases: Vec<(String, &str, &str, &str)> = vec![
         ("[gateway]\nlisten = '0.0.0.0:7281'".into(), "gateway.listen", "0.0.0.0:7281", "127.0.0.1:7281"),
         ("[gateway]\nlisten = 'localhost:7281'".into(), "gateway.listen", "localhost:7281", "127.0.0.1:7281"),
@@ -87,6 +109,39 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         ("[trust]\nsign_remote_builds = true".into(), "trust.sign_remote_builds", " = true is", "false, or"),
         ("[gateway]\nlisten = '127.0.0.1:7280'".into(), "gateway.listen", "node.listen[0]", "ports that differ"),
         ("[gateway]\nlisten = '[::1]:7280'".into(), "gateway.listen", "node.listen[1]", "ports that differ"),
+        (listener("0.0.0.0:7282", "site"), "gateway.listener[0].role", "site at 0.0.0.0:7282", "\"serve\" at this"),
+        (listener("[2001:db8::1]:7282", "local"), "gateway.listener[0].role", "local at", "Unix socket"),
+        (listener("[::ffff:192.0.2.1]:7282", "site"), "gateway.listener[0].role", "site at", "Unix socket"),
+        (listener("127.0.0.1:7282", "all"), "gateway.listener[0].role", "\"all\"", "\"local\", \"serve\" or \"site\""),
+        (listener("7282", "serve"), "gateway.listener[0].address", "\"7282\"", "0.0.0.0:7282"),
+        (listener("", "serve"), "gateway.listener[0].address", "\"\"", "0.0.0.0:7282"),
+        (listener(&format!("/{}", "x".repeat(107)), "serve"), "gateway.listener[0].address", "/xxx", "107 bytes"),
+        (
+            listener("0.0.0.0:7282", "serve") + "host_names = ['*', 'x']",
+            "gateway.listener[0].host_names[0]",
+            "\"*\"",
+            "without a port",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "connections_max = 0",
+            "gateway.listener[0].connections_max",
+            " = 0 is",
+            "1 to 16384",
+        ),
+        (
+            listener("/run/x", "serve") + &listener("/run/x", "local"),
+            "gateway.listener[1].address",
+            "gateway.listener[0].address",
+            "another address",
+        ),
+        (
+            listener("0.0.0.0:7281", "serve"),
+            "gateway.listener[0].address",
+            "gateway.listen = \"127.0.0.1:7281\"",
+            "ports that differ",
+        ),
+        (listener("127.0.0.1:7280", "serve"), "gateway.listener[0].address", "node.listen[0]", "ports that differ"),
+        (listener("127.0.0.1:1", "serve").repeat(17), "gateway.listener", "17 entries", "at most 16"),
         ("[quorum]\nk = 1".into(), "quorum.k = 1", "names none", "at least one [[builder]]"),
         ("[quorum]\nmode = 'require'".into(), "quorum.mode", "\"require\"", "at least one [[builder]]"),
         ("[quorum]\nveto = true".into(), "quorum.veto = true", "needs quorum.k", "or neither"),

@@ -1,4 +1,4 @@
-//! The gateway's view of the resolver and of our own store.
+//! The gateway's view of the resolver, of our own store, and of what of it may leave.
 
 mod files;
 
@@ -11,44 +11,115 @@ use narmesh_http_gateway::{
 };
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use narmesh_resolver::Resolver;
-use narmesh_store::{NixStore, Offer};
+use narmesh_store::{NixStore, Offer, OfferedPath, StoreContents, StoreError};
 use std::sync::Arc;
 
-/// The daemon's substituter: the resolver, with the store directory and the priority that Nix is told, and the files of our own
-/// store.
+/// What the clients of a listener get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scope {
+    /// Our own store and the mesh: for our own Nix, which may read the store anyway.
+    Local,
+    /// What of our own store may leave this machine.
+    Serve,
+    /// The same, and the mesh for what our own store does not hold.
+    Site,
+}
+
+/// Where the answer about a path comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Resolver,
+    Offer,
+    Nobody,
+}
+
+/// The daemon's substituter: what a listener gives, with the store directory and the priority that Nix is told.
 #[derive(Clone, Debug)]
-pub(crate) struct MeshSubstituter {
+pub(crate) struct GatewaySubstituter {
     resolver: Arc<Resolver>,
     offer: Arc<Offer>,
+    scope: Scope,
     log_places: LogPlaces,
 }
 
-impl MeshSubstituter {
-    pub(crate) fn new(resolver: Arc<Resolver>, offer: Arc<Offer>) -> Self {
-        Self { resolver, offer, log_places: LogPlaces::default() }
+impl GatewaySubstituter {
+    pub(crate) fn new(resolver: Arc<Resolver>, offer: Arc<Offer>, scope: Scope) -> Self {
+        Self { resolver, offer, scope, log_places: LogPlaces::default() }
     }
 
-    /// The store, for a question that is asked on a thread.
-    fn store(&self) -> Arc<NixStore> {
-        Arc::clone(self.resolver.store())
+    /// The same for another listener; what is bounded stays bounded for all together.
+    pub(crate) fn with_scope(&self, scope: Scope) -> Self {
+        Self { scope, ..self.clone() }
+    }
+
+    fn store(&self) -> &Arc<NixStore> {
+        self.resolver.store()
+    }
+
+    /// Who decides about a path now. From memory.
+    fn source(&self, part: &HashPart) -> Source {
+        match self.scope {
+            Scope::Local => Source::Resolver,
+            // What our own store holds and does not offer is private, even if a peer would give it.
+            Scope::Site if !self.store().contains(part) => Source::Resolver,
+            Scope::Serve | Scope::Site if self.offer.is_offered(part) => Source::Offer,
+            Scope::Serve | Scope::Site => Source::Nobody,
+        }
+    }
+
+    /// What the resolver gave, unless the path has become one of our own store meanwhile, which the resolver would have given
+    /// without asking the offer.
+    fn unless_private<T>(&self, part: &HashPart, given: Option<T>) -> Option<T> {
+        given.filter(|_| self.source(part) != Source::Nobody)
+    }
+
+    async fn find_offered(&self, part: HashPart) -> Option<Arc<OfferedPath>> {
+        let offer = Arc::clone(&self.offer);
+        tokio::task::spawn_blocking(move || offer.find_offered(&part)).await.ok()?.ok().flatten()
+    }
+
+    /// Finds the contents of a path that this listener gives. Nix's own users can read all of the store anyway; others get what
+    /// may leave.
+    fn find_contents(
+        &self,
+        part: HashPart,
+    ) -> impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Send + 'static {
+        let (store, offer, scope) = (Arc::clone(self.store()), Arc::clone(&self.offer), self.scope);
+        move || match scope {
+            Scope::Local => store.find_contents(&part),
+            Scope::Serve | Scope::Site => offer.find_contents(&part),
+        }
     }
 }
 
-impl Substituter for MeshSubstituter {
+impl Substituter for GatewaySubstituter {
     fn cache_info(&self) -> CacheInfo {
-        CacheInfo { store_dir: self.resolver.store().store_dir().clone(), priority: self.resolver.settings().priority }
+        CacheInfo { store_dir: self.store().store_dir().clone(), priority: self.resolver.settings().priority }
     }
 
     fn look_up(&self, part: HashPart) -> Lookup {
-        match self.resolver.look_up(part) {
-            narmesh_resolver::Lookup::Absent => Lookup::Absent,
-            narmesh_resolver::Lookup::Found(text) => Lookup::Found(text),
-            narmesh_resolver::Lookup::Ask => Lookup::Ask,
+        match self.source(&part) {
+            Source::Nobody => Lookup::Absent,
+            Source::Offer => Lookup::Ask,
+            Source::Resolver => match self.resolver.look_up(part) {
+                narmesh_resolver::Lookup::Absent => Lookup::Absent,
+                narmesh_resolver::Lookup::Found(text) => {
+                    self.unless_private(&part, Some(text)).map_or(Lookup::Absent, Lookup::Found)
+                }
+                narmesh_resolver::Lookup::Ask => Lookup::Ask,
+            },
         }
     }
 
     async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
-        Arc::clone(&self.resolver).find_narinfo(part).await
+        match self.source(&part) {
+            Source::Nobody => None,
+            Source::Offer => self.find_offered(part).await.map(|path| with_deriver(&path)),
+            Source::Resolver => {
+                let given = Arc::clone(&self.resolver).find_narinfo(part).await;
+                self.unless_private(&part, given)
+            }
+        }
     }
 
     fn is_short_of_memory(&self) -> bool {
@@ -56,32 +127,103 @@ impl Substituter for MeshSubstituter {
     }
 
     fn is_ready(&self) -> bool {
-        self.resolver.store().gap().is_none() && self.offer.has_looked()
+        self.store().gap().is_none() && self.offer.has_looked()
     }
 
-    // Nix's own users can read the store and the logs anyway.
     async fn find_log(&self, derivation: StorePath, accepts_bzip2: bool) -> Result<Option<BuildLog>, Busy> {
-        let store = self.store();
-        files::find_log(move || store.find_log(&derivation), accepts_bzip2, &self.log_places).await
+        let (store, offer, scope) = (Arc::clone(self.store()), Arc::clone(&self.offer), self.scope);
+        let find = move || match scope {
+            Scope::Local => store.find_log(&derivation),
+            Scope::Serve | Scope::Site => offer.find_log(&derivation),
+        };
+        files::find_log(find, accepts_bzip2, &self.log_places).await
     }
 
     async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {
-        let store = self.store();
-        files::list_tree(move || store.find_contents(&part)).await
+        files::list_tree(self.find_contents(part)).await
     }
 
     async fn find_entry(&self, part: HashPart, path: EntryPath) -> Result<Option<StoreEntry>, Busy> {
-        let store = self.store();
-        files::find_entry(move || store.find_contents(&part), path).await
+        files::find_entry(self.find_contents(part), path).await
     }
 
     async fn has_nar(&self, url: NarUrl) -> bool {
-        Arc::clone(&self.resolver).has_nar(url).await
+        match self.source(&url.hash_part) {
+            Source::Nobody => false,
+            Source::Offer => self
+                .find_offered(url.hash_part)
+                .await
+                .is_some_and(|path| path.info.nar_hash == url.nar_hash && path.info.nar_size == url.nar_size),
+            Source::Resolver => {
+                let has = Arc::clone(&self.resolver).has_nar(url).await;
+                self.unless_private(&url.hash_part, has.then_some(())).is_some()
+            }
+        }
     }
 
     async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
-        let find_user = Arc::new(move || client.find());
-        let body = Arc::clone(&self.resolver).fetch_nar(url, first_byte, resumed, find_user).await?;
-        Some(Box::pin(body.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
+        let body = match self.source(&url.hash_part) {
+            Source::Nobody => None,
+            Source::Offer => {
+                let offer = Arc::clone(&self.offer);
+                self.resolver.fetch_offered_nar(offer, url, first_byte, resumed).await
+            }
+            Source::Resolver => {
+                let find_user = Arc::new(move || client.find());
+                let body = Arc::clone(&self.resolver).fetch_nar(url, first_byte, resumed, find_user).await;
+                self.unless_private(&url.hash_part, body)
+            }
+        };
+        Some(Box::pin(body?.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
+    }
+}
+
+/// The narinfo of an offered path, with the deriver that our own store knows, by which `nix log` finds the log of a path. Peers
+/// are told none, because no signature covers it and narmesh believes nothing of that kind; to Nix it is a hint.
+fn with_deriver(path: &OfferedPath) -> Bytes {
+    const REFERENCES: &[u8] = b"\nReferences:";
+    let text = &*path.narinfo_text;
+    let line = text.windows(REFERENCES.len()).position(|window| window == REFERENCES);
+    let line_end = line.and_then(|at| Some(at + 1 + text.get(at + 1..)?.iter().position(|byte| *byte == b'\n')? + 1));
+    match (&path.info.deriver, line_end.and_then(|end| text.split_at_checked(end))) {
+        (Some(deriver), Some((before, after))) => {
+            [before, format!("Deriver: {deriver}\n").as_bytes(), after].concat().into()
+        }
+        (None, _) | (_, None) => Bytes::copy_from_slice(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{NarHash, NarInfo, NixSecretKey, StoreDir};
+    use narmesh_store::PathInfo;
+
+    #[test]
+    fn deriver_is_in_its_place_in_the_narinfo() {
+        let path = |name: &str| StorePath::parse(&format!("0c0yaa1b2d3f4g5h6i7j8k9l0m1n2p3q-{name}")).unwrap();
+        let store_dir = StoreDir::parse("/nix/store").unwrap();
+        for references in [vec![], vec![path("x"), path("y")]] {
+            let info = PathInfo {
+                path: path("x"),
+                nar_hash: NarHash([7; 32]),
+                nar_size: 120,
+                references,
+                deriver: Some(path("x.drv")),
+                signatures: Vec::new(),
+                content_address: None,
+                ultimate: true,
+                registration_time_s: 1,
+            };
+            let key = NixSecretKey::from_seed("k", &[1; 32]).unwrap();
+            let narinfo = info.narinfo(vec![key.sign(&info.fingerprint(&store_dir))]);
+            let expected = narinfo.render(&store_dir, "nar/x");
+            let narinfo_text = narinfo.without_hearsay().render(&store_dir, "nar/x").into_bytes().into();
+            let offered = OfferedPath { info, narinfo_text };
+            assert_eq!(with_deriver(&offered), expected.as_bytes());
+            assert!(NarInfo::parse(&store_dir, expected.as_bytes()).unwrap().deriver.is_some());
+            let unknown = OfferedPath { info: PathInfo { deriver: None, ..offered.info.clone() }, ..offered.clone() };
+            assert_eq!(with_deriver(&unknown), *offered.narinfo_text);
+        }
     }
 }

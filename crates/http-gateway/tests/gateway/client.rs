@@ -25,7 +25,7 @@ pub(crate) struct TestGateway {
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) substituter: Arc<MemorySubstituter>,
     shutdown: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<()>,
 }
 
 impl TestGateway {
@@ -62,7 +62,7 @@ impl TestGateway {
     }
 
     /// Tells the gateway to stop; the handle resolves when it has stopped.
-    pub(crate) fn stop(mut self) -> JoinHandle<std::io::Result<()>> {
+    pub(crate) fn stop(mut self) -> JoinHandle<()> {
         drop(self.shutdown.take());
         self.served
     }

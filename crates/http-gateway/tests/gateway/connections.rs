@@ -244,7 +244,7 @@ async fn shutdown_finishes_a_body_and_accepts_no_connection() {
     let answer = busy.answer().await;
     assert!(answer.body == pattern(SIZE) && !answer.is_short);
     assert!(busy.is_closed().await);
-    stopped.await.unwrap().unwrap();
+    stopped.await.unwrap();
 }
 
 #[tokio::test]
@@ -256,5 +256,5 @@ async fn shutdown_ends_after_the_grace_time() {
     assert!(busy.more().await);
     let stopped = gateway.stop();
     assert!(busy.answer().await.is_short);
-    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap();
 }

@@ -269,3 +269,34 @@ async fn narinfo_request_is_answered_200_403_or_404() {
         }
     }
 }
+
+/// Takes one token.
+#[derive(Debug)]
+struct OneToken;
+
+impl narmesh_http_gateway::Access for OneToken {
+    fn admits(&self, token: &[u8]) -> bool {
+        token == b"good"
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_nothing_is_told_and_wrong_ones_are_tried_at_a_bounded_rate() {
+    let role = ListenerRole { access: Some(std::sync::Arc::new(OneToken)), ..ListenerRole::local() };
+    let gateway = TestGateway::start_with(substituter(), role, GatewayLimits::default()).await;
+    for path in paths() {
+        let answer = gateway.get(&path).await;
+        assert_eq!((answer.status, answer.header("www-authenticate")), (401, "Basic realm=\"narmesh\""), "{path}");
+        assert_ne!(gateway.get_with(&path, &["Authorization: Bearer good"]).await.status, 401, "{path}");
+    }
+    let narinfo = format!("/{}.narinfo", part(1));
+    // `any:good`, as curl sends it for a netrc file.
+    assert_eq!(gateway.get_with(&narinfo, &["Authorization: Basic YW55Omdvb2Q="]).await.status, 200);
+    let mut statuses = Vec::new();
+    for _ in 0..12 {
+        statuses.push(gateway.get_with(&narinfo, &["Authorization: Bearer bad"]).await.status);
+    }
+    assert_eq!(statuses[..10], [401; 10]);
+    assert!(statuses[10..].contains(&429), "{statuses:?}");
+    assert_eq!(gateway.get_with(&narinfo, &["Authorization: Bearer good"]).await.status, 429, "else it could go on");
+}

@@ -35,7 +35,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use narmesh_protocol::{HashPart, NarUrl};
-use narmesh_store::PartialCopies;
+use narmesh_store::{Offer, PartialCopies};
 use tokio::sync::mpsc;
 
 use self::ahead::NarsAhead;
@@ -203,6 +203,20 @@ impl Nars {
             self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
         }
         body
+    }
+
+    /// The bytes of a NAR of our own store that may leave this machine.
+    pub(crate) async fn bring_offered(
+        &self,
+        offer: Arc<Offer>,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+    ) -> Option<NarBody> {
+        if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
+            return None;
+        }
+        self.own.read_offered(offer, url.nar(), first_byte).await
     }
 
     /// Whether a NAR has waited for memory for more than a moment.

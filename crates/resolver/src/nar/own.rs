@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future};
 use narmesh_protocol::NarUrl;
-use narmesh_store::{NarProgress, NarStream, NarStreamError, PathInfo};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PathInfo, StoreError};
 use tokio::task::JoinHandle;
 
 use super::buffers::{Held, Share};
@@ -40,6 +40,23 @@ impl OwnNars {
     /// The body of a NAR in our own store, if it is the one asked for. `None` also if its copy on disk is found to be
     /// damaged before the first byte goes out.
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let store = Arc::clone(&self.shared.store);
+        let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| store.find_nar(&url.hash_part, from);
+        self.read_found(url, first_byte, find).await
+    }
+
+    /// The same for what may leave this machine, which is decided anew.
+    pub(super) async fn read_offered(&self, offer: Arc<Offer>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| offer.find_nar(&url.hash_part, from);
+        self.read_found(url, first_byte, find).await
+    }
+
+    async fn read_found(
+        &self,
+        url: NarUrl,
+        first_byte: u64,
+        find: impl FnOnce(&dyn Fn(&PathInfo) -> Option<u64>) -> Result<Option<NarStream>, StoreError> + Send + 'static,
+    ) -> Option<NarBody> {
         let shared = Arc::clone(&self.shared);
         let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
         let open = move || {
@@ -52,7 +69,7 @@ impl OwnNars {
             let few = is_long_range || memory.is_none();
             let first_bytes = if few { FEW_BYTES } else { READ_BYTES };
             let is_wanted = |info: &PathInfo| info.nar_hash == url.nar_hash && info.nar_size == url.nar_size;
-            let found = shared.store.find_nar(&url.hash_part, |info| is_wanted(info).then_some(read_from));
+            let found = find(&|info| is_wanted(info).then_some(read_from));
             let nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
             let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
             let read = read(nar, first_bytes, left, memory);

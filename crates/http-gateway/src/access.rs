@@ -1,0 +1,143 @@
+//! Who may use a listener that asks for a token, and how often one may try.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::HeaderMap;
+use hyper::header::AUTHORIZATION;
+
+/// Tells which tokens are good. It is asked on each request, so it must answer from memory, and the time that it takes must
+/// not depend on the token.
+pub trait Access: fmt::Debug + Send + Sync + 'static {
+    /// Whether this is a token that counts now.
+    fn admits(&self, token: &[u8]) -> bool;
+}
+
+/// The address of the client, in the request's extensions. Only listeners that ask for a token need it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientAddress(pub(crate) Option<IpAddr>);
+
+/// Longest token, bytes.
+const TOKEN_BYTES_MAX: usize = 512;
+
+/// The token of a request: that of `Bearer`, or the password of `Basic`, which clients take from a netrc file. The user name
+/// says nothing.
+pub(crate) fn token_of(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
+    let rest = rest.trim();
+    if rest.len() > 2 * TOKEN_BYTES_MAX {
+        return None;
+    }
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.as_bytes().to_vec());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let both = STANDARD.decode(rest).ok()?;
+    let colon = both.iter().position(|byte| *byte == b':')?;
+    both.get(colon + 1..).map(<[u8]>::to_vec)
+}
+
+/// Wrong tokens that one client may send at once …
+const TRIES_AT_ONCE: f64 = 10.0;
+/// … and how many a second after that.
+const TRIES_PER_S: f64 = 1.0;
+/// Clients of which wrong tokens are remembered. When there are more, those that tried longest ago are forgotten.
+const CLIENTS_MAX: usize = 1_024;
+
+/// How often each client has sent a wrong token. A client that did so too often is answered unread for a while, also if it
+/// then sends a good one: or else it could go on trying.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(Mutex<BTreeMap<Option<IpAddr>, Tries>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Tries {
+    left: f64,
+    at: Instant,
+}
+
+impl Tries {
+    fn left_at(self, now: Instant) -> f64 {
+        let since: Duration = now.saturating_duration_since(self.at);
+        (self.left + since.as_secs_f64() * TRIES_PER_S).min(TRIES_AT_ONCE)
+    }
+}
+
+impl Attempts {
+    /// Whether the client may try a token now.
+    pub(crate) fn may_try(&self, client: Option<IpAddr>, now: Instant) -> bool {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&client).is_none_or(|tries| tries.left_at(now) >= 1.0)
+    }
+
+    /// Notes that the client sent a wrong token.
+    pub(crate) fn note_wrong(&self, client: Option<IpAddr>, now: Instant) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = table.get(&client).map_or(TRIES_AT_ONCE, |tries| tries.left_at(now)) - 1.0;
+        if table.len() >= CLIENTS_MAX && !table.contains_key(&client) {
+            let oldest = table.iter().min_by_key(|(_, tries)| tries.at).map(|(client, _)| *client);
+            if let Some(oldest) = oldest {
+                table.remove(&oldest);
+            }
+        }
+        table.insert(client, Tries { left, at: now });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+    use std::net::Ipv4Addr;
+
+    fn token(value: &str) -> Option<String> {
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_str(value).unwrap())]);
+        token_of(&headers).map(|token| String::from_utf8(token).unwrap())
+    }
+
+    #[test]
+    fn token_is_read_from_either_scheme() {
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        assert_eq!(token("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(token("bearer  abc ").as_deref(), Some("abc"));
+        assert_eq!(token(&basic("user:abc")).as_deref(), Some("abc"));
+        assert_eq!(token(&basic(":a:b")).as_deref(), Some("a:b"));
+        for none in
+            ["abc", "Bearer", "Digest abc", "Basic abc!", &basic("abc"), &format!("Bearer {}", "x".repeat(1_025))]
+        {
+            assert_eq!(token(none), None, "{none}");
+        }
+        let mut two = HeaderMap::new();
+        two.append(AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        two.append(AUTHORIZATION, HeaderValue::from_static("Bearer b"));
+        assert_eq!(token_of(&two), None);
+        assert_eq!(token_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn wrong_tokens_are_bounded_for_each_client() {
+        let (attempts, start) = (Attempts::default(), Instant::now());
+        let [one, other] = [1, 2].map(|last| Some(IpAddr::from(Ipv4Addr::new(192, 0, 2, last))));
+        for _ in 0..10 {
+            assert!(attempts.may_try(one, start));
+            attempts.note_wrong(one, start);
+        }
+        assert!(!attempts.may_try(one, start) && attempts.may_try(other, start) && attempts.may_try(None, start));
+        let later = start + Duration::from_secs(1);
+        assert!(attempts.may_try(one, later));
+        attempts.note_wrong(one, later);
+        assert!(!attempts.may_try(one, later));
+        for count in 0..5_000_u32 {
+            attempts.note_wrong(Some(Ipv4Addr::from_bits(count).into()), later);
+        }
+        assert!(attempts.0.lock().unwrap().len() <= CLIENTS_MAX);
+    }
+}

@@ -1,0 +1,148 @@
+//! Where clients connect: a TCP port or a Unix socket.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Bytes that the kernel takes from a response beyond what it may send at once. Without this bound it holds 4 MiB for each client
+/// that does not read; 250 of them brought a machine to the limit of its memory for TCP, where other connections stand still for
+/// minutes. A Unix socket holds 208 KiB by itself (`net.core.wmem_default`).
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
+
+/// Where clients of one listener connect.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener),
+    /// A Unix socket, whose file says who may connect.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+/// Whence a connection comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Route {
+    /// The addresses of both ends.
+    Tcp { client: SocketAddr, server: SocketAddr },
+    /// The user who connected, if the kernel knows.
+    Unix(Option<u32>),
+}
+
+impl Route {
+    /// Whence the client comes: its address, of IPv6 the prefix behind which one client can choose; `None` for a Unix socket.
+    pub(crate) fn client_address(self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp { client, .. } => Some(match client.ip().to_canonical() {
+                IpAddr::V4(address) => address.into(),
+                IpAddr::V6(address) if address.is_loopback() => address.into(),
+                IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+            }),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl Listener {
+    /// Waits for the next connection.
+    pub(crate) async fn accept(&self) -> io::Result<(ClientStream, Route)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
+                let server = listener.local_addr()?;
+                Ok((ClientStream::Tcp(stream), Route::Tcp { client, server }))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+                Ok((ClientStream::Unix(stream), Route::Unix(user)))
+            }
+        }
+    }
+}
+
+/// The connection of one client.
+#[derive(Debug)]
+pub(crate) enum ClientStream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl ClientStream {
+    /// Sets what the kernel does with responses. It fails if the client has gone.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        let Self::Tcp(stream) = self else { return Ok(()) };
+        // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
+        stream.set_nodelay(true)?;
+        // A kernel that does not know this costs memory, and no client its connection.
+        if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+            tracing::debug!(%error, "the kernel may hold megabytes for a client that does not read");
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

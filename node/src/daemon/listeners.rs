@@ -1,0 +1,169 @@
+//! `[[gateway.listener]]`: the places where others ask, each with its role.
+
+use crate::settings::{GatewayRole, ListenerAddress, ListenerSettings};
+use crate::substituter::{GatewaySubstituter, Scope};
+use anyhow::Context;
+use narmesh_http_gateway::{Endpoints, Gateway, GatewayLimits, GatewayMetrics, HostCheck, Listener, ListenerRole};
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+
+/// A listener that is open and does not answer yet.
+#[derive(Debug)]
+pub(super) struct OpenListener {
+    settings: ListenerSettings,
+    listener: Listener,
+    /// Removes the file of a Unix socket when the listener has ended.
+    _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "the socket of a listener is not there any more");
+        }
+    }
+}
+
+/// Opens all listeners. Needs a tokio runtime.
+///
+/// # Errors
+/// When one cannot be opened: then others would be refused without anybody noticing.
+pub(super) fn open_all(settings: &[ListenerSettings]) -> anyhow::Result<Vec<OpenListener>> {
+    let open = |(index, settings): (usize, &ListenerSettings)| {
+        let failed = || format!("gateway.listener[{index}].address = {} cannot be opened", settings.address);
+        let (listener, file) = match &settings.address {
+            ListenerAddress::Tcp(address) => (bind_tcp(*address).with_context(failed)?.into(), None),
+            ListenerAddress::Unix(path) => {
+                let listener = bind_unix(path, settings.role).with_context(failed)?;
+                (listener.into(), Some(SocketFile(path.clone())))
+            }
+        };
+        Ok(OpenListener { settings: settings.clone(), listener, _file: file })
+    };
+    settings.iter().enumerate().map(open).collect()
+}
+
+fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    // As the library does for the other listeners: a restart need not wait for connections of before.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // "[::]" is all of IPv6: who wants IPv4 as well names it.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(1_024)?;
+    socket.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+/// Opens the socket in place of one that a dead daemon left.
+fn bind_unix(path: &Path, role: GatewayRole) -> anyhow::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+        Ok(found) if !found.file_type().is_socket() => anyhow::bail!("there is something that is not a socket"),
+        Ok(_) if BlockingStream::connect(path).is_ok() => anyhow::bail!("somebody answers there already"),
+        Ok(_) => std::fs::remove_file(path)?,
+    }
+    let listener = UnixListener::bind(path)?;
+    // What may leave this machine is for everybody. All else is for the daemon's user and group.
+    let mode = match role {
+        GatewayRole::Serve => 0o666,
+        GatewayRole::Local | GatewayRole::Site => 0o660,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// Answers on all of them until `on_stop` resolves for each, and then as long as their bodies take.
+pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
+    open: Vec<OpenListener>,
+    substituter: &GatewaySubstituter,
+    metrics: &Arc<GatewayMetrics>,
+    registry: &Arc<Registry>,
+    limits: &GatewayLimits,
+    on_stop: impl Fn() -> F,
+) -> JoinSet<()> {
+    let mut serving = JoinSet::new();
+    for OpenListener { settings, listener, _file } in open {
+        let scope = match settings.role {
+            GatewayRole::Local => Scope::Local,
+            GatewayRole::Serve => Scope::Serve,
+            GatewayRole::Site => Scope::Site,
+        };
+        let address = match &listener {
+            Listener::Tcp(tcp) => tcp.local_addr().map_or_else(|_| settings.address.to_string(), |it| it.to_string()),
+            Listener::Unix(_) => settings.address.to_string(),
+        };
+        tracing::info!(%address, role = ?settings.role, "others may ask here");
+        let substituter = Arc::new(substituter.with_scope(scope));
+        let gateway = Gateway::new(substituter, role_of(&settings), Arc::clone(metrics), Arc::clone(registry));
+        let limits = GatewayLimits {
+            connections_max: settings.connections_max,
+            connections_per_user_max: settings.connections_max.div_ceil(2),
+            ..limits.clone()
+        };
+        let stop = on_stop();
+        serving.spawn(async move {
+            narmesh_http_gateway::serve(listener, gateway, limits, stop).await;
+            drop(_file);
+        });
+    }
+    serving
+}
+
+fn role_of(settings: &ListenerSettings) -> ListenerRole {
+    let is_any = settings.host_names.iter().any(|name| name == "*");
+    let host_check = match &settings.address {
+        ListenerAddress::Unix(_) => HostCheck::Nothing,
+        ListenerAddress::Tcp(_) if is_any => HostCheck::Nothing,
+        ListenerAddress::Tcp(_) => HostCheck::Addresses,
+    };
+    let host_names = settings.host_names.iter().filter(|name| *name != "*").cloned().collect();
+    let role = ListenerRole::for_others(host_check, host_names);
+    let endpoints = Endpoints { metrics: settings.role == GatewayRole::Local, ..role.endpoints };
+    ListenerRole { endpoints, ..role }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
+        let address = ListenerAddress::Unix(path.to_owned());
+        ListenerSettings { address, role, host_names: Vec::new(), connections_max: 1 }
+    }
+
+    #[tokio::test]
+    async fn socket_of_a_dead_daemon_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        for (role, mode) in [(GatewayRole::Serve, 0o666), (GatewayRole::Site, 0o660), (GatewayRole::Local, 0o660)] {
+            let open = open_all(&[unix(&path, role)]).unwrap();
+            let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{role:?}");
+            let error = format!("{:#}", open_all(&[unix(&path, role)]).unwrap_err());
+            assert!(
+                error.contains("gateway.listener[0].address") && error.contains("answers there already"),
+                "{error}"
+            );
+            drop(open);
+            assert!(!path.exists(), "removed with the listener");
+        }
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(open_all(&[unix(&path, GatewayRole::Serve)]).unwrap());
+        std::fs::write(&path, "a file").unwrap();
+        assert!(open_all(&[unix(&path, GatewayRole::Serve)]).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
+    }
+}

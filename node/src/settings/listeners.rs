@@ -1,0 +1,132 @@
+//! `[[gateway.listener]]`: where others than our own Nix may ask, and what they get.
+
+use super::host_names::check_names;
+use super::{Count, SOCKET_PATH_BYTES_MAX, SettingsError, path_from, refused, within};
+use crate::config::ListenerConfig;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Most listeners besides `gateway.listen`.
+pub const LISTENERS_MAX: usize = 16;
+
+/// One checked `[[gateway.listener]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListenerSettings {
+    /// Where it listens; no other listener has the same place.
+    pub address: ListenerAddress,
+    /// What its clients get; a TCP address that is not of loopback has the role `serve`.
+    pub role: GatewayRole,
+    /// Names in lower case, without a port; `*` alone for any.
+    pub host_names: Vec<String>,
+    /// Most connections at a time, 1 to 16,384.
+    pub connections_max: usize,
+}
+
+/// Where a listener is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ListenerAddress {
+    /// An IP address with a TCP port; port 0 is allowed.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+/// What the clients of a listener get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GatewayRole {
+    /// What our own Nix gets.
+    Local,
+    /// What may leave our own store, and nothing of the mesh.
+    Serve,
+    /// The same of our own store, and what the mesh gives.
+    Site,
+}
+
+impl fmt::Display for ListenerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl ListenerSettings {
+    /// Whether machines besides this one can connect.
+    pub fn is_on_the_network(&self) -> bool {
+        match &self.address {
+            ListenerAddress::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            ListenerAddress::Unix(_) => false,
+        }
+    }
+}
+
+/// Checks all `[[gateway.listener]]`.
+pub(super) fn check(listeners: &[ListenerConfig], base: &Path) -> Result<Vec<ListenerSettings>, SettingsError> {
+    if listeners.len() > LISTENERS_MAX {
+        return Err(refused("gateway.listener", Count(listeners.len(), "entries"), "at most 16 entries"));
+    }
+    let mut checked: Vec<ListenerSettings> = Vec::with_capacity(listeners.len());
+    for (index, listener) in listeners.iter().enumerate() {
+        let one = check_one(index, listener, base)?;
+        let is_own_port = matches!(one.address, ListenerAddress::Tcp(address) if address.port() == 0);
+        if let Some(first) = checked.iter().position(|other| other.address == one.address && !is_own_port) {
+            return Err(SettingsError::Duplicate {
+                key: format!("gateway.listener[{index}].address"),
+                value: listener.address.clone(),
+                first: format!("gateway.listener[{first}].address"),
+                accepted: "another address for each listener",
+            });
+        }
+        checked.push(one);
+    }
+    Ok(checked)
+}
+
+fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<ListenerSettings, SettingsError> {
+    let key = |name: &str| format!("gateway.listener[{index}].{name}");
+    let role = match listener.role.as_str() {
+        "local" => GatewayRole::Local,
+        "serve" => GatewayRole::Serve,
+        "site" => GatewayRole::Site,
+        other => return Err(refused(key("role"), other, "\"local\", \"serve\" or \"site\"")),
+    };
+    let host_names = match listener.host_names.as_slice() {
+        [any] if any == "*" => vec![any.clone()],
+        names => check_names(&key("host_names"), names)?,
+    };
+    let checked = ListenerSettings {
+        address: check_address(&key("address"), &listener.address, base)?,
+        role,
+        host_names,
+        connections_max: within(&key("connections_max"), listener.connections_max, (1, 16_384))? as usize,
+    };
+    if checked.is_on_the_network() && role != GatewayRole::Serve {
+        let value = format!("{} at {}", listener.role, listener.address);
+        return Err(refused(
+            key("role"),
+            &value,
+            "\"serve\" at this address, which gives what advertise offers; or an address of loopback or a Unix socket, \
+             because what the mesh gives is for this machine alone",
+        ));
+    }
+    Ok(checked)
+}
+
+fn check_address(key: &str, text: &str, base: &Path) -> Result<ListenerAddress, SettingsError> {
+    const FORM: &str = "an IP address with a port, such as 0.0.0.0:7282 or [::]:7282, or the path of a Unix socket with a \
+                        slash in it, at most 107 bytes";
+    if let Ok(address) = text.parse() {
+        return Ok(ListenerAddress::Tcp(address));
+    }
+    // Without a slash it is rather an address that was mistyped.
+    if !text.contains('/') {
+        return Err(refused(key, text, FORM));
+    }
+    let path = path_from(base, key, Path::new(text))?;
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(refused(key, text, FORM));
+    }
+    Ok(ListenerAddress::Unix(path))
+}

@@ -1,0 +1,163 @@
+//! Listeners for others: machines without narmesh, which get what this machine offers and nothing else.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use narmesh_tests::{
+    NixStoreFixture, TestMesh, TestNode, finish, get, hash_part, promised, request, scratch_dir, wait_until,
+    with_gateway,
+};
+
+/// What is offered follows a change within this.
+const FOLLOWED: Duration = Duration::from_secs(2);
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap()
+}
+
+fn listener(address: &str, role: &str) -> String {
+    format!("[[gateway.listener]]\naddress = '{address}'\nrole = '{role}'\n")
+}
+
+/// `GET path` over a Unix socket: the status and the rest of the answer.
+fn get_over(socket: &Path, path: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: anything\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+/// All that a listener could give of a path.
+fn requests(node: &TestNode, path: &str) -> Vec<String> {
+    let (part, narinfo) = (hash_part(path), node.get_narinfo(path).text());
+    let field = |name: &str| narinfo.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let (url, nar_hash) = (field("URL:"), field("NarHash: sha256:"));
+    vec![
+        format!("/{part}.narinfo"),
+        format!("/{url}"),
+        format!("/nar/{nar_hash}.nar?hash={part}"),
+        format!("/nar/{part}-{nar_hash}.nar"),
+        format!("/{part}.ls"),
+        format!("/serve/{part}/"),
+        format!("/log/{}", field("Deriver:")),
+    ]
+}
+
+#[track_caller]
+fn assert_statuses(address: SocketAddr, requests: &[String], status: u16) {
+    for path in requests {
+        assert_eq!(get(address, path).unwrap().status, status, "{path}");
+    }
+}
+
+#[test]
+fn a_machine_without_narmesh_gets_what_is_offered_and_nothing_else() {
+    let mesh = TestMesh::new();
+    let [mut node, mut peer] = ["node", "peer"].map(|name| mesh.node(name));
+    let serve = free_address();
+    node.config.exclude = vec!["mesh-lib-*".to_owned()];
+    node.config.more = listener(&serve.to_string(), "serve");
+    let [noisy, lib, shapes] = ["noisy", "lib", "shapes"].map(|name| node.store.build_one(name));
+    let of_the_mesh = peer.store.build_one("fod");
+    TestMesh::start_all(&mut [&mut node, &mut peer]);
+    peer.wait_all_advertised(&[&node]);
+    wait_until("both are offered", promised(FOLLOWED), || {
+        [&noisy, &shapes].iter().all(|path| get(serve, &format!("/{}.narinfo", hash_part(path))).unwrap().status == 200)
+    });
+
+    let scratch = scratch_dir("client");
+    let client = NixStoreFixture::chroot(scratch.path());
+    let keys = [node.builder_key()];
+    client.realise(&[noisy.clone(), shapes.clone()], serve, &keys).expect_success("nix-store --realise");
+    client.verify_contents();
+    let fresh = scratch_dir("reader");
+    let reader = NixStoreFixture::chroot(fresh.path());
+    let mut log = reader.nix("nix");
+    log.args(["--extra-experimental-features", "nix-command", "log", &noisy]);
+    let said = finish(with_gateway(&mut log, serve, &keys)).expect_success("nix log");
+    assert!(said.contains("what the builder said"), "{said}");
+
+    let (offered, private) = (requests(&node, &noisy), requests(&node, &lib));
+    assert_statuses(node.gateway(), &private, 200);
+    assert_statuses(serve, &offered, 200);
+    assert_statuses(serve, &private, 404);
+    let part = request(serve, "GET", &offered[1], &[("Range", "bytes=8-")]).unwrap().finish();
+    assert_eq!(part.status, 206);
+    // Nothing of the mesh, and nothing of the operator's.
+    assert_eq!(node.get_narinfo(&of_the_mesh).status, 200);
+    assert_statuses(serve, &[format!("/{}.narinfo", hash_part(&of_the_mesh)), "/metrics".to_owned()], 404);
+    let named = |host: &str| request(serve, "GET", "/healthz", &[("Host", host)]).unwrap().status;
+    assert_eq!((named("192.0.2.7:1"), named("rebound.example")), (200, 403));
+
+    // The predicate is asked anew each time.
+    node.narmesh(&["serve", "off"]).expect_success("serve off");
+    assert_statuses(serve, &offered, 404);
+    node.narmesh(&["serve", "auto"]).expect_success("serve auto");
+    wait_until("it is offered again", promised(FOLLOWED), || get(serve, &offered[0]).unwrap().status == 200);
+    assert_statuses(serve, &offered, 200);
+    node.config.exclude.push("mesh-noisy-*".to_owned());
+    node.write_config();
+    node.narmesh(&["reload"]).expect_success("reload");
+    assert_statuses(serve, &offered, 404);
+}
+
+#[test]
+fn a_site_gives_the_mesh_as_well_and_what_is_private_to_nobody() {
+    let mesh = TestMesh::new();
+    let [mut node, mut peer] = ["node", "peer"].map(|name| mesh.node(name));
+    let site = free_address();
+    let sockets = ["site.sock", "serve.sock", "local.sock"].map(|name| mesh.path().join(name));
+    node.config.exclude = vec!["mesh-lib-*".to_owned()];
+    node.config.more = listener(&site.to_string(), "site");
+    for (socket, role) in sockets.iter().zip(["site", "serve", "local"]) {
+        node.config.more += &listener(&socket.display().to_string(), role);
+    }
+    let [lib, own] = ["lib", "shapes"].map(|name| node.store.build_one(name));
+    // The peer would give what is private here.
+    let [of_the_mesh, _] = ["fod", "lib"].map(|name| peer.store.build_one(name));
+    TestMesh::start_all(&mut [&mut node, &mut peer]);
+    peer.wait_all_advertised(&[&node]);
+    let narinfo = |path: &str| format!("/{}.narinfo", hash_part(path));
+    wait_until("it is offered", promised(FOLLOWED), || get(site, &narinfo(&own)).unwrap().status == 200);
+
+    let scratch = scratch_dir("client");
+    let client = NixStoreFixture::chroot(scratch.path());
+    let keys = [node.builder_key(), peer.builder_key()];
+    client.realise(&[of_the_mesh.clone(), own.clone()], site, &keys).expect_success("nix-store --realise");
+    assert_statuses(site, &requests(&node, &lib), 404);
+
+    let [by_site, by_serve, by_local] = sockets.each_ref();
+    for (path, statuses) in [(&own, [200, 200, 200]), (&of_the_mesh, [200, 404, 200]), (&lib, [404, 404, 200])] {
+        let got = [by_site, by_serve, by_local].map(|socket| get_over(socket, &narinfo(path)).0);
+        assert_eq!(got, statuses, "{path}");
+    }
+    assert!(get_over(by_local, "/metrics").1.contains("narmesh_others_gateway_requests_total"));
+    let mode = |socket: &Path| std::fs::metadata(socket).unwrap().permissions().mode() & 0o777;
+    assert_eq!([by_site, by_serve, by_local].map(|socket| mode(socket)), [0o660, 0o666, 0o660]);
+    assert!(node.terminate().success());
+    assert!(sockets.iter().all(|socket| !socket.exists()), "removed at the end");
+}
+
+#[test]
+fn a_listener_that_would_give_the_mesh_to_the_network_is_refused() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    for (address, role) in [("0.0.0.0:7282", "site"), ("[::]:7282", "local"), ("192.0.2.1:7282", "site")] {
+        node.config.more = listener(address, role);
+        node.write_config();
+        for command in ["run", "check-config"] {
+            let refused = node.narmesh(&[command]);
+            assert!(!refused.status.success(), "{command}");
+            for word in ["gateway.listener[0].role", &format!("{role} at {address}"), "\"serve\"", "Unix socket"] {
+                assert!(refused.stderr.contains(word), "{command}: {word:?} is not in {}", refused.stderr);
+            }
+        }
+    }
+}
