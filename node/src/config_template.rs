@@ -102,10 +102,11 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 
 /// The `[[gateway.listener]]` lines of one listener.
 fn listener_lines(listener: &ListenerConfig) -> String {
-    let ListenerConfig { address, role, host_names, connections_max } = listener;
+    let ListenerConfig { address, role, host_names, tokens_file, connections_max } = listener;
+    let tokens_file = tokens_file.as_deref().map(|file| format!("tokens_file = {}\n", path(file))).unwrap_or_default();
     let (address, role, host_names) = (quoted(address), quoted(role), list(host_names));
     format!(
-        "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n\
+        "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{tokens_file}\
          connections_max = {connections_max}\n"
     )
 }
@@ -229,14 +230,16 @@ sign = @gateway.sign@
 # "fastest": whichever usually answers first. "upstream": upstream caches; a peer when the best of them is late.
 prefer = @gateway.prefer@
 # Where others may ask, up to 16 places: an IP address with a port, or the path of a Unix socket. role says what they get.
-# "serve": what [advertise] offers of our own store, decided anew at each request, and nothing of the mesh; the only role at
-# an address that other machines reach. "site": the same, and what the mesh gives. "local": all that our own Nix gets.
+# "serve": what [advertise] offers of our own store, decided anew at each request, and nothing of the mesh. "site": the
+# same, and what the mesh gives; at an address that other machines reach only with tokens_file. "local": all that our own
+# Nix gets; only on this machine. With tokens_file clients need a token that `narmesh token add NAME` made.
 # Requests may name this machine by an IP address and by host_names (["*"] for any name, if no browser can reach the place).
 # Read at start only.
 # [[gateway.listener]]
 # address = "0.0.0.0:7282"
 # role = "serve"
 # host_names = ["cache.lan"]
+# tokens_file = "tokens"
 # connections_max = 256
 @gateway.listener@
 [store]
@@ -424,6 +427,7 @@ mod tests {
             address = "a\\"
             role = "ro"
             host_names = ["hn"]
+            tokens_file = "tf"
             connections_max = 9
             [store]
             store_dir = "sd"

@@ -25,4 +25,5 @@ mod sources;
 pub mod state_db;
 pub mod status;
 mod substituter;
+mod tokens;
 mod why;

@@ -146,6 +146,51 @@ fn a_site_gives_the_mesh_as_well_and_what_is_private_to_nobody() {
 }
 
 #[test]
+fn clients_of_a_listener_with_tokens_need_one_that_counts() {
+    let mesh = TestMesh::new();
+    let [mut node, mut peer] = ["node", "peer"].map(|name| mesh.node(name));
+    let site = free_address();
+    node.config.more = listener(&site.to_string(), "site") + "tokens_file = 'tokens'\n";
+    let of_the_mesh = peer.store.build_one("fod");
+    TestMesh::start_all(&mut [&mut node, &mut peer]);
+    peer.wait_all_advertised(&[&node]);
+    let narinfo = format!("/{}.narinfo", hash_part(&of_the_mesh));
+    let ask = |authorization: &str| request(site, "GET", &narinfo, &[("Authorization", authorization)]).unwrap().status;
+    assert_statuses(site, &[narinfo.clone(), "/nix-cache-info".to_owned(), "/healthz".to_owned()], 401);
+
+    let token = node.narmesh(&["token", "add", "ci"]).expect_success("token add");
+    let old = node.narmesh(&["token", "add", "old", "--until", "2020-01-31"]).expect_success("token add");
+    node.narmesh(&["token", "add", "ci"]).expect_failure("a second token of that name");
+    let bearer = format!("Bearer {token}");
+    wait_until("the daemon knows the token", promised(FOLLOWED), || ask(&bearer) == 200);
+    assert_eq!(ask(&format!("Bearer {old}")), 401, "its time is over");
+    let listed = node.narmesh(&["token", "list"]).expect_success("token list");
+    assert!(
+        listed.contains("ci") && listed.contains("old  counted until 2020") && !listed.contains(&token),
+        "{listed}"
+    );
+    let file = std::fs::read_to_string(node.dir().join("tokens")).unwrap();
+    assert!(!file.contains(&token) && !node.log().contains(&token));
+
+    let scratch = scratch_dir("client");
+    let client = NixStoreFixture::chroot(scratch.path());
+    let netrc = scratch.path().join("netrc");
+    std::fs::write(&netrc, format!("machine 127.0.0.1 login ci password {token}\n")).unwrap();
+    let realise = |netrc: &Path| {
+        let mut command = client.nix("nix-store");
+        command.args(["--realise", &of_the_mesh, "--option", "max-jobs", "0", "--option", "netrc-file"]).arg(netrc);
+        finish(with_gateway(&mut command, site, &[peer.builder_key()]))
+    };
+    realise(Path::new("/nonexistent")).expect_failure("without a token");
+    realise(&netrc).expect_success("with a token from its netrc file");
+
+    node.narmesh(&["token", "revoke", "ci"]).expect_success("token revoke");
+    wait_until("the token counts no longer", promised(FOLLOWED), || ask(&bearer) == 401);
+    // Guessing is slowed down, for whoever it is at that address.
+    wait_until("it may not try any more", promised(FOLLOWED), || ask("Bearer guess") == 429);
+}
+
+#[test]
 fn a_listener_that_would_give_the_mesh_to_the_network_is_refused() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");

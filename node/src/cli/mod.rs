@@ -18,6 +18,7 @@ mod run;
 mod serve;
 mod startable;
 mod status;
+mod token;
 mod why;
 
 use crate::config::DEFAULT_FILE;
@@ -51,6 +52,9 @@ enum Command {
     CheckConfig(check_config::Arguments),
     /// Say whether peers get anything of this machine, or switch it on or off (on battery, on a metered line)
     Serve(serve::Arguments),
+    /// Make, list and revoke the tokens of [[gateway.listener]] with a tokens_file
+    #[command(subcommand)]
+    Token(token::Command),
     /// Make the running daemon read its configuration again, as SIGHUP does, and say whether it is in force
     Reload,
     /// Show the state of the running daemon: peers, summaries, requests, bytes
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Id(arguments) => id::id(&config, &arguments).map(|()| true),
         Command::CheckConfig(arguments) => check_config::check_config(&config, &arguments),
         Command::Serve(arguments) => serve::serve(&config, &arguments).map(|()| true),
+        Command::Token(command) => token::token(&config, &command).map(|()| true),
         Command::Reload => reload::reload(&config).map(|()| true),
         Command::Status(output) => status::status(&config, output.json).map(|()| true),
         Command::Advertised(output) => advertised::advertised(&config, output.json).map(|()| true),

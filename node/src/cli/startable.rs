@@ -4,6 +4,7 @@
 use crate::account::look_up_group_id;
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
 use crate::settings::{ListenerAddress, Settings, socket_address};
+use crate::tokens::Tokens;
 use libp2p::Multiaddr;
 use narmesh_store::NixStore;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -177,6 +178,9 @@ fn check_listeners(
     found: &mut Startable,
 ) {
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
+        if let Some(Err(error)) = listener.tokens_file.as_deref().map(Tokens::read) {
+            found.problems.push(format!("gateway.listener[{index}].tokens_file: {error}"));
+        }
         let ListenerAddress::Tcp(address) = listener.address else { continue };
         let what = format!("gateway.listener[{index}].address = \"{address}\"");
         match bind(address) {

@@ -143,6 +143,8 @@ pub struct ListenerConfig {
     /// Names without a port that are accepted in the `Host` header besides IP addresses; `*` alone for any.
     #[serde(default)]
     pub host_names: Vec<String>,
+    /// The file of the tokens that its clients need, which `narmesh token` writes; they need none if absent.
+    pub tokens_file: Option<PathBuf>,
     /// The most connections at a time.
     #[serde(default = "ListenerConfig::default_connections_max")]
     pub connections_max: u32,

@@ -1,9 +1,12 @@
 //! `[[gateway.listener]]`: the places where others ask, each with its role.
 
+use super::access::LiveTokens;
 use crate::settings::{GatewayRole, ListenerAddress, ListenerSettings};
 use crate::substituter::{GatewaySubstituter, Scope};
 use anyhow::Context;
-use narmesh_http_gateway::{Endpoints, Gateway, GatewayLimits, GatewayMetrics, HostCheck, Listener, ListenerRole};
+use narmesh_http_gateway::{
+    Access, Endpoints, Gateway, GatewayLimits, GatewayMetrics, HostCheck, Listener, ListenerRole,
+};
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -18,6 +21,7 @@ use tokio::task::JoinSet;
 pub(super) struct OpenListener {
     settings: ListenerSettings,
     listener: Listener,
+    tokens: Option<Arc<LiveTokens>>,
     /// Removes the file of a Unix socket when the listener has ended.
     _file: Option<SocketFile>,
 }
@@ -47,7 +51,9 @@ pub(super) fn open_all(settings: &[ListenerSettings]) -> anyhow::Result<Vec<Open
                 (listener.into(), Some(SocketFile(path.clone())))
             }
         };
-        Ok(OpenListener { settings: settings.clone(), listener, _file: file })
+        let tokens = settings.tokens_file.as_deref().map(LiveTokens::open).transpose();
+        let tokens = tokens.with_context(|| format!("gateway.listener[{index}].tokens_file"))?;
+        Ok(OpenListener { settings: settings.clone(), listener, tokens, _file: file })
     };
     settings.iter().enumerate().map(open).collect()
 }
@@ -95,7 +101,7 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
     on_stop: impl Fn() -> F,
 ) -> JoinSet<()> {
     let mut serving = JoinSet::new();
-    for OpenListener { settings, listener, _file } in open {
+    for OpenListener { settings, listener, tokens, _file } in open {
         let scope = match settings.role {
             GatewayRole::Local => Scope::Local,
             GatewayRole::Serve => Scope::Serve,
@@ -107,7 +113,7 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
         };
         tracing::info!(%address, role = ?settings.role, "others may ask here");
         let substituter = Arc::new(substituter.with_scope(scope));
-        let gateway = Gateway::new(substituter, role_of(&settings), Arc::clone(metrics), Arc::clone(registry));
+        let gateway = Gateway::new(substituter, role_of(&settings, tokens), Arc::clone(metrics), Arc::clone(registry));
         let limits = GatewayLimits {
             connections_max: settings.connections_max,
             connections_per_user_max: settings.connections_max.div_ceil(2),
@@ -122,7 +128,7 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
     serving
 }
 
-fn role_of(settings: &ListenerSettings) -> ListenerRole {
+fn role_of(settings: &ListenerSettings, tokens: Option<Arc<LiveTokens>>) -> ListenerRole {
     let is_any = settings.host_names.iter().any(|name| name == "*");
     let host_check = match &settings.address {
         ListenerAddress::Unix(_) => HostCheck::Nothing,
@@ -132,7 +138,8 @@ fn role_of(settings: &ListenerSettings) -> ListenerRole {
     let host_names = settings.host_names.iter().filter(|name| *name != "*").cloned().collect();
     let role = ListenerRole::for_others(host_check, host_names);
     let endpoints = Endpoints { metrics: settings.role == GatewayRole::Local, ..role.endpoints };
-    ListenerRole { endpoints, ..role }
+    let access = tokens.map(|tokens| tokens as Arc<dyn Access>);
+    ListenerRole { endpoints, access, ..role }
 }
 
 #[cfg(test)]
@@ -141,7 +148,7 @@ mod tests {
 
     fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
         let address = ListenerAddress::Unix(path.to_owned());
-        ListenerSettings { address, role, host_names: Vec::new(), connections_max: 1 }
+        ListenerSettings { address, role, host_names: Vec::new(), tokens_file: None, connections_max: 1 }
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! Walk: settings and secrets, state database, Nix store and the offer, mesh, resolver, control socket, gateway; then
 //! signals. The gateway's socket is opened first and closed last: a refused connection aborts builds on Nix up to 2.31.
 
+mod access;
 mod advertised;
 mod control;
 mod listener;

@@ -15,10 +15,12 @@ pub const LISTENERS_MAX: usize = 16;
 pub struct ListenerSettings {
     /// Where it listens; no other listener has the same place.
     pub address: ListenerAddress,
-    /// What its clients get; a TCP address that is not of loopback has the role `serve`.
+    /// What its clients get. A TCP address that is not of loopback has the role `serve`, or `site` with tokens.
     pub role: GatewayRole,
     /// Names in lower case, without a port; `*` alone for any.
     pub host_names: Vec<String>,
+    /// The file of the tokens that its clients need; `None` if they need none.
+    pub tokens_file: Option<PathBuf>,
     /// Most connections at a time, 1 to 16,384.
     pub connections_max: usize,
 }
@@ -100,15 +102,21 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         address: check_address(&key("address"), &listener.address, base)?,
         role,
         host_names,
+        tokens_file: listener.tokens_file.as_ref().map(|it| path_from(base, &key("tokens_file"), it)).transpose()?,
         connections_max: within(&key("connections_max"), listener.connections_max, (1, 16_384))? as usize,
     };
-    if checked.is_on_the_network() && role != GatewayRole::Serve {
+    let is_permitted = match role {
+        GatewayRole::Serve => true,
+        GatewayRole::Site => checked.tokens_file.is_some(),
+        GatewayRole::Local => false,
+    };
+    if checked.is_on_the_network() && !is_permitted {
         let value = format!("{} at {}", listener.role, listener.address);
         return Err(refused(
             key("role"),
             &value,
-            "\"serve\" at this address, which gives what advertise offers; or an address of loopback or a Unix socket, \
-             because what the mesh gives is for this machine alone",
+            "\"serve\" at this address, which gives what advertise offers; \"site\" with tokens_file; or an address of \
+             loopback or a Unix socket, because what the mesh gives is not for everybody",
         ));
     }
     Ok(checked)

@@ -39,6 +39,7 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
     let text: String = [
         listener("0.0.0.0:7282", "serve"),
         listener("127.0.0.1:7283", "site"),
+        listener("[::]:7283", "site") + "tokens_file = 'tokens'\n",
         listener("[::1]:0", "local"),
         listener("[::1]:0", "local"),
         listener("./sock", "site"),
@@ -47,9 +48,9 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
     .concat();
     let listeners = check(&text).unwrap().gateway.listeners;
     let is_on_the_network: Vec<_> = listeners.iter().map(ListenerSettings::is_on_the_network).collect();
-    assert_eq!(is_on_the_network, [true, false, false, false, false, false]);
-    assert_eq!(listeners[4].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
-    assert_eq!((listeners[0].connections_max, listeners[5].connections_max), (256, 16_384));
+    assert_eq!(is_on_the_network, [true, false, true, false, false, false, false]);
+    assert_eq!(listeners[5].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
+    assert_eq!((listeners[0].connections_max, listeners[6].connections_max), (256, 16_384));
 }
 
 #[test]
@@ -112,6 +113,13 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         (listener("0.0.0.0:7282", "site"), "gateway.listener[0].role", "site at 0.0.0.0:7282", "\"serve\" at this"),
         (listener("[2001:db8::1]:7282", "local"), "gateway.listener[0].role", "local at", "Unix socket"),
         (listener("[::ffff:192.0.2.1]:7282", "site"), "gateway.listener[0].role", "site at", "Unix socket"),
+        (
+            listener("[::]:7282", "local") + "tokens_file = 'x'",
+            "gateway.listener[0].role",
+            "local at",
+            "\"site\" with tokens_file",
+        ),
+        (listener("[::]:7282", "serve") + "tokens_file = ''", "gateway.listener[0].tokens_file", "\"\"", "a path"),
         (listener("127.0.0.1:7282", "all"), "gateway.listener[0].role", "\"all\"", "\"local\", \"serve\" or \"site\""),
         (listener("7282", "serve"), "gateway.listener[0].address", "\"7282\"", "0.0.0.0:7282"),
         (listener("", "serve"), "gateway.listener[0].address", "\"\"", "0.0.0.0:7282"),

@@ -1,0 +1,129 @@
+//! `narmesh token`.
+
+use super::{emit, eprint_line};
+use crate::settings::Settings;
+use crate::tokens::{Tokens, is_token_name};
+use anyhow::Context;
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Command {
+    /// Make a token and print it: it is shown only now
+    Add {
+        /// What it is called in the list; 1 to 64 letters, digits, '.', '_' and '-'
+        name: String,
+        /// When it ends to count, such as 2027-01-31 (at midnight UTC) or 2027-01-31T12:00:00Z; never if not given
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        #[command(flatten)]
+        file: File,
+    },
+    /// Show the names of the tokens, and until when they count
+    List {
+        #[command(flatten)]
+        file: File,
+    },
+    /// Make a token count no longer: the running daemon notices within two seconds
+    Revoke {
+        /// The name of the token
+        name: String,
+        #[command(flatten)]
+        file: File,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct File {
+    /// The file of tokens, if the configuration names several, or none yet
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl File {
+    fn find(&self, config: &Path) -> anyhow::Result<PathBuf> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let settings = Settings::load(config)?;
+        let files: BTreeSet<_> = settings.gateway.listeners.iter().filter_map(|it| it.tokens_file.clone()).collect();
+        let mut files = files.into_iter();
+        match (files.next(), files.next()) {
+            (Some(file), None) => Ok(file),
+            (None, _) => anyhow::bail!(
+                "no [[gateway.listener]] of {} has a tokens_file; name one with --file",
+                settings.file.display()
+            ),
+            (Some(_), Some(_)) => anyhow::bail!("the configuration names several tokens_file; name one with --file"),
+        }
+    }
+}
+
+pub(super) fn token(config: &Path, command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Add { name, until, file } => add(&file.find(config)?, name, until.as_deref()),
+        Command::List { file } => list(&file.find(config)?),
+        Command::Revoke { name, file } => {
+            let file = file.find(config)?;
+            let mut tokens = Tokens::read(&file)?;
+            anyhow::ensure!(tokens.revoke(name), "there is no token {name:?} in {}", file.display());
+            Ok(tokens.write(&file)?)
+        }
+    }
+}
+
+fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        is_token_name(name),
+        "{name:?} is no name of a token; accepted: 1 to 64 letters, digits, '.', '_' and '-'"
+    );
+    let until = until.map(parse_time).transpose()?;
+    let mut tokens = Tokens::read(file)?;
+    anyhow::ensure!(
+        tokens.iter().all(|token| token.name != name),
+        "there is a token {name:?} already; revoke it first, or choose another name"
+    );
+    let secret = tokens.add(name, until)?;
+    tokens.write(file)?;
+    emit(&format!("{secret}\n"))?;
+    eprint_line(&format!(
+        "clients of Nix need a line in their netrc-file: machine HOST login {name} password {secret}"
+    ));
+    Ok(())
+}
+
+/// A date is its beginning in UTC.
+fn parse_time(text: &str) -> anyhow::Result<Timestamp> {
+    let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    whole.parse().with_context(|| {
+        format!("--until {text:?} is no time; accepted: 2027-01-31, or a time with a zone such as 2027-01-31T12:00:00Z")
+    })
+}
+
+fn list(file: &Path) -> anyhow::Result<()> {
+    let now = Timestamp::now();
+    let mut text = String::new();
+    for token in Tokens::read(file)?.iter() {
+        let until = match token.until {
+            None => String::new(),
+            Some(until) if until <= now => format!("  counted until {until}"),
+            Some(until) => format!("  until {until}"),
+        };
+        text.push_str(&format!("{}{until}\n", token.name));
+    }
+    Ok(emit(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_may_be_a_date() {
+        assert_eq!(parse_time("2027-01-31").unwrap(), parse_time("2027-01-31T01:00:00+01:00").unwrap());
+        for wrong in ["", "soon", "2027-02-30", "2027-01-31T12:00:00", "31.01.2027"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The file of tokens that listeners accept: one line each, with the name, the SHA-256 of the token, and perhaps a time.
+//!
+//! narmesh chooses the tokens: 32 random bytes each. That is why a plain digest of them is enough: a slow one would only
+//! help against guessing what people choose.
+
+use crate::regular_file::read_text;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use rand::TryRng;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use subtle::ConstantTimeEq;
+
+/// Largest such file, bytes.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+/// Most tokens in a file. Each request is compared with all of them.
+pub(crate) const TOKENS_MAX: usize = 1_024;
+/// Longest name of a token, bytes.
+const NAME_BYTES_MAX: usize = 64;
+/// How a token begins, so that one that was published by mistake is recognised.
+const TOKEN_PREFIX: &str = "narmesh-token-";
+const DIGEST_PREFIX: &str = "sha256:";
+const HEADER: &str =
+    "# Tokens for the gateway's listeners, changed by `narmesh token`. The tokens themselves are nowhere.\n";
+
+/// One token, without its secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Token {
+    /// Its name, which is also the user name for clients that need one.
+    pub(crate) name: String,
+    digest: [u8; 32],
+    /// When it ends to count.
+    pub(crate) until: Option<Timestamp>,
+}
+
+/// All tokens of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Tokens(Vec<Token>);
+
+/// Why a file of tokens cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokensError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The error of reading or writing it.
+        source: io::Error,
+    },
+    /// The file is larger than any that narmesh writes.
+    #[error("{path} is larger than {FILE_BYTES_MAX} bytes, so it holds no tokens", path = path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line has another form.
+    #[error("{path}: line {line} is refused; accepted: NAME sha256:<64 hex digits> [until <time with a zone>], a new name on each line", path = path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The number of the line, from 1.
+        line: usize,
+    },
+    /// There is no room for one more.
+    #[error("there are {TOKENS_MAX} tokens already; revoke some")]
+    TooMany,
+}
+
+/// Whether the text may be the name of a token.
+pub(crate) fn is_token_name(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+impl Tokens {
+    /// Reads a file; one that is not there holds no tokens.
+    pub(crate) fn read(path: &Path) -> Result<Self, TokensError> {
+        match read_text(path, FILE_BYTES_MAX) {
+            Ok(Some(text)) => Self::parse(&text).map_err(|line| TokensError::Line { path: path.to_owned(), line }),
+            Ok(None) => Err(TokensError::TooLarge { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(TokensError::Io { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Parses the text of a file; the error is the number of a line.
+    fn parse(text: &str) -> Result<Self, usize> {
+        let mut tokens: Vec<Token> = Vec::new();
+        for (line, text) in (1..).zip(text.lines()) {
+            let text = text.trim();
+            if text.is_empty() || text.starts_with('#') {
+                continue;
+            }
+            let token = parse_line(text).ok_or(line)?;
+            if tokens.len() == TOKENS_MAX || tokens.iter().any(|known| known.name == token.name) {
+                return Err(line);
+            }
+            tokens.push(token);
+        }
+        Ok(Self(tokens))
+    }
+
+    /// The tokens in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Token> {
+        self.0.iter()
+    }
+
+    /// Whether the secret is that of a token that counts at this time. How long it takes depends on the number of tokens
+    /// alone.
+    pub(crate) fn admits(&self, secret: &[u8], now: Timestamp) -> bool {
+        let digest: [u8; 32] = Sha256::digest(secret).into();
+        let counts = |token: &Token| token.until.is_none_or(|until| now < until);
+        self.0.iter().fold(false, |found, token| found | (bool::from(token.digest.ct_eq(&digest)) & counts(token)))
+    }
+
+    /// Adds a token, in place of one of the same name, and returns its secret, which is kept nowhere.
+    pub(crate) fn add(&mut self, name: &str, until: Option<Timestamp>) -> Result<String, TokensError> {
+        self.revoke(name);
+        if self.0.len() == TOKENS_MAX {
+            return Err(TokensError::TooMany);
+        }
+        let mut secret = [0; 32];
+        let no_randomness = |error: rand::rngs::SysError| io::Error::other(error);
+        rand::rngs::SysRng
+            .try_fill_bytes(&mut secret)
+            .map_err(|error| TokensError::Io { path: "/dev/urandom".into(), source: no_randomness(error) })?;
+        let secret = format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
+        self.0.push(Token { name: name.to_owned(), digest: Sha256::digest(&secret).into(), until });
+        Ok(secret)
+    }
+
+    /// Removes the token of this name; `false` if there is none.
+    pub(crate) fn revoke(&mut self, name: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|token| token.name != name);
+        self.0.len() < before
+    }
+
+    /// Writes the file anew, in one step.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), TokensError> {
+        let written = || {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(".new");
+            let beside = path.with_file_name(name);
+            match fs::remove_file(&beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            // The daemon reads it as another user. Digests of 32 random bytes tell nothing.
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
+            file.write_all(self.render().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, path)
+        };
+        written().map_err(|source| TokensError::Io { path: path.to_owned(), source })
+    }
+
+    fn render(&self) -> String {
+        let mut text = HEADER.to_owned();
+        for Token { name, digest, until } in &self.0 {
+            write!(text, "{name} {DIGEST_PREFIX}").expect("a String takes everything");
+            for byte in digest {
+                write!(text, "{byte:02x}").expect("a String takes everything");
+            }
+            if let Some(until) = until {
+                write!(text, " until {until}").expect("a String takes everything");
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn parse_line(text: &str) -> Option<Token> {
+    let mut words = text.split_ascii_whitespace();
+    let name = words.next().filter(|name| is_token_name(name))?.to_owned();
+    let digits = words.next()?.strip_prefix(DIGEST_PREFIX)?.as_bytes();
+    let mut digest = [0; 32];
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    let until = match words.next() {
+        None => None,
+        Some("until") => Some(words.next()?.parse().ok()?),
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some(Token { name, digest, until })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn tokens_come_back_from_their_file_and_their_secrets_are_not_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens");
+        assert_eq!(Tokens::read(&file).unwrap(), Tokens::default());
+        let mut tokens = Tokens::default();
+        let always = tokens.add("ci", None).unwrap();
+        let ends = tokens.add("guest.1", Some(at("2027-01-01T00:00:00Z"))).unwrap();
+        tokens.write(&file).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains(&always) && !text.contains(&always[TOKEN_PREFIX.len()..]), "{text}");
+        let read = Tokens::read(&file).unwrap();
+        assert_eq!(read, tokens);
+        let (before, after) = (at("2026-12-31T23:59:59Z"), at("2027-01-01T00:00:00Z"));
+        assert!(read.admits(always.as_bytes(), after) && read.admits(ends.as_bytes(), before));
+        assert!(!read.admits(ends.as_bytes(), after), "its time is over");
+        for wrong in ["", "ci", &always[1..], &format!("{always}x"), &ends.to_uppercase()] {
+            assert!(!read.admits(wrong.as_bytes(), before), "{wrong}");
+        }
+        let again = tokens.add("ci", None).unwrap();
+        assert!(tokens.admits(again.as_bytes(), before) && !tokens.admits(always.as_bytes(), before));
+        assert!(tokens.revoke("ci") && !tokens.revoke("ci"));
+        assert!(!tokens.admits(again.as_bytes(), before));
+    }
+
+    #[test]
+    fn line_of_another_form_is_refused_with_its_number() {
+        let digest = "0".repeat(64);
+        let good = format!("# a\n\na sha256:{digest} until 2027-01-01T00:00:00Z\nb sha256:{digest}\n");
+        assert_eq!(Tokens::parse(&good).unwrap().iter().count(), 2);
+        for bad in [
+            "a".to_owned(),
+            format!("a {digest}"),
+            format!("a sha256:{}", &digest[1..]),
+            format!("a sha256:+{}", &digest[1..]),
+            format!("a\u{e4} sha256:{digest}"),
+            format!("{} sha256:{digest}", "a".repeat(65)),
+            format!("a sha256:{digest} until"),
+            format!("a sha256:{digest} until soon"),
+            format!("a sha256:{digest} until 2027-01-01T00:00:00"),
+            format!("a sha256:{digest} from 2027-01-01T00:00:00Z"),
+            format!("a sha256:{digest} until 2027-01-01T00:00:00Z x"),
+            format!("b sha256:{digest}"),
+        ] {
+            assert_eq!(Tokens::parse(&format!("b sha256:{digest}\n{bad}\n")), Err(2), "{bad}");
+        }
+        let many: String = (0..=TOKENS_MAX).map(|count| format!("{count} sha256:{digest}\n")).collect();
+        assert_eq!(Tokens::parse(&many), Err(TOKENS_MAX + 1));
+    }
+}
