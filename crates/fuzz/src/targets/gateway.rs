@@ -162,6 +162,9 @@ fn run(input: &[u8]) -> Outcome {
     let Some(request) = request(input) else { return Outcome::of("hyper would refuse it") };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let is_page = request.headers().contains_key("origin");
+    // No client of Nix sends a body with a narinfo request, and one that does gets 400.
+    let has_body = request.headers().contains_key("transfer-encoding")
+        || request.headers().get("content-length").is_some_and(|length| length != "0");
     let router = ROUTER.with_borrow(Clone::clone);
     // Nothing behind this router waits, so a single poll must complete the answer.
     let response = router.oneshot(request).now_or_never().expect("answered at once").expect("infallible");
@@ -169,7 +172,9 @@ fn run(input: &[u8]) -> Outcome {
     assert!(!status.is_server_error(), "{status}");
     assert!(!response.headers().keys().any(|name| name.as_str().starts_with("access-control-")), "no CORS header");
     assert!(!is_page || status == 403, "a page got {status}");
-    if matches!(method, Method::GET | Method::HEAD) && path.ends_with(".narinfo") {
+    // A file of a store path may be called like a narinfo.
+    let is_narinfo = path.ends_with(".narinfo") && !path.starts_with("/serve/");
+    if matches!(method, Method::GET | Method::HEAD) && is_narinfo && !has_body {
         assert!(matches!(status.as_u16(), 200 | 403 | 404), "a narinfo request got {status}");
     }
     let length = response.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse::<usize>().ok());

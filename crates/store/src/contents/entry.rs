@@ -298,6 +298,8 @@ mod tests {
         // Its name begins like that of the store path.
         fs::create_dir(dir.path().join(format!("{NAME}y"))).unwrap();
         fs::write(dir.path().join(format!("{NAME}y/file")), "outside").unwrap();
+        fs::create_dir(root.join("y")).unwrap();
+        fs::write(root.join("y/file"), "what the neighbour's link does not mean").unwrap();
         for (link, target) in [
             ("to-file", "a/file".to_owned()),
             ("a/b/up", "../../a/./file".to_owned()),
