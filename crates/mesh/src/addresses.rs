@@ -3,7 +3,7 @@
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::DialError;
-use narmesh_protocol::Summary;
+use narmesh_protocol::{Summary, embedded_v4};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -41,11 +41,14 @@ pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
     if ip.is_loopback() {
         return loopback;
     }
-    let link_local = match ip {
+    let is_useless = match ip {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        // A translator or a tunnel at the other end would lead to the address in it.
+        IpAddr::V6(ip) => {
+            ip.is_unicast_link_local() || embedded_v4(ip).any(|inner| !may_be_told(IpAddr::V4(inner), loopback))
+        }
     };
-    !(link_local || ip.is_unspecified() || ip.is_multicast())
+    !(is_useless || ip.is_unspecified() || ip.is_multicast())
 }
 
 /// The addresses that peers are told: first those that the operator names, then the listen addresses of both families
@@ -125,6 +128,10 @@ mod tests {
             ("::1", false),
             ("::ffff:127.0.0.1", false),
             ("::ffff:169.254.1.1", false),
+            ("64:ff9b::127.0.0.1", false),
+            ("2002:7f00:1::1", false),
+            ("::169.254.169.254", false),
+            ("64:ff9b::10.0.0.1", true),
             ("169.254.1.1", false),
             ("fe80::1", false),
             ("0.0.0.0", false),

@@ -2,6 +2,7 @@
 //! followed by rules.
 
 use crate::failure::{Failure, FailureKind};
+use crate::reach::{Proxied, is_public_address, public_by_name};
 use crate::settings::{Credentials, ProxyChoice, UpstreamSettings};
 use data_encoding::BASE64;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -9,7 +10,7 @@ use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LO
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Proxy, Request, Response, StatusCode, Url};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Redirects that are followed for one request; a cache in front of an object store needs one.
@@ -38,6 +39,7 @@ pub(crate) struct Http {
     bodies: Client,
     /// For redirects of a public host: names that lead to private addresses do not exist for it.
     redirected: Client,
+    proxied: Proxied,
 }
 
 impl Http {
@@ -51,7 +53,8 @@ impl Http {
         };
         let (texts, bodies, redirected) = made().map_err(|error| Failure::of_error(&error))?;
         let authorization = settings.credentials.as_ref().map(authorization).transpose()?;
-        Ok(Self { base, authorization, texts, bodies, redirected })
+        let proxied = Proxied::of(&settings.proxy);
+        Ok(Self { base, authorization, texts, bodies, redirected, proxied })
     }
 
     /// Requests a file of the cache from byte `offset` on, and returns the final response, whatever its status.
@@ -66,11 +69,20 @@ impl Http {
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return Ok(response);
             }
-            is_public |= response.remote_addr().is_some_and(|address| is_public_address(address.ip()));
+            is_public |= self.came_from_public(&response);
             url = next_hop(&response, is_public)?;
-            client = if is_public { &self.redirected } else { &self.bodies };
+            // A proxy resolves the names that it is given, and may have a private address itself.
+            client = if is_public && !self.proxied.is_used_for(&url) { &self.redirected } else { &self.bodies };
         }
         Err(Failure::new(FailureKind::Redirect, format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    /// Whether whoever answered is on the internet. Of a response that came through a proxy only the URL is known.
+    fn came_from_public(&self, response: &Response) -> bool {
+        if self.proxied.is_used_for(response.url()) {
+            return public_by_name(response.url());
+        }
+        response.remote_addr().is_some_and(|address| is_public_address(address.ip()))
     }
 
     async fn send(&self, client: &Client, url: &Url, offset: u64) -> Result<Response, Failure> {
@@ -174,12 +186,7 @@ fn next_hop(response: &Response, is_public: bool) -> Result<Url, Failure> {
         (_, "https") | ("http", "http") => {}
         (from, to) => return Err(refuse(format!("from {from} to {to}"))),
     }
-    let literal = match url.host() {
-        Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
-        Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
-        Some(url::Host::Domain(_)) | None => None,
-    };
-    if is_public && literal.is_some_and(|address| !is_public_address(address)) {
+    if is_public && !public_by_name(&url) {
         return Err(refuse(format!("from a public address to {}", host_of(&url))));
     }
     Ok(url)
@@ -213,64 +220,5 @@ impl Resolve for Resolver {
             }
             Ok(Box::new(usable.into_iter()) as Addrs)
         })
-    }
-}
-
-/// Whether an address is on the internet: neither this machine's nor one of a private network.
-fn is_public_address(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(address) => is_public_v4(address),
-            None => is_public_v6(address),
-        },
-    }
-}
-
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    // 100.64.0.0/10 is between a provider and its customers (RFC 6598).
-    let is_shared = address.octets()[0] == 100 && (64..128).contains(&address.octets()[1]);
-    !(address.is_loopback()
-        || address.is_private()
-        || address.is_link_local()
-        || address.is_unspecified()
-        || address.is_broadcast()
-        || address.is_multicast()
-        || is_shared)
-}
-
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    !(address.is_loopback()
-        || address.is_unspecified()
-        || address.is_unique_local()
-        || address.is_unicast_link_local()
-        || address.is_multicast())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn private_addresses_are_told_from_public_ones() {
-        for private in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "0.0.0.0",
-            "::1",
-            "fd00::1",
-            "fe80::1",
-            "::ffff:127.0.0.1",
-            "ff02::1",
-        ] {
-            assert!(!is_public_address(private.parse().unwrap()), "{private}");
-        }
-        for public in ["151.101.1.91", "2a04:4e42::347", "100.128.0.1", "::ffff:151.101.1.91"] {
-            assert!(is_public_address(public.parse().unwrap()), "{public}");
-        }
     }
 }

@@ -17,6 +17,7 @@ mod health;
 mod http;
 mod latency;
 mod location;
+mod reach;
 mod received;
 mod settings;
 mod upstream;

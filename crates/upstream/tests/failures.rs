@@ -339,6 +339,51 @@ async fn credentials_go_to_the_cache_and_not_where_it_redirects() {
     assert_eq!(String::from_utf8(text).unwrap(), "text");
 }
 
+/// A proxy that answers a request for any URL of `begins` with a redirect to `leads_to`, and every other one with "text".
+fn redirecting_proxy(begins: &'static str, leads_to: String) -> Server {
+    Server::start(move |connection, head| {
+        let answer = if head.starts_with(&format!("GET {begins}")) {
+            format!("HTTP/1.1 302 Found\r\nLocation: {leads_to}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+        } else {
+            ok(b"text")
+        };
+        connection.write_all(&answer).ok();
+    })
+}
+
+async fn narinfo_through(proxy: &Server, cache: &str) -> Result<String, FailureKind> {
+    let mut settings = settings(cache);
+    settings.proxy = ProxyChoice::Url(format!("http://{}", proxy.address).parse().unwrap());
+    let text = Upstream::new(settings).unwrap().narinfo(&part()).await.map_err(|failure| failure.kind)?;
+    Ok(String::from_utf8(text.expect("the cache has it")).unwrap())
+}
+
+#[tokio::test]
+async fn behind_a_proxy_a_public_cache_does_not_redirect_to_private_hosts_either() {
+    let here = Server::answering(ok(b"private"));
+    let port = here.address.port();
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "a.localhost.",
+        "router",
+        "10.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+    ] {
+        let proxy = redirecting_proxy("http://cache.example/", format!("http://{host}:{port}/x"));
+        let failure = narinfo_through(&proxy, "http://cache.example").await;
+        assert_eq!(failure, Err(FailureKind::Redirect), "{host}");
+        assert_eq!(proxy.requests(), 1, "{host}");
+    }
+    assert_eq!(here.requests(), 0);
+    let proxy = redirecting_proxy("http://cache.example/", "http://store.example/x".to_owned());
+    assert_eq!(narinfo_through(&proxy, "http://cache.example").await.as_deref(), Ok("text"), "a name is the proxy's");
+    let proxy = redirecting_proxy("http://10.0.0.1/", "http://10.0.0.2/x".to_owned());
+    assert_eq!(narinfo_through(&proxy, "http://10.0.0.1").await.as_deref(), Ok("text"), "a private cache may");
+}
+
 #[tokio::test]
 async fn redirects_in_a_circle_end() {
     let server = Server::start(|connection, _| {
