@@ -11,7 +11,7 @@ use narmesh_tests::{TestMesh, TestNode, get, promised, request, wait_until};
 use rustix::process::Signal;
 
 /// Ids of the user nobody and of its group.
-const NOBODY: &str = "65534";
+pub(crate) const NOBODY: &str = "65534";
 
 /// Connections to open: somewhat more than the gateway accepts at a time.
 const FLOOD: usize = 600;
@@ -86,7 +86,7 @@ fn greedy(gateway: SocketAddr) -> Child {
 }
 
 /// Starts a Python program as the user nobody in this group, and waits until it says that it is ready.
-fn run_as_nobody(group: &str, program: &str, arguments: &[&str]) -> Child {
+pub(crate) fn run_as_nobody(group: &str, program: &str, arguments: &[&str]) -> Child {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--reuid", NOBODY, "--regid", group, "--clear-groups"]);
     command.args(["/usr/bin/python3", "-c", program]).args(arguments);

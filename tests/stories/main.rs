@@ -6,6 +6,7 @@ mod asked;
 mod bare;
 mod browser;
 mod busy;
+mod cache_floods;
 mod cli;
 mod collected;
 mod corrupt;

@@ -234,6 +234,8 @@ fn only_cache_that_fails_twice_is_asked_again() {
         (Way::ServerError, FailsAt::Nar),
         (Way::Reset, FailsAt::NarInfo),
         (Way::KilledAtHalf, FailsAt::Nar),
+        (Way::RateLimited, FailsAt::NarInfo),
+        (Way::RateLimited, FailsAt::Nar),
     ] {
         let failing = FailingCache::start_failing(good.dir(), way, place, 2);
         let mut client = mesh.node(&format!("client-{way:?}-{place:?}"));

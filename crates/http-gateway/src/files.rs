@@ -123,8 +123,13 @@ impl<S: Substituter> Endpoint<S> {
     }
 
     /// The NAR that a URL of harmonia or nix-serve means, which do not name its size.
-    pub(crate) async fn find_nar_url(&self, part: HashPart, nar_hash: NarHash) -> Result<NarUrl, GatewayError> {
-        let text = self.find_narinfo(part).await.ok_or(GatewayError::NotFound)?;
+    pub(crate) async fn find_nar_url(
+        &self,
+        part: HashPart,
+        nar_hash: NarHash,
+        head: &Parts,
+    ) -> Result<NarUrl, GatewayError> {
+        let text = self.find_narinfo(part, head).await.ok_or(GatewayError::NotFound)?;
         let text = std::str::from_utf8(&text).map_err(|_| GatewayError::NotFound)?;
         let file = text.lines().find_map(|line| line.strip_prefix("URL: nar/")).ok_or(GatewayError::NotFound)?;
         let url = NarUrl::parse_file_name(file).ok().filter(|url| url.nar_hash == nar_hash);

@@ -29,6 +29,9 @@ use crate::role::ListenerRole;
 use crate::substituter::{ClientUser, Lookup, Substituter};
 use crate::target::Target;
 
+/// The head of a request.
+type Head = hyper::http::request::Parts;
+
 pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
 const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
@@ -83,7 +86,7 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
 }
 
 impl<S: Substituter> Endpoint<S> {
-    async fn dispatch(&self, target: Target, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
+    async fn dispatch(&self, target: Target, head: &Head) -> Result<Response, GatewayError> {
         self.role.admit(&head.uri, &head.headers)?;
         self.demand_token(head)?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
@@ -101,13 +104,13 @@ impl<S: Substituter> Endpoint<S> {
             Target::CacheInfo => {
                 Ok(self.text(RequestKind::CacheInfo, CACHE_INFO_TYPE, self.substituter.cache_info().to_string()))
             }
-            Target::NarInfo(Some(part)) => self.answer_narinfo(part).await,
-            Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url).await,
+            Target::NarInfo(Some(part)) => self.answer_narinfo(part, head).await,
+            Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url, head).await,
             Target::Nar(Some(url)) => self.answer_nar(url, head).await,
             Target::OtherNar(part, nar_hash) => {
-                let url = self.find_nar_url(part, nar_hash).await?;
+                let url = self.find_nar_url(part, nar_hash, head).await?;
                 if head.method == Method::HEAD {
-                    self.answer_nar_head(url).await
+                    self.answer_nar_head(url, head).await
                 } else {
                     self.answer_nar(url, head).await
                 }
@@ -131,7 +134,7 @@ impl<S: Substituter> Endpoint<S> {
     }
 
     /// Refuses a request without a token that counts, where one is needed.
-    fn demand_token(&self, head: &hyper::http::request::Parts) -> Result<(), GatewayError> {
+    fn demand_token(&self, head: &Head) -> Result<(), GatewayError> {
         let Some(access) = &self.role.access else { return Ok(()) };
         let (client, now) = (head.extensions.get().and_then(|ClientAddress(address)| *address), Instant::now());
         let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
@@ -145,21 +148,21 @@ impl<S: Substituter> Endpoint<S> {
         Ok(())
     }
 
-    async fn answer_narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
-        let text = self.find_narinfo(part).await;
+    async fn answer_narinfo(&self, part: HashPart, head: &Head) -> Result<Response, GatewayError> {
+        let text = self.find_narinfo(part, head).await;
         Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
     }
 
-    pub(crate) async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
+    pub(crate) async fn find_narinfo(&self, part: HashPart, head: &Head) -> Option<Bytes> {
         match self.substituter.look_up(part) {
             Lookup::Found(text) => Some(text),
             Lookup::Absent => None,
-            Lookup::Ask => self.substituter.find_narinfo(part).await,
+            Lookup::Ask => self.substituter.find_narinfo(part, user_of(head)).await,
         }
     }
 
-    async fn answer_nar_head(&self, url: NarUrl) -> Result<Response, GatewayError> {
-        if !self.substituter.has_nar(url).await {
+    async fn answer_nar_head(&self, url: NarUrl, head: &Head) -> Result<Response, GatewayError> {
+        if !self.substituter.has_nar(url, user_of(head)).await {
             return Err(GatewayError::NotFound);
         }
         let mut response = nar_response(Body::empty());
@@ -168,7 +171,7 @@ impl<S: Substituter> Endpoint<S> {
         Ok(response)
     }
 
-    async fn answer_nar(&self, url: NarUrl, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
+    async fn answer_nar(&self, url: NarUrl, head: &Head) -> Result<Response, GatewayError> {
         let headers = &head.headers;
         let resumed = headers.contains_key(RANGE);
         let (first_byte, length) = match parse_span(headers, url.nar_size, None) {
@@ -176,7 +179,7 @@ impl<S: Substituter> Endpoint<S> {
             Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
             Span::Unsatisfiable => {
                 // If the path is gone, 404 takes precedence over 416, because it makes Nix build the path.
-                let there = self.substituter.has_nar(url).await;
+                let there = self.substituter.has_nar(url, user_of(head)).await;
                 return Err(if there {
                     GatewayError::RangeNotSatisfiable { size: url.nar_size }
                 } else {
@@ -184,8 +187,7 @@ impl<S: Substituter> Endpoint<S> {
                 });
             }
         };
-        let client = head.extensions.get().cloned().unwrap_or_else(ClientUser::unknown);
-        let body = self.substituter.fetch_nar(url, first_byte, resumed, client).await;
+        let body = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await;
         let mut stream = body.ok_or(GatewayError::NotFound)?;
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let metrics = Arc::clone(&self.metrics);
@@ -219,6 +221,11 @@ impl<S: Substituter> Endpoint<S> {
 
 /// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped
 /// a length beside an encoding.
+/// The user who asks, if the connection says so.
+fn user_of(head: &Head) -> ClientUser {
+    head.extensions.get().cloned().unwrap_or_else(ClientUser::unknown)
+}
+
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }

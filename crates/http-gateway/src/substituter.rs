@@ -21,11 +21,11 @@ pub trait Substituter: Send + Sync + 'static {
     fn look_up(&self, part: HashPart) -> Lookup;
 
     /// The narinfo of a path for which [`Self::look_up`] returned [`Lookup::Ask`]. The
-    /// implementation must keep its own deadline.
-    fn find_narinfo(&self, part: HashPart) -> impl Future<Output = Option<Bytes>> + Send;
+    /// implementation must keep its own deadline. `client` tells which user asks, if that matters.
+    fn find_narinfo(&self, part: HashPart, client: ClientUser) -> impl Future<Output = Option<Bytes>> + Send;
 
     /// Whether [`Self::fetch_nar`] would find a body now.
-    fn has_nar(&self, url: NarUrl) -> impl Future<Output = bool> + Send;
+    fn has_nar(&self, url: NarUrl, client: ClientUser) -> impl Future<Output = bool> + Send;
 
     /// The bytes of a NAR from `first_byte` on, or `None` if the path is gone.
     ///

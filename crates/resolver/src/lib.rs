@@ -21,16 +21,18 @@ mod shared;
 mod source;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
-pub use nar::{BodyAborted, Compress, FindUser, NarBody, TransferSettings};
+pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused};
 pub use source::{
-    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources, TreeAnswer,
-    UpstreamId,
+    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Sources,
+    TreeAnswer, UpstreamId,
 };
+pub use turns::{FindUser, Turn, Turns, User};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -217,8 +219,9 @@ impl Resolver {
     }
 
     /// The narinfo of a path for which [`Self::look_up`] said [`Lookup::Ask`], within the deadline of the settings.
-    pub async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
-        self.narinfos.find(part).await.map(|given| self.give(part, given))
+    /// When there is more to ask than may be asked at a time, the users that `find_user` finds take turns.
+    pub async fn find_narinfo(&self, part: HashPart, find_user: &FindUser) -> Option<Bytes> {
+        self.narinfos.find(part, find_user).await.map(|given| self.give(part, given))
     }
 
     fn give(&self, part: HashPart, given: Given) -> Bytes {
@@ -230,8 +233,8 @@ impl Resolver {
     }
 
     /// Whether [`Self::fetch_nar`] would find a body now.
-    pub async fn has_nar(&self, url: NarUrl) -> bool {
-        self.find_narinfo(url.hash_part).await.is_some() && self.narinfos.leads_to(&url).await
+    pub async fn has_nar(&self, url: NarUrl, find_user: &FindUser) -> bool {
+        self.find_narinfo(url.hash_part, find_user).await.is_some() && self.narinfos.leads_to(&url).await
     }
 
     /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a

@@ -17,6 +17,8 @@ use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
 use narmesh_protocol::{HashPart, NarUrl, TrustedKeys};
 use tokio::time::Instant;
 
+use crate::turns::User;
+
 /// The name of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceId {
@@ -120,7 +122,13 @@ pub enum NoAnswer {
     /// The same of a source that is not known to be down: the next question may be answered.
     #[error("{0}")]
     FailedForNow(String),
+    /// It answers whoever asks again after a while, for which [`Sources::take_turn`] waits.
+    #[error("{0}")]
+    NotYet(String),
 }
+
+/// The right to ask a source now; dropping it gives it to the next one.
+pub type SourceTurn = Box<dyn Send + Sync>;
 
 /// What a source says of the tree of a NAR.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -228,6 +236,12 @@ pub trait Sources: Send + Sync + 'static {
     /// The keys that count for narinfos of this source; `None` for those of the settings. From memory.
     fn trusted_keys(&self, _source: &SourceId) -> Option<Arc<TrustedKeys>> {
         None
+    }
+
+    /// Waits until this user may ask this source, which may bound how much it is asked at a time; `None` if that takes
+    /// too long. The caller sets the deadline.
+    fn take_turn(&self, _source: SourceId, _user: User) -> BoxFuture<'static, Option<SourceTurn>> {
+        Box::pin(std::future::ready(Some(Box::new(()) as SourceTurn)))
     }
 
     /// Asks for a narinfo, after connecting if necessary. The caller sets the deadline.

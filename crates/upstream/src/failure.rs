@@ -117,7 +117,7 @@ impl FailureKind {
 
     /// Whether the next request would end the same way, so that one is enough to take the cache as down.
     pub(crate) fn is_lasting(self) -> bool {
-        matches!(self, Self::Tls | Self::RateLimited | Self::Unauthorized)
+        matches!(self, Self::Tls | Self::Unauthorized)
     }
 }
 

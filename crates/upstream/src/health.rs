@@ -16,6 +16,10 @@ const JITTER: f64 = 0.2;
 const OVERTAKEN_UNTIL_SILENT: u32 = 3;
 /// What is overtaken within this time counts once: while a first connection is made, many lookups may wait for it.
 const SAME_MOMENT: Duration = Duration::from_millis(100);
+/// How long a cache that answers 429 is left alone, if it does not say; it doubles each time in a row.
+const LIMITED_PAUSE: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const LIMITED_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest pause that a `Retry-After` can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// A request that tries a cache again and never ends keeps others away for so long.
@@ -68,6 +72,10 @@ pub(crate) struct Health {
     pauses: u32,
     down_until: Option<Instant>,
     trial_since: Option<Instant>,
+    /// Until when it is asked nothing because it said that it was asked too much.
+    limited_until: Option<Instant>,
+    /// Number of such pauses in a row.
+    limits: u32,
     last_failure: Option<(Failure, Instant)>,
     failures: BTreeMap<FailureKind, u64>,
     answers: u64,
@@ -94,13 +102,26 @@ impl Health {
 
     /// Whether [`Self::admit`] would let a request through.
     pub(crate) fn may_be_asked(&self, now: Instant) -> bool {
+        if self.limited_for(now).is_some() {
+            return false;
+        }
         let is_tried = self.trial_since.is_some_and(|since| now.saturating_duration_since(since) < TRIAL_MAX);
         self.down_until.is_none_or(|until| now >= until && !is_tried)
     }
 
+    /// How long it is still to be asked nothing because it was asked too much. It is well, and answers after that.
+    pub(crate) fn limited_for(&self, now: Instant) -> Option<Duration> {
+        let left = self.limited_until?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
     /// Notes an answer, and how long it took where that is to count.
-    pub(crate) fn on_answer(&mut self, took: Option<Duration>) {
+    pub(crate) fn on_answer(&mut self, took: Option<Duration>, now: Instant) {
         self.answers += 1;
+        // What it was asked before it said so says nothing about how much it may be asked.
+        if self.limited_for(now).is_none() {
+            (self.limits, self.limited_until) = (0, None);
+        }
         (self.in_a_row, self.pauses, self.down_until, self.trial_since) = (0, 0, None, None);
         (self.overtaken, self.silences, self.silent_until) = (0, 0, None);
         if let Some(took) = took {
@@ -139,28 +160,50 @@ impl Health {
             self.down_until = None;
             return None;
         }
+        if kind == FailureKind::RateLimited {
+            self.down_until = None;
+            return self.limit(retry_after, now);
+        }
         self.in_a_row += 1;
         let is_paused = self.down_until.is_some_and(|until| now < until);
         if is_paused || !(was_trial || kind.is_lasting() || self.in_a_row >= FAILURES_UNTIL_DOWN) {
             return None;
         }
         let pause = pause_after(self.pauses).mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
-        let pause = retry_after.map_or(pause, |asked| asked.min(RETRY_AFTER_MAX).max(Duration::from_secs(1)));
+        let pause = retry_after.map_or(pause, bounded);
         self.pauses += 1;
         self.down_until = Some(now + pause);
         Some(pause)
     }
 
+    /// Begins a pause, or makes the present one longer. Returns it if it is a new one.
+    fn limit(&mut self, retry_after: Option<Duration>, now: Instant) -> Option<Duration> {
+        let usual = LIMITED_PAUSE.saturating_mul(2_u32.saturating_pow(self.limits)).min(LIMITED_PAUSE_MAX);
+        let pause = retry_after.map_or(usual, bounded);
+        if let Some(left) = self.limited_for(now) {
+            // Of those that were under way together, only what the cache itself says counts.
+            if retry_after.is_some_and(|_| pause > left) {
+                self.limited_until = Some(now + pause);
+            }
+            return None;
+        }
+        self.limits += 1;
+        self.limited_until = Some(now + pause);
+        Some(pause)
+    }
+
     /// What is known now.
     pub(crate) fn report(&self, now: Instant) -> HealthReport {
-        let state = match (self.down_until, self.in_a_row) {
+        let limited_for = self.limited_for(now);
+        let down_for = self.down_until.map(|until| until.saturating_duration_since(now)).max(limited_for);
+        let state = match (down_for, self.in_a_row + self.limits) {
             (Some(_), _) => HealthState::Down,
             (None, 0) => HealthState::Up,
             (None, _) => HealthState::Degraded,
         };
         HealthReport {
             state,
-            down_for: self.down_until.map(|until| until.saturating_duration_since(now)),
+            down_for,
             last_failure: self.last_failure.as_ref().map(|(failure, at)| (failure.clone(), now.duration_since(*at))),
             failures: self.failures.clone(),
             answers: self.answers,
@@ -172,6 +215,11 @@ impl Health {
     pub(crate) fn latency(&self) -> Option<Latency> {
         self.latency
     }
+}
+
+/// What a `Retry-After` asks for, within bounds.
+fn bounded(asked: Duration) -> Duration {
+    asked.clamp(Duration::from_secs(1), RETRY_AFTER_MAX)
 }
 
 /// The pause after so many pauses in a row.
@@ -203,7 +251,7 @@ mod tests {
         assert_eq!(fail(&mut health, FailureKind::Timeout, after), Some(PAUSES[1]), "longer each time");
         let later = after + PAUSES[1];
         assert!(health.admit(later));
-        health.on_answer(None);
+        health.on_answer(None, later);
         assert!(health.admit(later) && health.admit(later), "it answered");
         assert_eq!(health.report(later).state, HealthState::Up);
     }
@@ -213,20 +261,39 @@ mod tests {
         let (mut health, now) = (Health::default(), Instant::now());
         for _ in 0..20 {
             assert_eq!(fail(&mut health, FailureKind::Interrupted, now), None);
-            health.on_answer(Some(Duration::from_millis(10)));
+            health.on_answer(Some(Duration::from_millis(10)), now);
         }
     }
 
     #[test]
-    fn what_lasts_pauses_at_once_for_as_long_as_the_cache_asks() {
+    fn what_lasts_pauses_at_once() {
         let (mut health, now) = (Health::default(), Instant::now());
         assert_eq!(fail(&mut health, FailureKind::Tls, now), Some(PAUSES[0]));
-        let mut health = Health::default();
-        let limited =
-            Failure { retry_after: Some(Duration::from_secs(7)), ..Failure::new(FailureKind::RateLimited, "x") };
-        assert_eq!(health.on_failure(limited.clone(), now, 0.5), Some(Duration::from_secs(7)));
-        let for_ever = Failure { retry_after: Some(Duration::MAX), ..limited };
-        assert_eq!(Health::default().on_failure(for_ever, now, 0.5), Some(RETRY_AFTER_MAX));
+    }
+
+    #[test]
+    fn a_cache_that_is_asked_too_much_is_left_alone_for_as_long_as_it_says_and_is_not_down() {
+        let limited = |seconds| Failure {
+            retry_after: Some(Duration::from_secs(seconds)),
+            ..Failure::new(FailureKind::RateLimited, "x")
+        };
+        let (mut health, now) = (Health::default(), Instant::now());
+        assert_eq!(health.on_failure(limited(7), now, 0.5), Some(Duration::from_secs(7)));
+        assert_eq!(health.on_failure(limited(9), now, 0.5), None, "they were under way together");
+        health.on_answer(None, now);
+        assert_eq!(health.limited_for(now), Some(Duration::from_secs(9)), "the answer was under way, too");
+        assert!(!health.admit(now) && health.report(now).state == HealthState::Down);
+        let later = now + Duration::from_secs(9);
+        assert!(health.admit(later) && health.admit(later), "there is no trial");
+        assert_eq!(health.report(later).state, HealthState::Degraded);
+        health.on_answer(None, later);
+        assert_eq!(health.report(later).state, HealthState::Up);
+        assert_eq!(Health::default().on_failure(limited(u64::MAX), now, 0.5), Some(RETRY_AFTER_MAX));
+        let pauses = [0, 1, 3, 7].map(|seconds| {
+            let at = later + Duration::from_secs(seconds);
+            fail(&mut health, FailureKind::RateLimited, at).unwrap().as_secs()
+        });
+        assert_eq!(pauses, [1, 2, 4, 8], "it does not say for how long");
     }
 
     #[test]
@@ -245,7 +312,7 @@ mod tests {
         assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250));
         health.on_overtaken(Duration::from_millis(20), now);
         assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250), "20 ms say nothing new");
-        (0..50).for_each(|_| health.on_answer(Some(Duration::from_millis(10))));
+        (0..50).for_each(|_| health.on_answer(Some(Duration::from_millis(10)), now));
         assert!(health.latency().unwrap().mean() < Duration::from_millis(20));
     }
 
@@ -262,7 +329,7 @@ mod tests {
         overtake(&mut health, after);
         assert!(health.is_silent(after + PAUSES[0]), "longer each time");
         assert!(health.admit(after) && health.report(after).state == HealthState::Up);
-        health.on_answer(None);
+        health.on_answer(None, after);
         assert!(!health.is_silent(after), "it answered");
     }
 

@@ -77,6 +77,11 @@ impl Upstream {
         self.health.lock().may_be_asked(Instant::now())
     }
 
+    /// How long it is still to be asked nothing because it said that it is asked too much. After that it answers.
+    pub fn limited_for(&self) -> Option<Duration> {
+        self.health.lock().limited_for(Instant::now())
+    }
+
     /// What is known of its health.
     pub fn report_health(&self) -> HealthReport {
         self.health.lock().report(Instant::now())
@@ -123,7 +128,7 @@ impl Upstream {
         let since = Instant::now();
         let answer = self.fetch_text(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await;
         match &answer {
-            Ok(_) => self.health.lock().on_answer(Some(since.elapsed())),
+            Ok(_) => self.health.lock().on_answer(Some(since.elapsed()), Instant::now()),
             Err(failure) => self.note_failure(failure.clone()),
         }
         answer
@@ -168,6 +173,10 @@ impl Upstream {
         if health.admit(Instant::now()) {
             return Ok(());
         }
+        if let Some(pause) = health.limited_for(Instant::now()) {
+            let detail = format!("not to be asked for {} s more", pause.as_secs());
+            return Err(Failure::new(FailureKind::RateLimited, detail));
+        }
         let report = health.report(Instant::now());
         let last =
             report.last_failure.map_or_else(|| "tried again just now".to_owned(), |(failure, _)| failure.to_string());
@@ -188,7 +197,7 @@ impl Upstream {
         self.admit()?;
         let opened = self.open_nar(location, offset, nar_size).await;
         match &opened {
-            Ok(_) => self.health.lock().on_answer(None),
+            Ok(_) => self.health.lock().on_answer(None, Instant::now()),
             Err(failure) => self.note_failure(failure.clone()),
         }
         opened

@@ -4,6 +4,7 @@
 //! source is of: `mesh.rs` or `upstreams.rs`.
 
 mod mesh;
+mod pace;
 mod upstreams;
 
 pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};
@@ -16,7 +17,8 @@ use narmesh_mesh::{MeshHandle, Uploads};
 use narmesh_protocol::wire::{NarInfoReply, NarRequest, TreeRequest};
 use narmesh_protocol::{HashPart, NarUrl, TrustedKeys};
 use narmesh_resolver::{
-    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, SourceId, Sources, TreeAnswer,
+    Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, SourceId, SourceTurn, Sources,
+    TreeAnswer, User,
 };
 use parking_lot::RwLock;
 use std::io;
@@ -77,6 +79,7 @@ impl Sources for AllSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let mut candidates = self.mesh.candidates(part);
         candidates.ranked = self.order(candidates.ranked, self.upstreams.candidates(part));
+        candidates.paused.extend(self.upstreams.paused(part));
         candidates
     }
 
@@ -101,6 +104,14 @@ impl Sources for AllSources {
         match source {
             SourceId::Peer(_) => None,
             SourceId::Upstream(id) => Some(self.upstreams.trusted_keys(*id)),
+        }
+    }
+
+    fn take_turn(&self, source: SourceId, user: User) -> BoxFuture<'static, Option<SourceTurn>> {
+        match source {
+            // What a peer is asked at a time is bounded where it is asked.
+            SourceId::Peer(_) => Box::pin(std::future::ready(Some(Box::new(()) as SourceTurn))),
+            SourceId::Upstream(id) => self.upstreams.take_turn(id, user),
         }
     }
 

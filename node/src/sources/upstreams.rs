@@ -1,10 +1,13 @@
 //! The upstream caches as sources of the resolver: each may have any path, and says so only when it is asked.
 
+use super::pace::Pace;
 use futures::future::BoxFuture;
 use moka::sync::Cache;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
 use narmesh_protocol::{HashPart, NarHash, NarInfo, StoreDir, TrustedKeys};
-use narmesh_resolver::{Candidate, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, UpstreamId};
+use narmesh_resolver::{
+    Candidate, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Turn, UpstreamId, User,
+};
 use narmesh_upstream::{Failure, FailureKind, NarBody, NarLocation, Upstream, UpstreamSettings};
 use parking_lot::{Mutex, RwLock};
 use std::io;
@@ -38,6 +41,12 @@ const KEPT_WAITING: Duration = Duration::from_secs(1);
 /// For so long it is then asked for NARs after all others, or each NAR would wait for it.
 const ASKED_LAST_FOR: Duration = Duration::from_secs(15);
 
+/// A narinfo is waited for if its cache, which was asked too much, answers again within this: the usual
+/// `narinfo_deadline_max_ms`.
+const LIMITED_WAIT_MAX: Duration = Duration::from_secs(10);
+/// A NAR is waited for if its cache answers again within this: for so long Nix can be kept waiting.
+const LIMITED_NAR_WAIT_MAX: Duration = Duration::from_secs(100);
+
 /// All configured caches.
 #[derive(Debug)]
 pub(crate) struct UpstreamSources {
@@ -56,6 +65,7 @@ struct Source {
     locations: Cache<HashPart, (NarHash, NarLocation)>,
     /// Paths that it said lately it does not have.
     misses: Cache<HashPart, ()>,
+    pace: Pace,
     in_flight: AtomicUsize,
     last_received: Mutex<Option<Instant>>,
     rate_bytes_s: Mutex<Option<u64>>,
@@ -89,6 +99,7 @@ impl UpstreamSources {
                     .time_to_live(LOCATIONS_FOR)
                     .build(),
                 misses: Cache::builder().max_capacity(MISSES_MAX).time_to_live(MISSES_FOR).build(),
+                pace: Pace::default(),
                 in_flight: AtomicUsize::new(0),
                 last_received: Mutex::default(),
                 rate_bytes_s: Mutex::default(),
@@ -130,7 +141,7 @@ impl UpstreamSources {
 
     /// Whether any may have the path, as far as is known without asking.
     pub(super) fn may_any_have(&self, part: &HashPart) -> bool {
-        self.configured.read().iter().any(|source| source.may_have(part))
+        self.configured.read().iter().any(|source| source.may_have(part) || source.is_put_off(part))
     }
 
     /// The caches that are not down and did not deny the path lately: silent ones last, before them lower tiers first, and in a tier the quickest first.
@@ -144,6 +155,23 @@ impl UpstreamSources {
         usable.iter().map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
     }
 
+    /// The caches that may have the path and want to be left alone for longer than a lookup lasts: whether they have it
+    /// is not known.
+    pub(super) fn paused(&self, part: &HashPart) -> Vec<Candidate> {
+        let configured = self.configured.read();
+        let put_off = configured.iter().filter(|source| source.is_put_off(part));
+        put_off.map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
+    }
+
+    /// Waits until the cache may be asked, and this user has his turn there.
+    pub(super) fn take_turn(&self, id: UpstreamId, user: User) -> BoxFuture<'static, Option<SourceTurn>> {
+        let source = self.find(id);
+        Box::pin(async move {
+            let turn = source?.take_turn(user, LIMITED_WAIT_MAX).await?;
+            Some(Box::new(turn) as SourceTurn)
+        })
+    }
+
     pub(super) fn trusted_keys(&self, id: UpstreamId) -> Arc<TrustedKeys> {
         self.find(id).map(|source| Arc::clone(&source.trusted)).unwrap_or_default()
     }
@@ -155,6 +183,7 @@ impl UpstreamSources {
             match source.ask(&part, &store_dir).await {
                 Ok(Some(text)) => Ok(NarInfoReply::Found(text)),
                 Ok(None) => Ok(NarInfoReply::Absent),
+                Err(failure) if failure.kind == FailureKind::RateLimited => Err(NoAnswer::NotYet(failure.to_string())),
                 // What is wrong with one path is so the next time, too.
                 Err(failure) if failure.kind.is_of_cache() && source.upstream.may_be_asked() => {
                     Err(NoAnswer::FailedForNow(failure.to_string()))
@@ -175,9 +204,12 @@ impl UpstreamSources {
             let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
             let under_way = UnderWay::begin(source);
             let mut failures = 0;
-            let body = loop {
+            let feed = loop {
                 match under_way.0.request(&request, &store_dir).await {
-                    Ok(body) => break body,
+                    Ok(body) => break Feed::of(body),
+                    Err(failure) if failure.kind == FailureKind::RateLimited => {
+                        break Feed::PutOff { request, store_dir, since: Instant::now() };
+                    }
                     Err(failure) => {
                         failures += 1;
                         // Where another cache may have it, that one is asked at once.
@@ -190,7 +222,7 @@ impl UpstreamSources {
                     }
                 }
             };
-            Ok(Box::new(UpstreamFeed { body, under_way }) as Box<dyn NarFeed>)
+            Ok(Box::new(UpstreamFeed { feed, under_way }) as Box<dyn NarFeed>)
         })
     }
 
@@ -233,9 +265,38 @@ impl UpstreamSources {
 pub(crate) struct PreparedUpstreams(Arc<[Arc<Source>]>);
 
 impl Source {
+    /// Waits until the cache may be asked, and this user has his turn; `None` if the cache wants to be left alone for
+    /// longer than `wait_max`.
+    async fn take_turn(&self, user: User, wait_max: Duration) -> Option<Turn> {
+        loop {
+            // Whoever waits for that takes nobody's turn.
+            while let Some(pause) = self.upstream.limited_for() {
+                if pause > wait_max {
+                    return None;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            let turn = self.pace.take(user).await;
+            if self.upstream.limited_for().is_none() {
+                return Some(turn);
+            }
+        }
+    }
+
+    /// Asks, and notes whether that was too much.
+    async fn at_its_pace<T>(&self, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let answer = asked.await;
+        match &answer {
+            Ok(_) => self.pace.on_answer(),
+            Err(failure) if failure.kind == FailureKind::RateLimited => self.pace.on_limited(),
+            Err(_) => {}
+        }
+        answer
+    }
+
     /// Asks for a narinfo, and remembers where its NAR is.
     async fn ask(&self, part: &HashPart, store_dir: &StoreDir) -> Result<Option<Vec<u8>>, Failure> {
-        let Some(text) = self.upstream.narinfo(part).await? else {
+        let Some(text) = self.at_its_pace(self.upstream.narinfo(part)).await? else {
             self.misses.insert(*part, ());
             return Ok(None);
         };
@@ -268,13 +329,24 @@ impl Source {
             self.ask(&hash_part, store_dir).await?;
         }
         match self.locations.get(&hash_part) {
-            Some((known, location)) if known == nar_hash => self.upstream.nar(&location, offset, nar_size).await,
+            Some((known, location)) if known == nar_hash => {
+                self.at_its_pace(self.upstream.nar(&location, offset, nar_size)).await
+            }
             Some(_) | None => Ok(None),
         }
     }
 
     fn may_have(&self, part: &HashPart) -> bool {
-        self.upstream.may_be_asked() && !self.misses.contains_key(part)
+        let may_be_asked = match self.upstream.limited_for() {
+            Some(pause) => pause <= LIMITED_WAIT_MAX,
+            None => self.upstream.may_be_asked(),
+        };
+        may_be_asked && !self.misses.contains_key(part)
+    }
+
+    /// Whether it may have the path and does not say now.
+    fn is_put_off(&self, part: &HashPart) -> bool {
+        self.upstream.limited_for().is_some_and(|pause| pause > LIMITED_WAIT_MAX) && !self.misses.contains_key(part)
     }
 
     fn keeps_nars_waiting(&self) -> bool {
@@ -313,17 +385,70 @@ impl Drop for UnderWay {
     }
 }
 
-/// A NAR from a cache; without a body the cache does not have it.
+/// A NAR from a cache.
 #[derive(Debug)]
 struct UpstreamFeed {
-    body: Option<NarBody>,
+    feed: Feed,
     under_way: UnderWay,
+}
+
+#[derive(Debug)]
+enum Feed {
+    /// The cache does not have it.
+    Absent,
+    Body(NarBody),
+    /// The cache wants to be asked later.
+    PutOff {
+        request: NarRequest,
+        store_dir: StoreDir,
+        since: Instant,
+    },
+}
+
+impl Feed {
+    fn of(body: Option<NarBody>) -> Self {
+        body.map_or(Self::Absent, Self::Body)
+    }
+}
+
+impl UpstreamFeed {
+    /// Asks the cache again when it may be asked. Returns how many seconds are left until then, at least once a second.
+    async fn wait_or_ask_again(&mut self) -> io::Result<Option<u32>> {
+        const LOOK_AGAIN: Duration = Duration::from_secs(1);
+        let Feed::PutOff { request, store_dir, since } = &mut self.feed else { return Ok(None) };
+        let source = &self.under_way.0;
+        let pause = source.upstream.limited_for().unwrap_or_default();
+        if since.elapsed() + pause > LIMITED_NAR_WAIT_MAX {
+            return Err(io::Error::other(format!("is to be asked in {} s", pause.as_secs())));
+        }
+        tokio::time::sleep(pause.min(LOOK_AGAIN)).await;
+        let turn = match source.upstream.limited_for() {
+            None => tokio::time::timeout(LOOK_AGAIN, source.pace.take(None)).await.ok(),
+            Some(_) => None,
+        };
+        let pause = source.upstream.limited_for();
+        let (Some(turn), None) = (turn, pause) else {
+            let seconds = pause.unwrap_or_default().as_secs().saturating_add(1);
+            return Ok(Some(u32::try_from(seconds).unwrap_or(u32::MAX)));
+        };
+        let asked = source.request(request, store_dir).await;
+        drop(turn);
+        match asked {
+            Ok(body) => self.feed = Feed::of(body),
+            Err(failure) if failure.kind == FailureKind::RateLimited => return Ok(Some(1)),
+            Err(failure) => return Err(io::Error::other(failure)),
+        }
+        Ok(None)
+    }
 }
 
 impl NarFeed for UpstreamFeed {
     fn next<'a>(&'a mut self, out: &'a mut Vec<u8>, bytes_max: u64) -> BoxFuture<'a, io::Result<Piece>> {
         Box::pin(async move {
-            let Some(body) = &mut self.body else { return Ok(Piece::Absent) };
+            if let Some(place) = self.wait_or_ask_again().await? {
+                return Ok(Piece::NotNow { place });
+            }
+            let Feed::Body(body) = &mut self.feed else { return Ok(Piece::Absent) };
             match body.read(out, bytes_max).await {
                 Ok(0) => Ok(Piece::Complete),
                 Ok(_) => {
@@ -340,6 +465,9 @@ impl NarFeed for UpstreamFeed {
     }
 
     fn wire_bytes(&self) -> u64 {
-        self.body.as_ref().map_or(0, NarBody::wire_bytes)
+        match &self.feed {
+            Feed::Body(body) => body.wire_bytes(),
+            Feed::Absent | Feed::PutOff { .. } => 0,
+        }
     }
 }

@@ -10,7 +10,7 @@ use narmesh_http_gateway::{
     TreeListing,
 };
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
-use narmesh_resolver::Resolver;
+use narmesh_resolver::{FindUser, Resolver};
 use narmesh_store::{NixStore, Offer, OfferedPath, StoreContents, StoreError};
 use std::sync::Arc;
 
@@ -111,12 +111,12 @@ impl Substituter for GatewaySubstituter {
         }
     }
 
-    async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart, client: ClientUser) -> Option<Bytes> {
         match self.source(&part) {
             Source::Nobody => None,
             Source::Offer => self.find_offered(part).await.map(|path| with_deriver(&path)),
             Source::Resolver => {
-                let given = Arc::clone(&self.resolver).find_narinfo(part).await;
+                let given = self.resolver.find_narinfo(part, &user_finder(client)).await;
                 self.unless_private(&part, given)
             }
         }
@@ -147,7 +147,7 @@ impl Substituter for GatewaySubstituter {
         files::find_entry(self.find_contents(part), path).await
     }
 
-    async fn has_nar(&self, url: NarUrl) -> bool {
+    async fn has_nar(&self, url: NarUrl, client: ClientUser) -> bool {
         match self.source(&url.hash_part) {
             Source::Nobody => false,
             Source::Offer => self
@@ -155,7 +155,7 @@ impl Substituter for GatewaySubstituter {
                 .await
                 .is_some_and(|path| path.info.nar_hash == url.nar_hash && path.info.nar_size == url.nar_size),
             Source::Resolver => {
-                let has = Arc::clone(&self.resolver).has_nar(url).await;
+                let has = self.resolver.has_nar(url, &user_finder(client)).await;
                 self.unless_private(&url.hash_part, has.then_some(())).is_some()
             }
         }
@@ -169,13 +169,16 @@ impl Substituter for GatewaySubstituter {
                 self.resolver.fetch_offered_nar(offer, url, first_byte, resumed).await
             }
             Source::Resolver => {
-                let find_user = Arc::new(move || client.find());
-                let body = Arc::clone(&self.resolver).fetch_nar(url, first_byte, resumed, find_user).await;
+                let body = Arc::clone(&self.resolver).fetch_nar(url, first_byte, resumed, user_finder(client)).await;
                 self.unless_private(&url.hash_part, body)
             }
         };
         Some(Box::pin(body?.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
     }
+}
+
+fn user_finder(client: ClientUser) -> FindUser {
+    Arc::new(move || client.find())
 }
 
 /// The narinfo of an offered path, with the deriver that our own store knows, by which `nix log` finds the log of a path. Peers

@@ -104,12 +104,12 @@ impl Substituter for MemorySubstituter {
         }
     }
 
-    async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart, _: ClientUser) -> Option<Bytes> {
         tokio::task::yield_now().await;
         self.asked.get(&part).cloned().flatten()
     }
 
-    async fn has_nar(&self, url: NarUrl) -> bool {
+    async fn has_nar(&self, url: NarUrl, _: ClientUser) -> bool {
         self.nars.contains_key(&url)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::turns::{Turns, User};
+use crate::turns::{Turns, User};
 
 /// A bound on what all bodies together hold. It is counted in KiB.
 ///

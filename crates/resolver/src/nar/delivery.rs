@@ -13,8 +13,9 @@ use super::buffers::{Held, Share};
 use super::checkpoints::Trail;
 use super::transfer::{Step, Transfer};
 use super::waiting_client::{HungUp, WaitingClient};
-use super::{FindUser, HoldLimits, NarContext};
+use super::{HoldLimits, NarContext};
 use crate::lookup_log::LookupEvent;
+use crate::turns::FindUser;
 
 /// A NAR waits for memory for the whole while anything came in within this time from the sources that could send it; it
 /// stops this long before its client can no longer be kept waiting.

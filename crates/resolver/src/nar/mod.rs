@@ -24,7 +24,6 @@ mod shortage;
 mod tests;
 mod transfer;
 mod transfers;
-mod turns;
 mod waiting_client;
 
 use std::pin::Pin;
@@ -52,6 +51,7 @@ use crate::lookup_log::{LookupEvent, LookupLog};
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use crate::source::{SourceId, Sources};
+use crate::turns::FindUser;
 
 pub(crate) use self::contents::ContentsCheck;
 pub(crate) use self::recent::Recent;
@@ -68,9 +68,6 @@ pub struct BodyAborted;
 /// The body of a NAR: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last
 /// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
-
-/// Finds out which local user asks, if that can be known. Called only when the user matters: when memory is short.
-pub type FindUser = Arc<dyn Fn() -> Option<u32> + Send + Sync>;
 
 /// When bodies between peers are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +191,7 @@ impl Nars {
         resumed: bool,
         find_user: FindUser,
     ) -> Option<NarBody> {
-        let body = match self.narinfos.admit_nar(&url).await {
+        let body = match self.narinfos.admit_nar(&url, &find_user).await {
             true => self.bring_admitted(url.nar(), first_byte, resumed, find_user).await,
             false => None,
         };

@@ -7,6 +7,7 @@
 
 use super::answers::Answers;
 use super::ask::Asking;
+use crate::turns::User;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarInfo};
 use std::sync::{Arc, OnceLock, Weak};
@@ -27,7 +28,7 @@ const RECENT_MAX: u64 = 65_536;
 #[derive(Debug)]
 pub(crate) struct NarInfosAhead {
     answers: Arc<Answers>,
-    waiting: OnceLock<mpsc::Sender<HashPart>>,
+    waiting: OnceLock<mpsc::Sender<(HashPart, User)>>,
     recent: Cache<HashPart, ()>,
 }
 
@@ -37,8 +38,9 @@ impl NarInfosAhead {
         Self { answers, waiting: OnceLock::new(), recent }
     }
 
-    /// Queues questions about the paths that this one refers to, except those that are known.
-    pub(super) fn ask(&self, asking: &Arc<Asking>, info: &NarInfo) {
+    /// Queues questions about the paths that this one refers to, except those that are known. They count as questions of
+    /// the user who asked for this one.
+    pub(super) fn ask(&self, asking: &Arc<Asking>, info: &NarInfo, user: User) {
         let waiting = self.waiting.get_or_init(|| {
             let (sender, receiver) = mpsc::channel(WAITING_MAX);
             tokio::spawn(ask_all(Arc::downgrade(asking), Arc::clone(&self.answers), receiver));
@@ -51,22 +53,22 @@ impl NarInfosAhead {
             }
             let is_first = self.recent.entry(part).or_insert(()).is_fresh();
             // When the queue is full, the other references would not fit either.
-            if is_first && waiting.try_send(part).is_err() {
+            if is_first && waiting.try_send((part, user)).is_err() {
                 return;
             }
         }
     }
 }
 
-async fn ask_all(asking: Weak<Asking>, answers: Arc<Answers>, mut waiting: mpsc::Receiver<HashPart>) {
+async fn ask_all(asking: Weak<Asking>, answers: Arc<Answers>, mut waiting: mpsc::Receiver<(HashPart, User)>) {
     let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
-    while let Some(part) = waiting.recv().await {
+    while let Some((part, user)) = waiting.recv().await {
         let Ok(slot) = Arc::clone(&at_once).acquire_owned().await else { return };
         let Some(asking) = asking.upgrade() else { return };
         let answers = Arc::clone(&answers);
         tokio::spawn(async move {
             if answers.recall_fresh(part).await.is_none() {
-                asking.ask_ahead(part).await;
+                asking.ask_ahead(part, user).await;
             }
             drop(slot);
         });

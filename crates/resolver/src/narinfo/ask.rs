@@ -11,7 +11,8 @@ use super::gate::Gate;
 use super::judge::{Judge, Said};
 use crate::lookup_log::LookupEvent;
 use crate::shared::Shared;
-use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId};
+use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId, SourceTurn};
+use crate::turns::{Turn as Place, Turns, User};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use narmesh_protocol::HashPart;
@@ -21,11 +22,13 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The most paths asked about at the same time; further ones wait, within their own deadline.
+/// The most paths asked about at the same time; further ones wait, within their own deadline, and users take turns.
 const PATHS_AT_ONCE_MAX: usize = 256;
+/// The most of them of one user, so that another one finds a place although all questions wait for a slow source.
+const PATHS_OF_ONE_USER_MAX: usize = 192;
 /// The next candidate is asked when the one before has taken this many times its usual latency.
 const HEDGE_FACTOR: u32 = 3;
 /// The shortest such wait: with a shorter one, a context switch would be enough to ask the next candidate.
@@ -44,6 +47,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const TRIES_MAX: u32 = 3;
 /// The pause before the second of these questions; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// A question that found its place within this has not waited for it.
+const WAITED_MIN: Duration = Duration::from_millis(50);
 
 /// While the deadline is put off, lines are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -72,8 +78,9 @@ pub(crate) struct Asking {
     judge: Judge,
     false_hits: FalseHits,
     ahead: NarInfosAhead,
-    paths: Mutex<HashMap<HashPart, UnderWay>>,
-    slots: Arc<Semaphore>,
+    /// By user, so that nobody's question waits for another user's turn.
+    paths: Mutex<HashMap<(HashPart, User), UnderWay>>,
+    places: Turns,
 }
 
 #[derive(Debug)]
@@ -98,45 +105,54 @@ impl Asking {
             false_hits: FalseHits::default(),
             ahead: NarInfosAhead::new(answers),
             paths: Mutex::default(),
-            slots: Arc::new(Semaphore::new(PATHS_AT_ONCE_MAX)),
+            places: Turns::new(PATHS_AT_ONCE_MAX, PATHS_OF_ONE_USER_MAX),
         }
     }
 
     /// Asks the candidates, or joins a question about this path that is already under way. A refusal is counted once
     /// for all who wait, however many candidates hold what is refused.
-    pub(crate) async fn ask(self: &Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
-        self.await_outcome(part, true).await
+    pub(crate) async fn ask(self: &Arc<Self>, part: HashPart, user: User) -> Result<Arc<Answer>, NoNarInfo> {
+        self.await_outcome(part, user, true).await
     }
 
     /// The same for a path that Nix has not asked for, and may never ask for: a refusal is not counted.
-    pub(crate) async fn ask_ahead(self: &Arc<Self>, part: HashPart) {
-        drop(self.await_outcome(part, false).await);
+    pub(crate) async fn ask_ahead(self: &Arc<Self>, part: HashPart, user: User) {
+        drop(self.await_outcome(part, user, false).await);
     }
 
-    async fn await_outcome(self: &Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
-        let mut outcome = self.join_or_start(part, for_nix);
+    async fn await_outcome(
+        self: &Arc<Self>,
+        part: HashPart,
+        user: User,
+        for_nix: bool,
+    ) -> Result<Arc<Answer>, NoNarInfo> {
+        let mut outcome = self.join_or_start(part, user, for_nix);
         let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| NoNarInfo::NotNow)?;
         outcome.clone().unwrap_or(Err(NoNarInfo::NotNow))
     }
 
-    fn join_or_start(self: &Arc<Self>, part: HashPart, for_nix: bool) -> watch::Receiver<Outcome> {
+    fn join_or_start(self: &Arc<Self>, part: HashPart, user: User, for_nix: bool) -> watch::Receiver<Outcome> {
         let mut paths = self.paths.lock();
-        if let Some(under_way) = paths.get_mut(&part) {
+        if let Some(under_way) = paths.get_mut(&(part, user)) {
             under_way.for_nix |= for_nix;
             return under_way.outcome.clone();
         }
         let (sender, receiver) = watch::channel(None);
-        paths.insert(part, UnderWay { outcome: receiver.clone(), for_nix });
+        paths.insert((part, user), UnderWay { outcome: receiver.clone(), for_nix });
         let this = Arc::clone(self);
         // A task of its own, because the first asker may hang up while others still wait.
         tokio::spawn(async move {
             let settings = this.shared.settings();
-            let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
-            let answer = match tokio::time::timeout_at(patience.until, Arc::clone(&this.slots).acquire_owned()).await {
-                Ok(Ok(slot)) => this.ask_candidates(part, patience, slot).await,
-                Ok(Err(_)) | Err(_) => Err(NoNarInfo::NotNow),
+            let mut patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
+            let answer = match tokio::time::timeout_at(patience.until_max, this.places.take(user)).await {
+                Ok(place) => {
+                    // Candidates have their time from now on: that others were asked first says nothing about them.
+                    patience.begin(settings.narinfo_deadline);
+                    this.ask_candidates(part, user, patience, place).await
+                }
+                Err(_) => Err(NoNarInfo::NotNow),
             };
-            let question = this.paths.lock().remove(&part);
+            let question = this.paths.lock().remove(&(part, user));
             if let Err(NoNarInfo::Refused(refusal)) = &answer
                 && question.is_some_and(|question| question.for_nix)
             {
@@ -150,15 +166,16 @@ impl Asking {
     async fn ask_candidates(
         self: &Arc<Self>,
         part: HashPart,
+        user: User,
         mut patience: Patience,
-        slot: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<Arc<Answer>, NoNarInfo> {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
         let for_judging = patience;
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
-        let mut slot = Some(slot);
+        let mut place = Some(place);
         let mut asked = FuturesUnordered::new();
         let mut silent: Vec<(SourceId, AskedAt)> = Vec::new();
         let mut tries = Tries::default();
@@ -172,13 +189,13 @@ impl Asking {
                 if is_demoted {
                     // From now on the places of demoted candidates are the bound, so that whoever waits for one keeps no
                     // other path waiting.
-                    drop(slot.take());
+                    drop(place.take());
                 }
                 hedge = self.hedge_delay(&candidate.source);
                 let asked_at = AskedAt::default();
                 silent.push((candidate.source, Arc::clone(&asked_at)));
                 let turn = if is_demoted { Turn::Demoted } else { Turn::Now };
-                asked.push(self.ask_in_turn(part, candidate, turn, for_judging, asked_at));
+                asked.push(self.ask_in_turn(part, user, candidate, turn, for_judging, asked_at));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
@@ -206,12 +223,16 @@ impl Asking {
                         Said::Absent => {}
                         Said::Nothing => none = NoNarInfo::NotNow,
                         // The next candidate is asked meanwhile.
-                        Said::NothingForNow => {
+                        said @ (Said::NothingForNow | Said::NothingYet) => {
                             none = NoNarInfo::NotNow;
-                            if let Some(pause) = tries.pause_after_failure(candidate.source) {
+                            let again = match said {
+                                Said::NothingYet => Some(Turn::After(RETRY_PAUSE)),
+                                _ => tries.pause_after_failure(candidate.source).map(Turn::After),
+                            };
+                            if let Some(turn) = again {
                                 let asked_at = AskedAt::default();
                                 silent.push((candidate.source, Arc::clone(&asked_at)));
-                                asked.push(self.ask_in_turn(part, candidate, Turn::After(pause), for_judging, asked_at));
+                                asked.push(self.ask_in_turn(part, user, candidate, turn, for_judging, asked_at));
                             }
                         }
                     }
@@ -222,7 +243,9 @@ impl Asking {
                         continue;
                     }
                     for (source, _) in were_asked(silent) {
-                        self.shared.sources.observe(source, Observation::TimedOut);
+                        if !patience.is_cut_short {
+                            self.shared.sources.observe(source, Observation::TimedOut);
+                        }
                         self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, "silent until the deadline".to_owned()));
                     }
                     if second.is_none() && refused.is_none() {
@@ -258,6 +281,7 @@ impl Asking {
     async fn ask_in_turn(
         self: &Arc<Self>,
         part: HashPart,
+        user: User,
         candidate: Candidate,
         turn: Turn,
         patience: Patience,
@@ -274,7 +298,11 @@ impl Asking {
                 None => return (candidate, Said::Nothing),
             },
         };
-        let said = self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
+        let Some(source_turn) = self.shared.sources.take_turn(candidate.source, user).await else {
+            return (candidate, Said::Nothing);
+        };
+        let since = *asked_at.get_or_init(Instant::now);
+        let said = self.ask_one(part, user, candidate, source_turn, patience, since).await;
         if let (Some(place), Said::Holds(_)) = (place, &said) {
             place.give_back();
         }
@@ -284,7 +312,9 @@ impl Asking {
     async fn ask_one(
         self: &Arc<Self>,
         part: HashPart,
+        user: User,
         candidate: Candidate,
+        source_turn: SourceTurn,
         patience: Patience,
         since: Instant,
     ) -> Said {
@@ -300,7 +330,9 @@ impl Asking {
                 }
             }
         };
-        let said = match until_not_busy.await {
+        let reply = until_not_busy.await;
+        drop(source_turn);
+        let said = match reply {
             Ok(NarInfoReply::Found(text)) => {
                 // What was worth waiting for is worth judging: an answer after the usual deadline has time for that, too.
                 let is_late = self.is_on_a_full_line(&source);
@@ -324,9 +356,13 @@ impl Asking {
                 self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, why));
                 Said::NothingForNow
             }
+            Err(NoAnswer::NotYet(why)) => {
+                self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, why));
+                Said::NothingYet
+            }
         };
         if let Said::Holds(answer) = &said {
-            self.ahead.ask(self, &answer.info);
+            self.ahead.ask(self, &answer.info, user);
         }
         said
     }
@@ -372,12 +408,20 @@ struct Patience {
     since: Instant,
     until: Instant,
     until_max: Instant,
+    /// Whether the question had to wait for its turn here, so that its candidates have less than the usual time.
+    is_cut_short: bool,
 }
 
 impl Patience {
     fn new(usual: Duration, max: Duration) -> Self {
         let since = Instant::now();
-        Self { since, until: since + usual, until_max: since + max.max(usual) }
+        Self { since, until: since + usual, until_max: since + max.max(usual), is_cut_short: false }
+    }
+
+    /// Gives candidates the usual time from now on, up to the limit.
+    fn begin(&mut self, usual: Duration) {
+        self.until = (Instant::now() + usual).min(self.until_max);
+        self.is_cut_short = self.since.elapsed() > WAITED_MIN;
     }
 
     /// Puts the deadline off a little. Returns whether that was possible, or the limit had been reached.

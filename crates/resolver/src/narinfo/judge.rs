@@ -27,6 +27,8 @@ pub(super) enum Said {
     Nothing,
     /// It gave no answer, and may give one to the same question.
     NothingForNow,
+    /// It asks to be asked again later, and will answer then.
+    NothingYet,
 }
 
 /// Judges the answers of candidates, and remembers those that pass.

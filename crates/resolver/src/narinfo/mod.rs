@@ -37,6 +37,7 @@ use crate::builders::Builders;
 use crate::lookup_log::{AtOnce, LookupEvent, NotFound};
 use crate::nar::ContentsCheck;
 use crate::shared::Shared;
+use crate::turns::FindUser;
 
 pub use gate::{Reason, Refused};
 
@@ -157,10 +158,10 @@ impl NarInfos {
     }
 
     /// The narinfo of a path, within the deadline of the settings.
-    pub(crate) async fn find(&self, part: HashPart) -> Option<Given> {
+    pub(crate) async fn find(&self, part: HashPart, find_user: &FindUser) -> Option<Given> {
         // Usually the deadline of the candidates ends a lookup; this one is for a disk that hangs.
         let longest = self.shared.settings().narinfo_deadline_max + DISK_HANGS;
-        let found = tokio::time::timeout(longest, self.find_in_time(part)).await;
+        let found = tokio::time::timeout(longest, self.find_in_time(part, find_user)).await;
         found.unwrap_or_else(|_| {
             self.shared.counters.deadlines.inc();
             self.shared.lookup_log.note(part, LookupEvent::Deadline(longest));
@@ -168,7 +169,7 @@ impl NarInfos {
         })
     }
 
-    async fn find_in_time(&self, part: HashPart) -> Option<Given> {
+    async fn find_in_time(&self, part: HashPart, find_user: &FindUser) -> Option<Given> {
         let mut refused = None;
         if self.shared.has(&part) {
             match self.own.answer(part).await {
@@ -184,7 +185,7 @@ impl NarInfos {
         }
         // A remembered answer that is not fresh is kept for the case that no candidate answers now.
         self.shared.counters.asked.inc();
-        match (self.asking.ask(part).await, remembered) {
+        match (self.asking.ask(part, find_user()).await, remembered) {
             (Ok(answer), _) => given(&answer),
             // The answer was true when it was given, and a source still claims the path.
             (Err(NoNarInfo::NotNow), Some(remembered)) => {
@@ -233,7 +234,7 @@ impl NarInfos {
     ///
     /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the
     /// gateway.
-    pub(crate) async fn admit_nar(&self, url: &NarUrl) -> bool {
+    pub(crate) async fn admit_nar(&self, url: &NarUrl, find_user: &FindUser) -> bool {
         if !self.gate.demands() {
             return true;
         }
@@ -246,7 +247,7 @@ impl NarInfos {
         }
         let answer = match self.recall(part).await {
             Some(answer) => Ok(answer),
-            None => self.asking.ask(part).await,
+            None => self.asking.ask(part, find_user()).await,
         };
         let Ok(answer) = answer else {
             self.shared.lookup_log.note(part, LookupEvent::NarRefused);

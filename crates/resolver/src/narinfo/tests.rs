@@ -17,8 +17,11 @@ use crate::ResolverSettings;
 use crate::builders::Builders;
 use crate::nar::{Compress, ContentsCheck, NarContext, TransferSettings};
 use crate::shared::Shared;
-use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources, UpstreamId};
+use crate::source::{
+    Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, SourceTurn, Sources, UpstreamId,
+};
 use crate::tests::Nothing;
+use crate::turns::{FindUser, User};
 
 /// One source that claims every path: one that is demoted, or one that is awaited.
 struct OneSource {
@@ -122,6 +125,15 @@ impl Stage {
     }
 }
 
+/// A client of whom nothing is known.
+fn nobody() -> FindUser {
+    of_user(None)
+}
+
+fn of_user(user: User) -> FindUser {
+    Arc::new(move || user)
+}
+
 fn key() -> NixSecretKey {
     NixSecretKey::from_seed("b-1", &[1; 32]).unwrap()
 }
@@ -159,7 +171,7 @@ async fn no_false_hits_of_others_make_a_held_path_absent() {
         let narinfos = Arc::clone(&stage.narinfos);
         tokio::spawn(async move {
             for number in 0.. {
-                assert!(narinfos.find(absent(client << 16 | number)).await.is_none());
+                assert!(narinfos.find(absent(client << 16 | number), &nobody()).await.is_none());
                 // Lets time go on even if everything is answered at once.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -170,7 +182,7 @@ async fn no_false_hits_of_others_make_a_held_path_absent() {
     for part in &stage.held {
         // A moment at which all places are taken.
         tokio::time::sleep(Duration::from_millis(7)).await;
-        assert!(stage.narinfos.find(*part).await.is_some());
+        assert!(stage.narinfos.find(*part, &nobody()).await.is_some());
     }
     let unfounded = |observation: &&Observation| matches!(observation, Observation::TimedOut);
     assert_eq!(stage.observed.lock().iter().filter(unfounded).count(), 0, "it answered whatever it was asked");
@@ -180,16 +192,17 @@ async fn no_false_hits_of_others_make_a_held_path_absent() {
 #[tokio::test(start_paused = true)]
 async fn slow_liar_makes_few_lookups_wait() {
     let stage = Stage::new(Duration::from_millis(900));
-    let first = join_all((0..64).map(|number| stage.narinfos.find(absent(number)))).await;
+    let nobody = nobody();
+    let first = join_all((0..64).map(|number| stage.narinfos.find(absent(number), &nobody))).await;
     assert!(first.iter().all(Option::is_none));
     assert_eq!(stage.asked(), 64);
     let started = Instant::now();
     for number in 64..264 {
-        assert!(stage.narinfos.find(absent(number)).await.is_none());
+        assert!(stage.narinfos.find(absent(number), &nobody).await.is_none());
     }
     assert_eq!((stage.asked(), started.elapsed()), (64, Duration::ZERO));
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert!(stage.narinfos.find(absent(264)).await.is_none());
+    assert!(stage.narinfos.find(absent(264), &nobody).await.is_none());
     assert_eq!(stage.asked(), 65, "it is asked again");
 }
 
@@ -197,8 +210,95 @@ async fn slow_liar_makes_few_lookups_wait() {
 async fn answer_that_was_waited_for_has_time_to_be_judged() {
     let stage = Stage::with_one(true, Duration::from_secs(3));
     let asked_at = Instant::now();
-    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
     assert_eq!(*stage.builders.deadlines.lock(), [asked_at + Duration::from_secs(10)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flood_of_one_user_makes_no_other_wait_for_long_or_in_vain() {
+    let stage = Stage::with_one(true, Duration::from_secs(2));
+    let flood: Vec<_> = (0..2_000_u32)
+        .map(|number| {
+            let narinfos = Arc::clone(&stage.narinfos);
+            tokio::spawn(async move { narinfos.find(absent(number), &of_user(Some(1))).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let asked_at = Instant::now();
+    // Also what the other user asks for already.
+    let shared = Arc::clone(&stage.narinfos);
+    let joins = tokio::spawn(async move { shared.find(absent(1_999), &of_user(Some(3))).await });
+    assert!(stage.narinfos.find(stage.held[0], &of_user(Some(2))).await.is_some());
+    assert!(joins.await.unwrap().is_none());
+    assert_eq!(asked_at.elapsed(), Duration::from_secs(2), "as long as the source takes");
+    join_all(flood).await;
+    let blamed = |observation: &&Observation| matches!(observation, Observation::TimedOut);
+    assert_eq!(stage.observed.lock().iter().filter(blamed).count(), 0, "it answered whatever it was asked");
+}
+
+/// A cache that answers after a while, and says so, or lets wait for it.
+struct Limited {
+    opens_at: Instant,
+    asked: Arc<Mutex<u32>>,
+}
+
+impl Sources for Limited {
+    fn candidates(&self, _: &HashPart) -> Candidates {
+        let all = vec![Candidate { source: SourceId::Upstream(UpstreamId(0)), summary_epoch: 0 }];
+        Candidates { ranked: all, ..Candidates::default() }
+    }
+
+    fn is_claimed(&self, _: &HashPart) -> bool {
+        true
+    }
+
+    fn summary_epoch(&self, _: &SourceId) -> Option<u64> {
+        Some(0)
+    }
+
+    fn take_turn(&self, _: SourceId, _: User) -> BoxFuture<'static, Option<SourceTurn>> {
+        // Who was not told yet that it is too early asks at once.
+        let opens_at = if *self.asked.lock() == 0 { Instant::now() } else { self.opens_at };
+        Box::pin(async move {
+            tokio::time::sleep_until(opens_at).await;
+            Some(Box::new(()) as SourceTurn)
+        })
+    }
+
+    fn ask(&self, _: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+        *self.asked.lock() += 1;
+        let reply = match Instant::now() < self.opens_at {
+            true => Err(NoAnswer::NotYet("status 429".to_owned())),
+            false => Ok(NarInfoReply::Found(held().remove(&part).unwrap())),
+        };
+        Box::pin(std::future::ready(reply))
+    }
+
+    fn prepare(&self, _: SourceId) {}
+
+    fn request(&self, _: SourceId, _: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
+    }
+
+    fn line(&self, _: &SourceId) -> Line {
+        Line { is_awaited: true, ..Line::default() }
+    }
+
+    fn observe(&self, _: SourceId, observation: Observation) {
+        assert!(!matches!(observation, Observation::TimedOut), "it answered whatever it was asked");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_answers_later_is_waited_for_and_not_blamed() {
+    for (seconds, is_found) in [(7, true), (30, false)] {
+        let (asked, started) = (Arc::default(), Instant::now());
+        let opens_at = started + Duration::from_secs(seconds);
+        let stage = Stage::with(Limited { opens_at, asked: Arc::clone(&asked) }, Arc::default());
+        assert_eq!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some(), is_found, "{seconds} s");
+        assert_eq!(started.elapsed(), Duration::from_secs(seconds.min(10)));
+        assert_eq!(*asked.lock(), if is_found { 2 } else { 1 }, "{seconds} s");
+    }
 }
 
 /// Upstream caches, the first of which fails a number of times before it answers. Those in `silent` never answer.
@@ -277,14 +377,14 @@ impl Sources for Failing {
 #[tokio::test(start_paused = true)]
 async fn cache_that_fails_twice_and_is_not_down_is_asked_again_before_a_404() {
     let (stage, _) = Failing::stage(2);
-    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn cache_that_always_fails_costs_a_lookup_little() {
     let (stage, failures_left) = Failing::stage(100);
     let started = Instant::now();
-    assert!(stage.narinfos.find(stage.held[0]).await.is_none());
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_none());
     assert_eq!(*failures_left.lock(), 97, "it was asked three times");
     assert_eq!(started.elapsed(), Duration::from_millis(150));
 }
@@ -295,7 +395,7 @@ async fn cache_that_fails_keeps_no_other_one_waiting() {
     let failures_left = Arc::new(Mutex::new(100));
     let source = Failing { failures_left, silent: HashSet::new(), others_hold: true, observed: Arc::clone(&observed) };
     let (stage, started) = (Stage::with(source, observed), Instant::now());
-    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
 
@@ -306,6 +406,6 @@ async fn caches_of_which_nothing_is_known_are_asked_soon_after_each_other() {
     let failures_left = Arc::default();
     let source = Failing { failures_left, silent, others_hold: true, observed: Arc::clone(&observed) };
     let (stage, started) = (Stage::with(source, observed), Instant::now());
-    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
     assert!(started.elapsed() <= Duration::from_millis(50), "{:?}", started.elapsed());
 }

@@ -13,7 +13,7 @@ use narmesh_store::{NixStore, StoreLocation};
 use super::Nothing;
 use crate::builders::Builders;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
-use crate::{Compress, Lookup, Resolver, ResolverSettings, TransferSettings};
+use crate::{Compress, FindUser, Lookup, Resolver, ResolverSettings, TransferSettings};
 
 /// One source, which claims the path whose hash part begins with 1 and does not have it.
 struct Claims {
@@ -86,7 +86,8 @@ async fn one_request_is_one_lookup_whoever_claims_the_path() {
     let [claimed, unknown] = [1, 2].map(|first| HashPart([first; 20]));
     assert_eq!((resolver.look_up(unknown), counted()), (Lookup::Absent, 1));
     assert_eq!((resolver.look_up(claimed), counted()), (Lookup::Ask, 1));
-    assert_eq!(resolver.find_narinfo(claimed).await, None);
+    let nobody: FindUser = Arc::new(|| None);
+    assert_eq!(resolver.find_narinfo(claimed, &nobody).await, None);
     assert_eq!(counted(), 0, "the same request goes on");
     let url = NarUrl::new(claimed, NarHash([1; 32]), 1_024);
     assert!(resolver.fetch_nar(url, 0, false, Arc::new(|| None)).await.is_none());
