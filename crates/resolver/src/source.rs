@@ -185,6 +185,8 @@ pub enum Piece {
     /// It has the NAR, and names others who have it on their way; the first is to be asked first. Those that cannot be asked
     /// are left out.
     Others(Vec<SourceId>),
+    /// The source is not asked yet, because there is no memory here for what it would send. That says nothing about it.
+    NoMemory,
     /// Bytes were appended.
     Data,
     /// The source does not have that NAR.

@@ -5,10 +5,10 @@ use async_compression::zstd::DParameter;
 use std::pin::Pin;
 use tokio::io::{AsyncBufRead, AsyncRead};
 
-/// Memory that an xz decoder may take. `xz -9`, the most that Nix uses, needs 65 MiB.
-const XZ_MEMORY_MAX: u64 = 70 << 20;
-/// The largest zstd window, as a power of two: 128 MiB is what zstd itself accepts without being asked.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Memory that an xz decoder takes beside its dictionary: less than this.
+const XZ_BESIDE_WINDOW: u64 = 1 << 20;
+/// Windows of zstd, as powers of two, that are accepted in any case.
+const ZSTD_WINDOW_LOG_MIN: u32 = 10;
 
 /// The compression of a NAR in a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,9 @@ impl Compression {
         Self::ALL.map(Self::name).join(", ")
     }
 
-    /// Unpacks a stream. Every decoder goes on behind the end of a member, as `cat a.xz b.xz` is a valid file, too.
-    pub(crate) fn unpack(self, packed: impl AsyncBufRead + Send + 'static) -> Unpacked {
+    /// Unpacks a stream whose window is no larger than this; beyond that the stream counts as damaged. Every decoder goes
+    /// on behind the end of a member, as `cat a.xz b.xz` is a valid file, too.
+    pub(crate) fn unpack(self, packed: impl AsyncBufRead + Send + 'static, window: u64) -> Unpacked {
         macro_rules! several {
             ($decoder:expr) => {{
                 let mut decoder = $decoder;
@@ -73,9 +74,10 @@ impl Compression {
         }
         match self {
             Self::None => Box::pin(packed),
-            Self::Xz => several!(XzDecoder::with_mem_limit(packed, XZ_MEMORY_MAX)),
+            Self::Xz => several!(XzDecoder::with_mem_limit(packed, window.saturating_add(XZ_BESIDE_WINDOW))),
             Self::Zstd => {
-                several!(ZstdDecoder::with_params(packed, &[DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX)]))
+                let log = window.max(1).next_power_of_two().ilog2().max(ZSTD_WINDOW_LOG_MIN);
+                several!(ZstdDecoder::with_params(packed, &[DParameter::window_log_max(log)]))
             }
             Self::Bzip2 => several!(BzDecoder::new(packed)),
             Self::Brotli => Box::pin(BrotliDecoder::new(packed)),
@@ -88,6 +90,7 @@ impl Compression {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::window::window_max;
     use async_compression::tokio::bufread::{
         BrotliEncoder, BzEncoder, GzipEncoder, Lz4Encoder, XzEncoder, ZstdEncoder,
     };
@@ -119,7 +122,7 @@ mod tests {
         for compression in Compression::ALL {
             let packed = pack(compression, &nar).await;
             let mut unpacked = Vec::new();
-            compression.unpack(Cursor::new(packed)).read_to_end(&mut unpacked).await.unwrap();
+            compression.unpack(Cursor::new(packed), window_max(compression)).read_to_end(&mut unpacked).await.unwrap();
             assert!(unpacked == nar, "{compression:?}");
         }
     }
@@ -131,7 +134,7 @@ mod tests {
             let mut packed = pack(compression, b"one ").await;
             packed.extend(pack(compression, b"two").await);
             let mut unpacked = Vec::new();
-            compression.unpack(Cursor::new(packed)).read_to_end(&mut unpacked).await.unwrap();
+            compression.unpack(Cursor::new(packed), window_max(compression)).read_to_end(&mut unpacked).await.unwrap();
             assert_eq!(unpacked, b"one two", "{compression:?}");
         }
     }
@@ -143,7 +146,8 @@ mod tests {
             let mut packed = pack(compression, &nar).await;
             packed.truncate(packed.len() / 2);
             let mut unpacked = Vec::new();
-            let ended = compression.unpack(Cursor::new(packed)).read_to_end(&mut unpacked).await;
+            let ended =
+                compression.unpack(Cursor::new(packed), window_max(compression)).read_to_end(&mut unpacked).await;
             assert!(ended.is_err(), "{compression:?} ended with {} of {} bytes", unpacked.len(), nar.len());
         }
     }

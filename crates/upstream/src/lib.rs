@@ -8,7 +8,8 @@
 //! which the caller checks number and hash, and its end says nothing about whether the NAR is complete. What the narinfo
 //! says of the file is compared as well, but only noted: the hash of the NAR decides.
 //! Invariants: a cache that is down is not contacted, except by one request at a time that tries it again; credentials go
-//! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one.
+//! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one; no NAR is
+//! unpacked without its share of [`DecoderMemory`].
 
 mod decode;
 mod directory;
@@ -17,15 +18,18 @@ mod health;
 mod http;
 mod latency;
 mod location;
+mod memory;
 mod reach;
 mod received;
 mod settings;
 mod upstream;
+mod window;
 
 pub use decode::Compression;
 pub use failure::{Failure, FailureKind};
 pub use health::{HealthReport, HealthState};
 pub use latency::Latency;
 pub use location::{LocationError, NarLocation};
+pub use memory::{DecoderMemory, Memory};
 pub use settings::{Credentials, Place, PlaceError, ProxyChoice, UpstreamSettings};
 pub use upstream::{CacheInfo, NarBody, Upstream};

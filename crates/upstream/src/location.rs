@@ -1,6 +1,7 @@
 //! Where the NAR of a narinfo is, and how it is packed: the fields that no signature covers.
 
 use crate::decode::Compression;
+use crate::window::{decoder_bytes, window_max};
 use narmesh_protocol::NarHash;
 
 /// Longest URL that is taken from a narinfo, bytes.
@@ -48,6 +49,11 @@ impl NarLocation {
         let file_size = field("FileSize").and_then(|digits| digits.parse().ok());
         let file_hash = field("FileHash").and_then(|text| NarHash::parse(text).ok()).map(|digest| digest.0);
         Ok(Self { url: url.to_owned(), compression, file_size, file_hash })
+    }
+
+    /// The most memory that it takes to unpack a NAR of this size, for [`DecoderMemory::take`](crate::DecoderMemory::take).
+    pub fn decoder_bytes(&self, nar_size: u64) -> u64 {
+        decoder_bytes(self.compression, window_max(self.compression), nar_size)
     }
 }
 

@@ -7,18 +7,21 @@ use crate::health::{Health, HealthReport};
 use crate::http::{Http, Purpose, Refusal, refusal_of};
 use crate::latency::Latency;
 use crate::location::NarLocation;
+use crate::memory::Memory;
 use crate::received::Received;
 use crate::settings::{Place, UpstreamSettings};
+use crate::window::{decoder_bytes, window_max, window_of};
 use bytes::{BufMut as _, Bytes};
 use futures::{Stream, StreamExt as _};
 use narmesh_protocol::{HashPart, NarInfo};
 use parking_lot::Mutex;
 use reqwest::StatusCode;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufRead, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio_util::io::StreamReader;
 
 /// Longest `nix-cache-info` that is read, bytes.
@@ -184,7 +187,8 @@ impl Upstream {
     }
 
     /// Requests the NAR at `location`, of `nar_size` bytes when unpacked, from byte `offset` of the NAR on; `None` if the
-    /// cache does not have it. A compressed NAR comes from its beginning, and what is before `offset` is dropped here.
+    /// cache does not have it. A compressed NAR comes from its beginning, and what is before `offset` is dropped here. It
+    /// is unpacked in `memory`, which has to be [what it takes](NarLocation::decoder_bytes).
     ///
     /// # Errors
     /// The failure, which is counted already; also if the cache is down and was not asked.
@@ -193,9 +197,10 @@ impl Upstream {
         location: &NarLocation,
         offset: u64,
         nar_size: u64,
+        memory: Memory,
     ) -> Result<Option<NarBody>, Failure> {
         self.admit()?;
-        let opened = self.open_nar(location, offset, nar_size).await;
+        let opened = self.open_nar(location, offset, nar_size, memory).await;
         match &opened {
             Ok(_) => self.health.lock().on_answer(None, Instant::now()),
             Err(failure) => self.note_failure(failure.clone()),
@@ -208,6 +213,7 @@ impl Upstream {
         location: &NarLocation,
         offset: u64,
         nar_size: u64,
+        memory: Memory,
     ) -> Result<Option<NarBody>, Failure> {
         let is_plain = location.compression == Compression::None;
         let wanted_from = if is_plain { offset } else { 0 };
@@ -216,13 +222,13 @@ impl Upstream {
         let wire = Arc::new(Received::new(file_hash.is_some()));
         // Of a file whose size was compared, and which is not unpacked, nothing is to be found at its end.
         let mut is_end_known = is_plain && file_size.is_some();
-        let (unpacked, from) = match &self.transport {
+        let (packed, from): (Packed, u64) = match &self.transport {
             Transport::Directory(directory) => {
                 let Some((file, bytes)) = directory.open(&location.url, wanted_from).await? else { return Ok(None) };
                 expect_size(file_size, bytes)?;
                 let counted = Arc::clone(&wire);
                 let file = BufReader::with_capacity(UNPACKED_BYTES, CountedFile { file, counted });
-                (location.compression.unpack(file), wanted_from)
+                (Box::pin(file), wanted_from)
             }
             Transport::Http(http) => {
                 let response = http.get(&location.url, wanted_from, Purpose::Body).await?;
@@ -244,13 +250,15 @@ impl Upstream {
                     Some(bytes) => expect_size(file_size, from + bytes)?,
                     None => is_end_known = false,
                 }
-                (location.compression.unpack(body_of(response.bytes_stream(), Arc::clone(&wire))), from)
+                (Box::pin(body_of(response.bytes_stream(), Arc::clone(&wire))), from)
             }
         };
         Ok(Some(NarBody {
             upstream: Arc::clone(self),
-            unpacked,
-            is_plain,
+            contents: Contents::Packed(packed),
+            compression: location.compression,
+            nar_size,
+            memory,
             skip: offset - from,
             left: nar_size - offset,
             wire,
@@ -297,13 +305,13 @@ struct CountedFile {
 
 impl tokio::io::AsyncRead for CountedFile {
     fn poll_read(
-        self: std::pin::Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
         buffer: &mut tokio::io::ReadBuf<'_>,
     ) -> std::task::Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        let read = std::pin::Pin::new(&mut this.file).poll_read(context, buffer);
+        let read = Pin::new(&mut this.file).poll_read(context, buffer);
         this.counted.take(buffer.filled().get(before..).unwrap_or_default());
         read
     }
@@ -312,8 +320,11 @@ impl tokio::io::AsyncRead for CountedFile {
 /// A NAR on its way from a cache. Dropping it ends the request.
 pub struct NarBody {
     upstream: Arc<Upstream>,
-    unpacked: Unpacked,
-    is_plain: bool,
+    contents: Contents,
+    compression: Compression,
+    nar_size: u64,
+    /// What the decoder takes of the memory of all decoders.
+    memory: Memory,
     /// Bytes of the NAR that come first and were not asked for.
     skip: u64,
     /// Bytes of the NAR that are still to come.
@@ -321,6 +332,17 @@ pub struct NarBody {
     wire: Arc<Received>,
     /// What is to be found behind the last byte of the NAR; `None` if that was looked at, or need not be.
     end: Option<FileEnd>,
+}
+
+/// A stream of packed bytes.
+type Packed = Pin<Box<dyn AsyncBufRead + Send>>;
+
+enum Contents {
+    /// Nothing was read yet.
+    Packed(Packed),
+    Unpacked(Unpacked),
+    /// The file needs more memory than any may.
+    Refused,
 }
 
 /// What the narinfo says of the whole file.
@@ -366,11 +388,28 @@ impl NarBody {
         Err(failure)
     }
 
+    /// The decoder. Made when the beginning of the file has come, which says how much of the memory is needed.
+    async fn unpacked(&mut self) -> io::Result<&mut Unpacked> {
+        if let Contents::Packed(packed) = &mut self.contents {
+            let most = window_max(self.compression);
+            let window = window_of(self.compression, packed.fill_buf().await?).unwrap_or(most);
+            let contents = std::mem::replace(&mut self.contents, Contents::Refused);
+            if let (Contents::Packed(packed), true) = (contents, window <= most) {
+                self.memory.shrink_to(decoder_bytes(self.compression, window, self.nar_size));
+                self.contents = Contents::Unpacked(self.compression.unpack(packed, window));
+            }
+        }
+        match &mut self.contents {
+            Contents::Unpacked(unpacked) => Ok(unpacked),
+            Contents::Packed(_) | Contents::Refused => Err(io::Error::other("its window is too large to be unpacked")),
+        }
+    }
+
     async fn read_unpacked(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> io::Result<usize> {
         while self.skip > 0 {
             let mut dropped = Vec::with_capacity(UNPACKED_BYTES);
             let limit = usize::try_from(self.skip).unwrap_or(UNPACKED_BYTES).min(UNPACKED_BYTES);
-            let bytes = self.unpacked.read_buf(&mut (&mut dropped).limit(limit)).await?;
+            let bytes = self.unpacked().await?.read_buf(&mut (&mut dropped).limit(limit)).await?;
             if bytes == 0 {
                 return Ok(0);
             }
@@ -378,7 +417,7 @@ impl NarBody {
         }
         let limit = usize::try_from(bytes_max.min(self.left)).unwrap_or(UNPACKED_BYTES).min(UNPACKED_BYTES);
         out.reserve(limit);
-        self.unpacked.read_buf(&mut out.limit(limit)).await
+        self.unpacked().await?.read_buf(&mut out.limit(limit)).await
     }
 
     /// Looks whether the file ends where the NAR ends, and whether it is the one that the narinfo names. What is wrong is
@@ -393,7 +432,11 @@ impl NarBody {
 
     async fn find_wrong_end(&mut self, FileEnd { file_size, file_hash }: FileEnd) -> Option<Failure> {
         let wrong_length = |detail: String| Some(Failure::new(FailureKind::WrongLength, detail));
-        match self.unpacked.read_buf(&mut Vec::with_capacity(1)).await {
+        let more = match self.unpacked().await {
+            Ok(unpacked) => unpacked.read_buf(&mut Vec::with_capacity(1)).await,
+            Err(error) => Err(error),
+        };
+        match more {
             Ok(0) => {}
             Ok(_) => return wrong_length("its file goes on behind the end of the NAR".to_owned()),
             Err(error) => return Some(self.failure_of(&error)),
@@ -410,7 +453,8 @@ impl NarBody {
         match Failure::of_error(error) {
             // Not from the line: the decoder says that the file is damaged.
             Failure { kind: FailureKind::Interrupted, detail, .. }
-                if !self.is_plain && error.get_ref().is_none_or(|inner| !inner.is::<Failure>()) =>
+                if self.compression != Compression::None
+                    && error.get_ref().is_none_or(|inner| !inner.is::<Failure>()) =>
             {
                 let is_cut = error.kind() == io::ErrorKind::UnexpectedEof;
                 Failure::new(if is_cut { FailureKind::Truncated } else { FailureKind::BadNar }, detail)

@@ -5,7 +5,8 @@
 
 use narmesh_protocol::{HashPart, TrustedKeys};
 use narmesh_upstream::{
-    Compression, Credentials, FailureKind, HealthState, NarLocation, Place, ProxyChoice, Upstream, UpstreamSettings,
+    Compression, Credentials, DecoderMemory, FailureKind, HealthState, NarLocation, Place, ProxyChoice, Upstream,
+    UpstreamSettings,
 };
 use sha2::{Digest as _, Sha256};
 use std::io::{Read as _, Write as _};
@@ -106,7 +107,8 @@ async fn narinfo_failure(answer: impl Into<Vec<u8>>) -> FailureKind {
 
 /// Reads the whole NAR from byte `offset` on.
 async fn read_nar(upstream: &Arc<Upstream>, location: &NarLocation, offset: u64) -> Result<Vec<u8>, FailureKind> {
-    let opened = upstream.nar(location, offset, NAR.len() as u64).await.map_err(|failure| failure.kind)?;
+    let memory = DecoderMemory::default().take(location.decoder_bytes(NAR.len() as u64)).await;
+    let opened = upstream.nar(location, offset, NAR.len() as u64, memory).await.map_err(|failure| failure.kind)?;
     let (mut body, mut nar) = (opened.expect("the cache has it"), Vec::new());
     while body.read(&mut nar, 1 << 20).await.map_err(|failure| failure.kind)? > 0 {}
     Ok(nar)

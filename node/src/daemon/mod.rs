@@ -204,7 +204,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let host_names = daemon.settings().gateway.host_names.clone();
     let role = ListenerRole { host_names, ..ListenerRole::local() };
     let registry = Arc::new(registry);
-    let substituter = GatewaySubstituter::new(resolver, Arc::clone(&daemon.offer), Scope::Local);
+    let substituter =
+        GatewaySubstituter::new(resolver, Arc::clone(&daemon.offer), Arc::clone(&daemon.upstreams), Scope::Local);
     let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
     let stop_others = || on_stop(stopped.clone());
     let others_task = listeners::serve_all(for_others, &substituter, &others_metrics, &registry, &limits, stop_others);

@@ -5,6 +5,8 @@
 
 mod mesh;
 mod pace;
+mod upstream_feed;
+mod upstream_source;
 mod upstreams;
 
 pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};

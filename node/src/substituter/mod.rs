@@ -2,6 +2,7 @@
 
 mod files;
 
+use crate::sources::UpstreamSources;
 use bytes::Bytes;
 use files::LogPlaces;
 use futures::StreamExt;
@@ -38,13 +39,19 @@ enum Source {
 pub(crate) struct GatewaySubstituter {
     resolver: Arc<Resolver>,
     offer: Arc<Offer>,
+    upstreams: Arc<UpstreamSources>,
     scope: Scope,
     log_places: LogPlaces,
 }
 
 impl GatewaySubstituter {
-    pub(crate) fn new(resolver: Arc<Resolver>, offer: Arc<Offer>, scope: Scope) -> Self {
-        Self { resolver, offer, scope, log_places: LogPlaces::default() }
+    pub(crate) fn new(
+        resolver: Arc<Resolver>,
+        offer: Arc<Offer>,
+        upstreams: Arc<UpstreamSources>,
+        scope: Scope,
+    ) -> Self {
+        Self { resolver, offer, upstreams, scope, log_places: LogPlaces::default() }
     }
 
     /// The same for another listener; what is bounded stays bounded for all together.
@@ -123,7 +130,7 @@ impl Substituter for GatewaySubstituter {
     }
 
     fn is_short_of_memory(&self) -> bool {
-        self.resolver.is_short_of_memory()
+        self.resolver.is_short_of_memory() || self.upstreams.is_short_of_memory()
     }
 
     fn is_ready(&self) -> bool {

@@ -147,7 +147,7 @@ impl Runner {
                                 self.turn = Turn::Resting(feed);
                                 return Poll::Ready(Said::Data(bytes));
                             }
-                            Ok(piece @ Piece::NotNow { .. }) => {
+                            Ok(piece @ (Piece::NotNow { .. } | Piece::NoMemory)) => {
                                 self.turn = Turn::Resting(feed);
                                 return Poll::Ready(Said::Other(piece));
                             }
@@ -194,6 +194,11 @@ impl Runner {
     /// Notes that it sent bytes of the NAR.
     pub(super) fn on_data(&mut self, waited: Duration, line: &Line) {
         self.progress = Progress { at: waited, line_bytes: line.received_bytes, place: None };
+    }
+
+    /// Notes that it is held up here: until that ends it owes us nothing.
+    pub(super) fn on_held_up(&mut self, waited: Duration, line: &Line) {
+        self.on_data(waited, line);
     }
 
     /// Notes that its request waits in a queue, at this place.

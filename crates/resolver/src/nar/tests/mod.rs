@@ -75,6 +75,8 @@ struct Script {
     is_line: bool,
     opens_after: Duration,
     queue: Vec<(Duration, u32)>,
+    /// Whether what it waits for in the queue is memory of ours.
+    without_memory: bool,
     acts: Vec<Act>,
 }
 
@@ -88,6 +90,7 @@ impl Script {
             tree_after: Duration::from_millis(5),
             opens_after: Duration::from_millis(5),
             queue: Vec::new(),
+            without_memory: false,
             acts: vec![act],
         }
     }
@@ -184,11 +187,12 @@ impl Sources for World {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             state.lock().lines.entry(source).or_default().in_flight += 1;
-            let is_line = script.is_line;
+            let (is_line, without_memory) = (script.is_line, script.without_memory);
             let queue = script.queue.into_iter().rev().collect();
             let feed = Feed {
                 source,
                 is_line,
+                without_memory,
                 act,
                 names,
                 queue,
@@ -224,6 +228,7 @@ impl Sources for World {
 struct Feed {
     source: SourceId,
     is_line: bool,
+    without_memory: bool,
     act: Act,
     names: Vec<SourceId>,
     queue: Vec<(Duration, u32)>,
@@ -270,6 +275,9 @@ impl Feed {
         if let Some((pause, place)) = self.queue.last().copied() {
             self.wait(pause).await;
             self.queue.pop();
+            if self.without_memory {
+                return Ok(Piece::NoMemory);
+            }
             self.note_received(12);
             return Ok(Piece::NotNow { place });
         }
@@ -471,6 +479,17 @@ fn flipped(chunk: usize, after: Option<u64>, at: u64) -> Script {
         None => Act::Send { chunk, pause, flips },
         Some(after) => Act::Break { chunk, pause, after, flips, how: Break::Closed },
     }])
+}
+
+#[tokio::test(start_paused = true)]
+async fn source_that_waits_for_memory_of_ours_is_neither_left_nor_blamed() {
+    let queue = (0..90).map(|_| (Duration::from_secs(1), 0)).collect();
+    let script = Script { queue, without_memory: true, ..Script::honest(1, 64) };
+    let nar = nar_of(4_000, 1);
+    let (sources, outcome) = deliver(&nar, vec![script], 0).await;
+    assert!(outcome.body == nar && !outcome.aborted, "{:?} after {:?}", outcome.ended, outcome.elapsed);
+    assert_eq!(outcome.requests[&sources[0]].len(), 1, "asked once");
+    assert!(!has_timed_out(&outcome, sources[0]));
 }
 
 #[tokio::test(start_paused = true)]

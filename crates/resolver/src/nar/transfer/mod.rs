@@ -404,6 +404,7 @@ impl Transfer {
         match said {
             Said::Opened => {}
             Said::Other(Piece::NotNow { place }) => runner.on_queued(place, waited, &line),
+            Said::Other(Piece::NoMemory) => runner.on_held_up(waited, &line),
             Said::Data(bytes) => {
                 if bytes.is_empty() {
                     return None;
@@ -431,7 +432,9 @@ impl Transfer {
     fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
         let ends = |left, why: &str| Some((left, why.to_owned()));
         match said {
-            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. } | Piece::Others(_)) => None,
+            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. } | Piece::Others(_) | Piece::NoMemory) => {
+                None
+            }
             Said::Other(Piece::Absent) => ends(Left::SaidNo, "does not have this NAR (any more)"),
             Said::Other(Piece::Failed) => ends(Left::SaidNo, "cannot finish it"),
             Said::Other(Piece::Complete | Piece::Data) => {
