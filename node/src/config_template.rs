@@ -92,8 +92,12 @@ pub(crate) fn render(config: &Config) -> String {
 
 /// The `[[peer]]` lines of one peer.
 pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
+    let limit = match peer.upload_bytes_per_s {
+        0 => String::new(),
+        limit => format!("upload_bytes_per_s = {limit}\n"),
+    };
     format!(
-        "[[peer]]\nname = {}\npeer_id = {}\naddresses = {}\n",
+        "[[peer]]\nname = {}\npeer_id = {}\naddresses = {}\n{limit}",
         quoted(&peer.name),
         quoted(&peer.peer_id),
         list(&peer.addresses)
@@ -311,11 +315,13 @@ advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
 # Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or
-# /dns4/, /dns6/), is resolved again for each dial.
+# /dns4/, /dns6/), is resolved again for each dial. upload_bytes_per_s is the most that is sent to this peer, as in
+# [limits], and within that.
 # [[peer]]
 # name = "buildbox"
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
+# upload_bytes_per_s = 0
 @peer@
 # Upstream caches: HTTP caches, and directories in the same layout (file:///srv/cache), that are asked beside the mesh
 # (docs/operations.md). A narinfo of a cache counts only with a signature of one of its own public_keys, or with a proven
@@ -460,6 +466,7 @@ mod tests {
             name = "p\nq"
             peer_id = "id"
             addresses = ["a"]
+            upload_bytes_per_s = 7
             [[peer]]
             name = "r"
             peer_id = "s"

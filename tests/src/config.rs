@@ -52,6 +52,8 @@ pub struct PeerEntry {
     pub peer_id: String,
     /// `addresses`; may be empty.
     pub addresses: Vec<String>,
+    /// Its own limit of uploads, when a story sets one.
+    pub upload_bytes_per_s: Option<u32>,
 }
 
 /// Where a store is.
@@ -149,6 +151,9 @@ impl NodeConfig {
             entry.insert("name".into(), text(&peer.name));
             entry.insert("peer_id".into(), text(&peer.peer_id));
             entry.insert("addresses".into(), texts(&peer.addresses));
+            if let Some(rate) = peer.upload_bytes_per_s {
+                entry.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
+            }
             Value::Table(entry)
         });
         let mut file = Table::new();

@@ -1,8 +1,9 @@
 //! A holder at its upload limit says *busy*, and a client that knows another holder does not wait for it.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{TestMesh, promised, request};
+use narmesh_tests::{Status, TestMesh, TestNode, fetch_all, missing, promised, request};
 
 /// Upload limit of the limited holder, bytes per second: enough for one large NAR at a time.
 const LIMIT_BYTES_S: u32 = 128 << 10;
@@ -44,4 +45,57 @@ fn a_holder_keeps_its_upload_limit_and_another_holder_is_asked_at_once() {
     assert_eq!(got, 16 << 20);
     // At the limit this takes two minutes; waiting for the busy holder would take 20 s.
     assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_peers_own_upload_limit_holds_for_it_alone_and_all_nars_arrive_at_that_rate() {
+    const NARS: usize = 12;
+    const NAR_BYTES: u64 = 150_000;
+    let mesh = TestMesh::new();
+    let [mut holder, mut limited, mut other] = ["holder", "limited", "other"].map(|name| mesh.node(name));
+    for node in [&mut holder, &mut limited, &mut other] {
+        node.config.compress = "never";
+    }
+    let paths = holder.store.hold_noise(2 * NARS, NAR_BYTES, 1);
+    let (first, second) = paths.split_at(NARS);
+    TestMesh::introduce(&mut [&mut holder, &mut limited]);
+    TestMesh::introduce(&mut [&mut holder, &mut other]);
+    limit(&mut holder, Some(LIMIT_BYTES_S));
+    holder.start();
+    for client in [&mut limited, &mut other] {
+        client.learn_address("holder", &holder.p2p_address());
+        client.start();
+    }
+    holder.wait_all_advertised(&[&limited, &other]);
+
+    // Both at once: the limit of the one takes nothing from the other.
+    let took = |client: &TestNode, paths: &[String]| {
+        let since = Instant::now();
+        assert_eq!(missing(&fetch_all(client, paths, 16)), 0, "a limit means waiting, not gone");
+        since.elapsed()
+    };
+    let (slow, quick) = thread::scope(|scope| {
+        let slow = scope.spawn(|| took(&limited, first));
+        let quick = took(&other, first);
+        (slow.join().unwrap(), quick)
+    });
+    let at_the_limit = Duration::from_secs(NARS as u64 * NAR_BYTES / u64::from(LIMIT_BYTES_S));
+    // A burst of a second comes first.
+    assert!(slow >= at_the_limit - Duration::from_secs(2), "{slow:?} instead of {at_the_limit:?}");
+    assert!(quick < at_the_limit / 3, "{quick:?} at the other, {slow:?} at the limited one");
+
+    // Both clients have none of these.
+    limit(&mut holder, None);
+    let loaded = |status: &Status| status.number("/config/loaded_unix_s");
+    let before = loaded(&holder.status());
+    holder.reload();
+    holder.wait_status("has reloaded", promised(SPREAD), |status| loaded(status) > before);
+    let free = took(&limited, second);
+    assert!(free < at_the_limit / 3, "{free:?} without the limit");
+}
+
+/// Sets what the holder sends to the peer named "limited".
+fn limit(holder: &mut TestNode, bytes_per_s: Option<u32>) {
+    let peer = holder.config.peers.iter_mut().find(|peer| peer.name == "limited");
+    peer.expect("it was introduced").upload_bytes_per_s = bytes_per_s;
 }

@@ -455,6 +455,7 @@ mod tests {
             name: format!("p{seed}"),
             peer_id: libp2p::identity::Keypair::generate_ed25519().public().to_peer_id().to_string(),
             addresses: Vec::new(),
+            upload_bytes_per_s: 0,
         };
         let found_with = |mode: &str, k, with_peer: bool| {
             let builder = |seed| BuilderConfig {

@@ -186,6 +186,7 @@ fn required_lines(header: &str) -> &'static str {
     match header {
         "[[upstream]]" => "name = 'x'\nurl = 'https://cache.example'",
         "[[gateway.listener]]" => "address = '[::]:1'\nrole = 'serve'",
+        "[[peer]]" => "name = 'x'\npeer_id = '12D3KooWDfFHRnzUjdMmS2mNoCiykbj6duEKJrS2g2Wj9Y7CCMRv'",
         _ => "",
     }
 }

@@ -281,6 +281,9 @@ pub struct PeerConfig {
     /// peers.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// The most bytes per second of NARs sent to it, 16,384 or more; 0 for no limit but that of all peers.
+    #[serde(default)]
+    pub upload_bytes_per_s: u32,
 }
 
 /// Why there is no [`Config`].

@@ -17,6 +17,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("limits.upload_bytes_per_s", "0 for no limit, or 16384 to 4294967295"),
     ("limits.partial_copies_bytes", "0 for none, to 1099511627776 (1 TiB)"),
     ("limits.advertised_paths_max", "1 to 400000 (what the largest filter can tell apart)"),
+    ("peer.upload_bytes_per_s", "0 for no limit, or 16384 to 4294967295"),
     ("upstream.tier", "0 to 255"),
     ("upstream.connect_timeout_ms", "100 to 60000 (milliseconds)"),
     ("upstream.stall_timeout_ms", "100 to 600000 (milliseconds)"),

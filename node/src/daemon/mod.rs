@@ -140,6 +140,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         upload_limits,
         may_compress(&settings),
     );
+    uploads.set_peer_rates(&settings.peer_upload_rates());
     let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
@@ -319,6 +320,7 @@ impl Daemon {
         self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.partial_copies.set_bytes_max(settings.limits.partial_copies_bytes);
+        self.uploads.set_peer_rates(&settings.peer_upload_rates());
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.attestations.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);

@@ -11,7 +11,7 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
 use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{OfferPolicy, StoreLocation};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -142,6 +142,8 @@ pub struct PeerSettings {
     pub peer_id: PeerId,
     /// At most [`ADDRESSES_MAX`] addresses to dial, `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
     pub addresses: Vec<Multiaddr>,
+    /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit of its own.
+    pub upload_bytes_per_s: Option<NonZeroU32>,
 }
 
 /// Why a configuration is refused.
@@ -278,6 +280,11 @@ impl Settings {
     /// The allowlist, with the configured addresses of each peer.
     pub fn peer_addresses(&self) -> BTreeMap<PeerId, Vec<Multiaddr>> {
         self.peers.iter().map(|peer| (peer.peer_id, peer.addresses.clone())).collect()
+    }
+
+    /// The peers that have a limit of their own, and how many bytes per second of NARs are sent to each.
+    pub fn peer_upload_rates(&self) -> HashMap<PeerId, NonZeroU32> {
+        self.peers.iter().filter_map(|peer| Some((peer.peer_id, peer.upload_bytes_per_s?))).collect()
     }
 
     /// The peer of that id.
@@ -473,19 +480,23 @@ fn check_compress(text: &str) -> Result<Compress, SettingsError> {
 fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, SettingsError> {
     let paths =
         within("limits.advertised_paths_max", limits.advertised_paths_max, (1, narmesh_gossip::PATHS_MAX as u64))?;
-    let upload_rate = match limits.upload_bytes_per_s {
-        0 => 0,
-        rate => within("limits.upload_bytes_per_s", rate, (UPLOAD_BYTES_PER_S_MIN, u32::MAX))?,
-    };
     Ok(LimitSettings {
         connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024))?,
         nar_buffer_bytes: within("limits.nar_buffer_bytes", limits.nar_buffer_bytes, (16 << 20, 64 << 30))?,
         uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024))?,
         uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536))?,
-        upload_bytes_per_s: NonZeroU32::new(upload_rate),
+        upload_bytes_per_s: check_upload_rate("limits.upload_bytes_per_s", limits.upload_bytes_per_s)?,
         partial_copies_bytes: within("limits.partial_copies_bytes", limits.partial_copies_bytes, (0, 1 << 40))?,
         advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
     })
+}
+
+/// A rate of uploads; 0 is no limit.
+fn check_upload_rate(key: &str, rate: u32) -> Result<Option<NonZeroU32>, SettingsError> {
+    match rate {
+        0 => Ok(None),
+        rate => within(key, rate, (UPLOAD_BYTES_PER_S_MIN, u32::MAX)).map(NonZeroU32::new),
+    }
 }
 
 fn check_peers(configs: &[PeerConfig]) -> Result<Vec<PeerSettings>, SettingsError> {
@@ -530,7 +541,8 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
         return Err(refused(key("addresses"), Count(config.addresses.len(), "addresses"), "at most 8 addresses"));
     }
     let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
-    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses })
+    let upload_bytes_per_s = check_upload_rate(&key("upload_bytes_per_s"), config.upload_bytes_per_s)?;
+    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses, upload_bytes_per_s })
 }
 
 /// Whether this id contains an Ed25519 key, the only kind that announcements are signed with.

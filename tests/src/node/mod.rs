@@ -110,7 +110,8 @@ impl TestNode {
 
     /// Puts `other` on the allowlist, without an address, and trusts its builder key.
     pub fn allow(&mut self, other: &PeerCard) {
-        let entry = PeerEntry { name: other.name.clone(), peer_id: other.peer_id.clone(), addresses: Vec::new() };
+        let (name, peer_id) = (other.name.clone(), other.peer_id.clone());
+        let entry = PeerEntry { name, peer_id, addresses: Vec::new(), upload_bytes_per_s: None };
         self.config.peers.retain(|known| known.name != other.name);
         self.config.peers.push(entry);
         self.config.trusted_public_keys.extend(other.builder_key.clone());

@@ -174,7 +174,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn body_that_is_not_read_is_given_up_sooner_if_others_of_its_peer_want_to_move() {
         let around = |least: Duration| least..least + STALL_CHECK;
-        let peer = PeerUploads::new();
+        let peer = PeerUploads::new(UploadRate::default());
         assert!(around(STALL_MAX).contains(&patience(&peer).await), "nobody else is there");
         let waiting = Waiting::of(&peer);
         assert!(around(STALL_BESIDE_OTHERS).contains(&patience(&peer).await), "a request waits for a place");

@@ -68,7 +68,7 @@ const COMING_MAX: Duration = Duration::from_secs(60);
 /// Bodies of one peer that are compressed in more than one piece at the same time; further ones wait. An encoder takes
 /// some 0.6 MiB for as long as its body is under way, also while nobody reads it. A line on which zstd helps is full
 /// with fewer.
-const ENCODERS_PER_PEER_MAX: usize = 8;
+pub(super) const ENCODERS_PER_PEER_MAX: usize = 8;
 
 /// How much may be under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,9 @@ struct Shared {
     compressors: Arc<Semaphore>,
     queue: Mutex<Queue>,
     rate: UploadRate,
+    /// The rates of peers that have a limit of their own. Kept while such a peer asks for nothing, or its burst would begin
+    /// anew each time.
+    peer_rates: Mutex<HashMap<PeerId, UploadRate>>,
     rates: NarRates,
     peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
     ended: Notify,
@@ -107,6 +110,7 @@ struct Shared {
 #[derive(Debug)]
 struct PeerUploads {
     streams: Arc<Semaphore>,
+    rate: UploadRate,
     encoders: Arc<Semaphore>,
     /// Streams over the limit that are being told so.
     turned_away: Arc<Semaphore>,
@@ -121,8 +125,9 @@ struct PeerUploads {
 }
 
 impl PeerUploads {
-    fn new() -> Self {
+    fn new(rate: UploadRate) -> Self {
         Self {
+            rate,
             streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
             encoders: Arc::new(Semaphore::new(ENCODERS_PER_PEER_MAX)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
@@ -216,6 +221,7 @@ impl Uploads {
             compressors: Arc::new(Semaphore::new((cores / 2).max(1))),
             queue: Mutex::new(Queue::new(limits.per_peer)),
             rate,
+            peer_rates: Mutex::default(),
             rates: NarRates::default(),
             peers: Mutex::default(),
             ended: Notify::new(),
@@ -225,6 +231,21 @@ impl Uploads {
     /// Applies another `limits.upload_bytes_per_s`, also to what is under way.
     pub fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
         self.0.rate.set_rate(bytes_per_s);
+    }
+
+    /// Applies the `upload_bytes_per_s` of single peers, also to what is under way; peers that are not named have none.
+    pub fn set_peer_rates(&self, limits: &HashMap<PeerId, NonZeroU32>) {
+        let (mut rates, peers) = (self.0.peer_rates.lock(), self.0.peers.lock());
+        rates.retain(|peer, rate| {
+            let limit = limits.get(peer).copied();
+            rate.set_rate(limit);
+            limit.is_some()
+        });
+        for (peer, limit) in limits {
+            let under_way = || peers.get(peer).map(|uploads| uploads.rate.clone()).unwrap_or_default();
+            let rate = rates.entry(*peer).or_insert_with(under_way);
+            rate.set_rate(Some(*limit));
+        }
     }
 
     /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
@@ -278,9 +299,13 @@ impl Uploads {
     }
 
     fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
-        let mut peers = self.0.peers.lock();
+        let (rates, mut peers) = (self.0.peer_rates.lock(), self.0.peers.lock());
         peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
-        Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(PeerUploads::new())))
+        Arc::clone(
+            peers
+                .entry(peer)
+                .or_insert_with(|| Arc::new(PeerUploads::new(rates.get(&peer).cloned().unwrap_or_default()))),
+        )
     }
 
     async fn serve_stream(&self, incoming: Incoming, of_peer: &Arc<PeerUploads>, blame: &Blame) {
@@ -327,7 +352,7 @@ impl Uploads {
             return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
         };
         wait_and_tell_place(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
-        let share = self.0.rate.join(peer, turn.ticket);
+        let share = self.0.rate.join(peer, turn.ticket).under(&of_peer.rate);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
         // Opened only now: a request that waits in the queue takes no reader and holds no piece.
         let partial = if is_offered { None } else { self.find_partial(request).await? };

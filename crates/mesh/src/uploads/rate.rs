@@ -1,4 +1,5 @@
-//! Waits for a share of `limits.upload_bytes_per_s`: [`Shares`], with the clock and the wakers that it lacks.
+//! Waits for a share of `limits.upload_bytes_per_s`, and of the peer's own `upload_bytes_per_s`: [`Shares`], with the clock
+//! and the wakers that it lacks.
 
 use super::queue::Ticket;
 use super::shares::{Next, Shares};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// The rate of all uploads together; cheap to clone.
+/// The rate of all uploads together, or of all to one peer; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct UploadRate(Arc<Inner>);
 
@@ -35,6 +36,8 @@ pub(super) struct RateShare {
     rate: UploadRate,
     peer: PeerId,
     ticket: Ticket,
+    /// Its share of what its peer may get.
+    of_peer: Option<Box<Self>>,
 }
 
 impl Default for UploadRate {
@@ -53,7 +56,7 @@ impl UploadRate {
 
     pub(super) fn join(&self, peer: PeerId, ticket: Ticket) -> RateShare {
         self.0.state.lock().shares.join(peer, ticket);
-        RateShare { rate: self.clone(), peer, ticket }
+        RateShare { rate: self.clone(), peer, ticket, of_peer: None }
     }
 
     fn now(&self) -> Duration {
@@ -91,13 +94,29 @@ impl UploadRate {
 }
 
 impl RateShare {
+    /// The same, and a share of what its peer may get.
+    pub(super) fn under(mut self, of_peer: &UploadRate) -> Self {
+        self.of_peer = Some(Box::new(of_peer.join(self.peer, self.ticket)));
+        self
+    }
+
     /// Whether there is no limit.
     pub(super) fn is_free(&self) -> bool {
         self.rate.0.state.lock().shares.bytes_per_s().is_none()
+            && self.of_peer.as_ref().is_none_or(|of_peer| of_peer.is_free())
     }
 
-    /// Waits for the right to send some of `wanted` bytes, and says how many.
+    /// Waits for the right to send some of `wanted` bytes, and says how many. The peer's own rate comes first, so that
+    /// whoever waits for it keeps nothing from other peers.
     pub(super) async fn pay(&self, wanted: usize) -> usize {
+        let Some(of_peer) = &self.of_peer else { return self.pay_here(wanted).await };
+        let allowed = of_peer.pay_here(wanted).await;
+        let granted = self.pay_here(allowed).await;
+        of_peer.rate.0.state.lock().shares.give_back(allowed.saturating_sub(granted) as u64);
+        granted
+    }
+
+    async fn pay_here(&self, wanted: usize) -> usize {
         if wanted == 0 {
             return 0;
         }
@@ -125,5 +144,41 @@ impl Drop for RateShare {
         let mut state = self.rate.0.state.lock();
         state.shares.leave(self.peer, self.ticket);
         state.waiting.remove(&self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long a body that pays for so many bytes takes.
+    async fn time_for(share: RateShare, bytes: usize) -> Duration {
+        let since = Instant::now();
+        let mut paid = 0;
+        while paid < bytes {
+            paid += share.pay(bytes - paid).await;
+        }
+        since.elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_peers_own_limit_holds_for_all_its_bodies_and_for_nobody_else() {
+        const LIMIT: u32 = 128 << 10;
+        let (all, of_peer, limited, other) =
+            (UploadRate::default(), UploadRate::default(), PeerId::random(), PeerId::random());
+        all.set_rate(NonZeroU32::new(8 << 20));
+        of_peer.set_rate(NonZeroU32::new(LIMIT));
+        let bodies = (0..4).map(|number| {
+            let share = all.join(limited, Ticket(number)).under(&of_peer);
+            assert!(!share.is_free());
+            tokio::spawn(time_for(share, LIMIT as usize / 2))
+        });
+        let bodies: Vec<_> = bodies.collect();
+        let unlimited = all.join(other, Ticket(9)).under(&UploadRate::default());
+        let quick = time_for(unlimited, 8 << 20).await;
+        let slow = futures::future::join_all(bodies).await.into_iter().map(Result::unwrap).max().unwrap();
+        // Two seconds' bytes, of which the first second's are a burst.
+        assert!(slow > Duration::from_millis(900), "{slow:?}");
+        assert!(quick < Duration::from_millis(900), "{quick:?}");
     }
 }
