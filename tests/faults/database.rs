@@ -76,6 +76,41 @@ fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
     a.wait_logged(&["warn", "database is locked"]);
 }
 
+/// As Nix keeps its database: whoever writes, a collection of garbage for instance, locks nobody out who reads.
+#[test]
+fn a_writer_of_the_nix_database_keeps_no_request_waiting_and_makes_none_absent() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let paths = ["app", "small", "lib"].map(|attribute| a.store.build_one(attribute));
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let journal = finish(Command::new("sqlite3").arg(nix_database(&a)).arg("PRAGMA journal_mode"));
+    assert_eq!(journal.expect_success("sqlite3"), "wal");
+    let lock = Lock::take(&nix_database(&a));
+    let locked = Instant::now();
+    let known: Vec<_> = paths.iter().map(|path| (a.wait_narinfo(path), b.wait_narinfo(path))).collect();
+    let texts: Vec<_> = paths.iter().map(String::as_str).collect();
+    let probers = [a.probe(&texts), b.probe(&texts)];
+    while locked.elapsed() < LOCKED {
+        for (own, of_peer) in &known {
+            let answers = [get(a.gateway(), &own.url).unwrap(), get(b.gateway(), &of_peer.url).unwrap()];
+            assert!(
+                answers.iter().all(|answer| answer.status == 200),
+                "a NAR is not there after {:?}",
+                locked.elapsed()
+            );
+        }
+    }
+    drop(lock);
+    for (prober, node) in probers.into_iter().zip([&a, &b]) {
+        let report = prober.finish();
+        report.assert_fit_for_nix(node.narinfo_slowest_max());
+        // The prober asks for one path that nobody has, beside three that are there and `nix-cache-info`.
+        let [found, absent] = [200, 404].map(|status| report.statuses.get(&status).copied().unwrap_or(0));
+        assert!(absent <= found.div_ceil(4), "{}: {report:?}", node.name);
+    }
+}
+
 /// Overwrites one page of a file with noise.
 fn spoil(file: &Path, page_bytes: u64, page: u64) {
     let mut file = OpenOptions::new().read(true).write(true).open(file).unwrap();

@@ -9,8 +9,8 @@ use crate::stage::Stage;
 use narmesh_tests::{TestMesh, get};
 use rand::Rng as _;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 const FLOOD: Duration = Duration::from_secs(15);
@@ -82,6 +82,46 @@ fn endless_lookups_cause_bounded_disk_writes() {
     node.terminate();
     let noted = fs::metadata(node.dir().join("state/quorum.sqlite")).unwrap().len();
     assert!(noted > 1 << 20, "{noted} bytes");
+}
+
+/// A cache that has nothing; returns its address.
+fn empty_cache() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(connection.try_clone().unwrap()).lines().map_while(Result::ok);
+                while lines.any(|line| line.is_empty()) {
+                    (&connection).write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").ok();
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Bytes that may be written for questions to caches: what an idle daemon writes.
+const IDLE_BYTES_MAX: u64 = 1 << 20;
+
+/// What caches do not have is remembered in memory alone.
+#[test]
+fn endless_questions_to_an_upstream_cache_write_nothing() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    node.config.more = format!("\n[[upstream]]\nname = 'empty'\nurl = 'http://{}'\n", empty_cache());
+    node.run_under(&["env", "NARMESH_LOG=info"]);
+    node.start();
+    let gateway = node.gateway();
+    let before = written_bytes(node.pid());
+    let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(move || ask_without_end(gateway))).collect();
+    let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let written = written_bytes(node.pid()) - before;
+    report::note("disk: paths that an upstream cache does not have, asked for", |row| {
+        row.outcome = format!("{asked} questions in {} s, {written} bytes written", FLOOD.as_secs());
+    });
+    assert!(asked > 1_000, "only {asked} questions: no flood");
+    assert!(written <= IDLE_BYTES_MAX, "{written} bytes written for {asked} questions");
 }
 
 /// Time between two new summaries: about 4 a second are taken without blame.

@@ -5,7 +5,7 @@ use crate::peer::{Item, Move, Peer, Script};
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{found, sha256};
-use narmesh_tests::{NarInfoText, TestNode, sha256_hex};
+use narmesh_tests::{NarInfoText, Rules, TestMesh, TestNode, sha256_hex, wait_until};
 use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -185,6 +185,55 @@ fn unsigned_fields_of_a_narinfo_decide_nothing() {
     stage.note("unsigned fields of a signed narinfo", |row| {
         row.outcome = "takes it without them; all of it is advertised".to_owned();
         row.rise_bytes = Some(outcome.rise_bytes);
+    });
+    stage.finish();
+}
+
+/// A liar would silence an honest builder by a false Deriver, so that nobody contradicts a builder whose word alone counts
+/// for what no other has.
+#[test]
+fn a_false_deriver_keeps_no_builder_from_contradicting_one_with_grace() {
+    const TAG: &str = "silenced";
+    let derivation = Arc::new(OnceLock::<String>::new());
+    let named = Arc::clone(&derivation);
+    let lie = raw(move |text| format!("{text}Deriver: {}\n", named.get().map_or("", String::as_str)).into_bytes());
+    let peer = Peer::liar(TAG, lie);
+    let mut stage = Stage::new(&[TAG], 64, &[&peer]);
+    let [mut other, mut judge] = ["other", "judge"].map(|name| stage.mesh.node(name));
+    let private = stage.client.store.build_one("private");
+    let full = stage.client.store.query(&["--query", "--deriver", &private]);
+    derivation.set(full.trim().trim_start_matches("/nix/store/").to_owned()).unwrap();
+    TestMesh::introduce(&mut [&mut stage.client, &mut other, &mut judge]);
+    stage.client.reload();
+    let rules = Rules::require(2, &[&stage.client, &other]).with("grace = ['other']").told_by_their_machines("judge");
+    judge.follow(&rules);
+    // The honest builder takes what its build needs from the liar.
+    stage.enter(&peer, TAG, &["a"]);
+    stage.nix_build(TAG, "varies").expect_success("nix-build at the honest builder");
+    assert!(!stage.client.store.row(&stage.path(TAG, "a")).unwrap().ultimate, "it came from the liar");
+    // The other one has something else, and its word alone would be enough.
+    stage.build_alone(&other, TAG, "varies").expect_success("nix-build at the other builder");
+    let path = stage.path(TAG, "varies");
+    let hash = |node: &TestNode| node.store.row(&path).unwrap().nar_hash;
+    assert_ne!(hash(&stage.client), hash(&other));
+    other.start();
+    for address in [stage.client.p2p_address(), other.p2p_address()].into_iter().zip(["client", "other"]) {
+        judge.learn_address(address.1, &address.0);
+    }
+    judge.start();
+    judge.wait_connected("client", true, Duration::from_secs(5));
+    judge.wait_connected("other", true, Duration::from_secs(5));
+    // By grace it gets what the other one alone has.
+    let alone = stage.path(TAG, "b");
+    stage.build_alone(&other, TAG, "b").expect_success("nix-build of what nobody else has");
+    drop(judge.wait_narinfo(&alone));
+    let heard = || judge.narmesh(&["quorum", "export", &path]).stdout.lines().count();
+    wait_until("the judge has heard both", Duration::from_secs(20), || {
+        judge.get_narinfo(&path).status == 404 && heard() > 2
+    });
+    assert_eq!(judge.get_narinfo(&path).status, 404, "they contradict each other");
+    stage.note("a false Deriver against a quorum with grace", |row| {
+        row.outcome = "the builder is not silenced; the false result is not served".to_owned();
     });
     stage.finish();
 }

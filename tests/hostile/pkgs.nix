@@ -25,6 +25,8 @@ let
       inherit flat1 flat2 flat3 recursive held;
     };
     top = mk "hostile-${tag}-top" "echo $a $b $c $both $held > $out" { inherit a b c both held; };
+    # Something else each time it is built.
+    varies = mk "hostile-${tag}-varies" "echo $a > $out; head -c 16 /dev/urandom | od -An -tx1 >> $out" { inherit a; };
     single = mk "hostile-${tag}-single" "echo $a $both $held > $out" { inherit a both held; };
   };
   all = builtins.fromJSON tags;

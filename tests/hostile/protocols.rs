@@ -4,7 +4,7 @@ use crate::filter::filter;
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, Stream, ask, open, peer_id, sync_request};
 use crate::stage::Stage;
-use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM};
+use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM, audience_digest};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use narmesh_tests::{get, hash_part};
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// What a daemon may hold above idle.
 const MEMORY_RISE_MAX: u64 = 64 << 20;
+/// The same for its own summaries of 2 MiB, of which two may be unread: 32 of them would be 64 MiB, without their copies.
+const SUMMARIES_RISE_MAX: u64 = 32 << 20;
 /// So many streams, or as many as a slow machine opens in this time.
 const STREAMS: u64 = 100_000;
 /// See [`STREAMS`].
@@ -141,6 +143,49 @@ fn answers_that_are_not_read() {
     });
     drop(held);
     stage.finish();
+}
+
+/// Requests of a peer's own largest summary, as many as are let in at a time, whose answers nobody reads.
+#[test]
+fn own_summaries_that_are_not_read() {
+    const PATHS: u64 = 400_000;
+    const REQUESTS: usize = 32;
+    let peer = Peer::honest("unreadsummary");
+    let stage = Stage::new(&["unreadsummary"], 64, &[&peer]);
+    peer.connect(&stage.client);
+    // 2 MiB.
+    peer.announce(&peer.summary(&filter(&[[7; 20]], 24), PATHS, &[peer_id(&stage.client)]));
+    stage.wait_heard(&peer, PATHS);
+    let (epoch, seq) = peer.state(|state| {
+        let announcement = &state.published.as_ref().unwrap().announcement;
+        (announcement.epoch, announcement.seq)
+    });
+    let pull = GossipRequest::Pull { owner: audience_digest(&peer.id), epoch, seq, have_seq: None };
+    let whole = peer.ask_gossip(&stage.client, &pull);
+    assert!(matches!(&whole, Ok(GossipReply::Body(body)) if body.len() > 2 << 20), "it is handed out");
+    let memory = stage.client.watch_memory();
+    let begin = || peer.runtime.block_on(begin_gossip(&peer, peer_id(&stage.client), &pull.encode()));
+    let held: Vec<_> = (0..REQUESTS).filter_map(|_| begin()).collect();
+    assert!(held.len() > REQUESTS / 2, "{} answers were begun", held.len());
+    let outcome = stage.build_under_attack("unreadsummary", "single", &["a"]);
+    let rise = memory.rise_bytes();
+    assert!(rise <= SUMMARIES_RISE_MAX, "{rise} bytes above idle with {} answers unread", held.len());
+    stage.note("its own summary, asked for 32 times and not read", |row| {
+        row.rise_bytes = Some(rise.max(outcome.rise_bytes));
+        row.outcome = format!("unharmed by {} answers unread", held.len());
+    });
+    drop(held);
+    stage.finish();
+}
+
+/// Asks, and reads the first byte of the answer.
+async fn begin_gossip(peer: &Peer, to: libp2p::PeerId, request: &[u8]) -> Option<Stream> {
+    let mut stream = open(peer.control.clone(), to, GOSSIP).await.ok()?;
+    stream.write_all(request).await.ok()?;
+    stream.close().await.ok()?;
+    let mut byte = [0];
+    tokio::time::timeout(Duration::from_secs(2), stream.read_exact(&mut byte)).await.ok()?.ok()?;
+    Some(stream)
 }
 
 async fn ask_only(peer: &Peer, to: libp2p::PeerId, frame: &[u8]) -> Option<Stream> {

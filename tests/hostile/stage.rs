@@ -158,6 +158,12 @@ impl Stage {
         finish(with_gateway(&mut command, self.client.gateway(), &self.client.config.trusted_public_keys))
     }
 
+    /// The same on another node, by itself and without any substituter.
+    pub fn build_alone(&self, node: &TestNode, tag: &str, attribute: &str) -> Finished {
+        let mut command = nix(node, "nix-build", &self.tags, self.kib);
+        finish(command.args(["-A", &format!("of.{tag}.{attribute}"), "--no-out-link", "--option", "substituters", ""]))
+    }
+
     /// Builds `attribute` of `tag` under attack. Asserts that it succeeds with the right contents, with only 200 and 404
     /// from the gateway, within the memory bound, and that what only the honest node holds comes from there.
     #[track_caller]

@@ -11,7 +11,12 @@ const COUNTED: Duration = Duration::from_secs(2);
 
 /// Signs a path as `secret-key-files` of a builder do, or harmonia: with a Nix signature, and without an attestation.
 fn sign(node: &TestNode, path: &str) {
-    let key = fs::canonicalize(node.dir().join("builder.key")).unwrap();
+    sign_with(node, node, path);
+}
+
+/// The same with the key of another node.
+pub(crate) fn sign_with(signer: &TestNode, node: &TestNode, path: &str) {
+    let key = fs::canonicalize(signer.dir().join("builder.key")).unwrap();
     let mut sign = node.store.nix("nix");
     sign.args(["--extra-experimental-features", "nix-command", "store", "sign", "-k"]).arg(key).arg(path);
     finish(&mut sign).expect_success("nix store sign");

@@ -1,8 +1,9 @@
 //! Which paths a node accepts (signatures, content addresses) and which it withholds.
 
+use std::process::Command;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, get, promised, wait_until};
+use narmesh_tests::{StorePlace, TestMesh, finish, get, promised, wait_until};
 
 /// A reload is promised to be in force within this.
 const RELOADED: Duration = Duration::from_secs(1);
@@ -49,6 +50,33 @@ fn a_reload_that_adds_or_removes_trusted_keys_counts_at_once() {
     b.reload();
     assert_eq!(b.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);
     b.realise(std::slice::from_ref(&lib)).expect_success("trusted again");
+}
+
+#[test]
+fn a_signed_path_whose_content_address_is_of_a_newer_nix_is_served_by_its_signature() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b, c] = ["a", "b", "c"].map(|name| mesh.node(name));
+    for node in [&mut a, &mut b] {
+        node.config.trusted_public_keys.push(c.builder_key());
+    }
+    let path = a.store.build_one("small");
+    crate::bare::sign_with(&c, &a, &path);
+    // As if it had come from elsewhere, so that its signature is all there is for it.
+    let StorePlace::Root(root) = a.store.place() else { panic!("a chroot store") };
+    let newer = format!("fixed:git:sha1:{}", "0".repeat(32));
+    let mut sql = Command::new("sqlite3");
+    sql.arg(root.join("nix/var/nix/db/db.sqlite"))
+        .arg(format!("update ValidPaths set ca = '{newer}', ultimate = 0 where path = '{path}'"));
+    finish(&mut sql).expect_success("sqlite3");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    let own = a.get_narinfo(&path);
+    assert_eq!(own.status, 200, "our own gateway has it");
+    let text = own.text();
+    assert!(!text.contains("CA:") && text.contains("Sig: "), "{text}");
+    assert_eq!(get(a.gateway(), &a.wait_narinfo(&path).url).unwrap().status, 200);
+    assert!(!b.wait_narinfo(&path).signatures.is_empty());
+    b.realise(std::slice::from_ref(&path)).expect_success("by its signature");
+    assert_eq!(b.store.row(&path).unwrap().nar_hash, a.store.row(&path).unwrap().nar_hash);
 }
 
 #[test]
