@@ -55,10 +55,12 @@ mod peers;
 mod publication;
 mod table;
 
+pub use exchange::pull::IN_FLIGHT_MAX as PULLS_IN_FLIGHT_MAX;
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
+pub use peers::announced::ANNOUNCEMENTS;
 pub use peers::body::Flaw;
 pub use peers::kept::{KeptSummary, Unfit};
 pub use peers::misdeed::Misdeed;

@@ -70,18 +70,22 @@ impl MeshBehaviour {
             gossip: request_response(
                 BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),
                 GOSSIP_PROTOCOL,
-                32,
+                GOSSIP_STREAMS_MAX,
             ),
             narinfo: request_response(
                 BytesCodec::new(NarInfoRequest::BYTES_MAX, NarInfoReply::BYTES_MAX),
                 NARINFO_PROTOCOL,
-                256,
+                NARINFO_STREAMS_MAX,
             ),
-            tree: request_response(BytesCodec::new(TreeRequest::BYTES_MAX, TreeReply::BYTES_MAX), TREE_PROTOCOL, 32),
+            tree: request_response(
+                BytesCodec::new(TreeRequest::BYTES_MAX, TreeReply::BYTES_MAX),
+                TREE_PROTOCOL,
+                TREE_STREAMS_MAX,
+            ),
             quorum: request_response(
                 BytesCodec::new(QuorumRequest::BYTES_MAX, QuorumReply::BYTES_MAX),
                 QUORUM_PROTOCOL,
-                32,
+                QUORUM_STREAMS_MAX,
             ),
             dial: request_response(BytesCodec::new(DialRequest::BYTES_MAX, DialReply::BYTES_MAX), DIAL_PROTOCOL, 4),
             control_watch: ControlWatch::new(bulk),
@@ -90,6 +94,12 @@ impl MeshBehaviour {
         }
     }
 }
+
+/// Requests of each kind that one connection has under way, in both directions together.
+pub(super) const GOSSIP_STREAMS_MAX: usize = 32;
+pub(super) const NARINFO_STREAMS_MAX: usize = 256;
+pub(super) const TREE_STREAMS_MAX: usize = 32;
+pub(super) const QUORUM_STREAMS_MAX: usize = 32;
 
 /// The longest gossipsub message, with what it carries beside announcements: above all the ids of those seen lately
 /// (IHAVE).

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// The first bytes of a reply, which are read without waiting for room. Nearly every narinfo is shorter.
-const SMALL_BYTES: usize = 64 << 10;
+pub(super) const SMALL_BYTES: usize = 64 << 10;
 /// Room for the longer replies of one protocol that are being read, each counted at the largest size: two of 8 MiB, or
 /// eight summaries.
-const LARGE_BYTES_MAX: usize = 17 << 20;
+pub(super) const LARGE_BYTES_MAX: usize = 17 << 20;
 
 /// At most so many bytes are read at once; yamux has no longer frames.
 const PIECE_BYTES: usize = 16 << 10;

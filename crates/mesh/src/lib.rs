@@ -37,6 +37,8 @@ mod listeners;
 mod message_limits;
 mod names;
 mod nar_client;
+#[cfg(test)]
+mod peer_costs;
 mod probe;
 mod rates;
 mod shut_out;

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 /// Replies up to this size are not counted. There are at most as many as streams: with 352 on a connection, 5 MiB.
-const SMALL_BYTES: usize = 16 << 10;
+pub(super) const SMALL_BYTES: usize = 16 << 10;
 /// Bytes of larger replies that one peer may leave unread, on all its connections: two summaries of the largest size. A
 /// single reply is always sent.
-const UNREAD_BYTES_MAX: usize = 4 << 20;
+pub(super) const UNREAD_BYTES_MAX: usize = 4 << 20;
 
 /// The protocol of a request. Each numbers its own requests.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

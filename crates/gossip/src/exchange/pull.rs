@@ -14,7 +14,7 @@ use narmesh_protocol::{Generation, Summary, SummaryDelta, SummaryError};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The most bodies under way at once: 16 of 2 MiB each are the most memory that pulls take.
-pub(crate) const IN_FLIGHT_MAX: usize = 16;
+pub const IN_FLIGHT_MAX: usize = 16;
 /// The most attempts for one announcement, with 16 s of waiting in all. After them, the next announcement
 /// or sync tries again.
 const ATTEMPTS_MAX: u32 = 10;

@@ -5,7 +5,7 @@ use narmesh_machine::{Bucket, Moment, Tokens};
 use std::collections::BTreeMap;
 
 /// Announcements that a peer may hand over itself at once, and per second; honest nodes publish at most 2 per second.
-const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
+pub const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
 /// Announcements of one author that one other peer may hand over. The author's own pace is the most that an honest one
 /// needs.
 const HEARSAY: Bucket = Bucket { burst: 40, per_s: 2 };

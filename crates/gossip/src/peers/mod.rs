@@ -1,6 +1,6 @@
 //! The peers of the allowlist: what we know of each, which body we hold of it, and how it has behaved.
 
-mod announced;
+pub(crate) mod announced;
 pub(crate) mod body;
 pub(crate) mod conduct;
 pub(crate) mod entry;

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Bulk connections that one peer may have dialled to us, or may have had us dial; a further one closes the oldest.
 /// Two, so that a side that lost one need not wait until the other notices.
-const PER_SIDE_MAX: usize = 2;
+pub(super) const PER_SIDE_MAX: usize = 2;
 /// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
 const DIAL_MAX: Duration = Duration::from_secs(5);
 /// The dialler sees its control connection a moment before the listener does: a bulk connection waits this long for it.

@@ -99,3 +99,15 @@ fn notice_death(stream: &TcpStream) -> rustix::io::Result<()> {
 pub fn tcp() -> libp2p::tcp::Config {
     libp2p::tcp::Config::new().nodelay(true)
 }
+
+/// What one peer may leave unread on its connections, for the sum over all peers: on a control connection, what it sends
+/// unasked on a bulk connection, and what it sends unasked on one connection in a minute.
+#[cfg(test)]
+pub(crate) fn unread_bytes_max() -> (usize, usize, u64) {
+    let per_minute = multiplexer::Bounds::UNASKED_BYTES;
+    (
+        multiplexer::Bounds::CONTROL.unread.bytes_max,
+        multiplexer::Bounds::BULK.unread.unasked_bytes_max,
+        per_minute.burst + 60 * per_minute.per_s,
+    )
+}

@@ -44,7 +44,7 @@ pub(super) struct Bounds {
     window_growth_bytes_max: usize,
     /// What came and was not read. A connection with more ends: an honest peer's questions are short, and we read what
     /// we asked for.
-    unread: UnreadBounds,
+    pub(super) unread: UnreadBounds,
     /// Streams that the peer opens. While more wait, nothing is read from the connection.
     opened: Bucket,
     /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
@@ -58,7 +58,7 @@ impl Bounds {
     const OPENED: Bucket = Bucket { burst: 25_000, per_s: 5_000 };
     /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make
     /// when they start together are 1.2 MB.
-    const UNASKED_BYTES: Bucket = Bucket { burst: 4 << 20, per_s: 256 << 10 };
+    pub(super) const UNASKED_BYTES: Bucket = Bucket { burst: 4 << 20, per_s: 256 << 10 };
     /// Of a control connection. A node has 32 narinfo questions and at most 32 of gossip open at a time, which is 16 MiB
     /// of first windows for the replies, and its longest reply of gossip is 2 MiB.
     pub(super) const CONTROL: Self = Self {
