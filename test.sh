@@ -115,8 +115,10 @@ stage "stories with real Nix" cargo test --package narmesh-tests --lib --test st
 newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- \
-    substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream::
+    substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
+    serving_others like_a_cache
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
+  if $full; then NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks fleet; fi
 }
 stage "stories and faults with Nix 2.34" newer_nix
 # Most of these wait for slow lines, so there may be more of them than processors.

@@ -6,7 +6,7 @@ use super::*;
 use crate::source::UpstreamId;
 
 /// One case of these is as much work as this many of small NARs.
-const WORK: u64 = 500;
+const WORK: u64 = 1_000;
 
 fn tree_of(nar: &[u8]) -> NarTree {
     let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
