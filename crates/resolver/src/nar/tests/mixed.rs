@@ -1,18 +1,10 @@
 //! Any mixture of peers, upstream caches, trees, ranges and names, in virtual time, for NARs that are read leaf by leaf.
 
-use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
-
 use super::*;
 use crate::source::UpstreamId;
 
 /// One case of these is as much work as this many of small NARs.
 const WORK: u64 = 1_000;
-
-fn tree_of(nar: &[u8]) -> NarTree {
-    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
-    hasher.update(nar);
-    hasher.finish().unwrap()
-}
 
 fn random_large_script(rng: &mut ChaCha8Rng, trees: &[NarTree; 2], size: u64, sources: usize) -> Script {
     let chunk = [16 << 10, 64 << 10, 256 << 10][rng.random_range(0..3)];

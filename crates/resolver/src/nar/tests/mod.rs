@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use narmesh_protocol::nar::NarVerifier;
+use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
 use narmesh_protocol::wire::{NarInfoReply, NarRequest, Referral, TreeRequest};
 use narmesh_protocol::{HashPart, NarHash, NarUrl};
 use parking_lot::Mutex;
@@ -343,6 +344,13 @@ fn nar_of(contents: usize, seed: u8) -> Vec<u8> {
     nar
 }
 
+/// The tree that a holder signs for this NAR.
+fn tree_of(nar: &[u8]) -> NarTree {
+    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
+    hasher.update(nar);
+    hasher.finish().unwrap()
+}
+
 struct Outcome {
     ended: Ended,
     body: Vec<u8>,
@@ -462,6 +470,12 @@ async fn deliver_from(
     let (observed, requests, sent_bytes) = (state.observed.clone(), state.requests.clone(), state.sent_bytes.clone());
     let suspects = context.nar_faults.suspects();
     Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects }
+}
+
+/// Asserts that the client got just this NAR.
+fn assert_exact(outcome: &Outcome, nar: &[u8]) {
+    assert_eq!((outcome.ended, outcome.aborted), (Ended::Complete, false));
+    assert!(outcome.body == nar);
 }
 
 fn is_blamed(outcome: &Outcome, source: SourceId) -> bool {

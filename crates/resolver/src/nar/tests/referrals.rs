@@ -1,17 +1,9 @@
 //! Holders that name others, who have the NAR on its way.
 
-use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
-
 use super::*;
 use crate::source::{MeetingPlace, UpstreamId};
 
 const CHUNK: usize = 64 << 10;
-
-fn tree_of(nar: &[u8]) -> NarTree {
-    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
-    hasher.update(nar);
-    hasher.finish().unwrap()
-}
 
 /// A holder that names the sources with these numbers, and brings 64 KiB in each `pause_ms` to who insists.
 fn naming(tree: &NarTree, named: &[usize], pause_ms: u64) -> Script {
@@ -21,11 +13,6 @@ fn naming(tree: &NarTree, named: &[usize], pause_ms: u64) -> Script {
 
 fn hidden(script: Script) -> Script {
     Script { is_hidden: true, ..script }
-}
-
-fn assert_exact(outcome: &Outcome, nar: &[u8]) {
-    assert_eq!((outcome.ended, outcome.aborted), (Ended::Complete, false));
-    assert!(outcome.body == nar);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,26 +1,13 @@
 //! NARs that are read from several sources at once.
 
-use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
-
 use super::*;
 
 const CHUNK: usize = 64 << 10;
-
-fn tree_of(nar: &[u8]) -> NarTree {
-    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
-    hasher.update(nar);
-    hasher.finish().unwrap()
-}
 
 /// A holder behind a line of its own, which brings 64 KiB in each `pause_ms`.
 fn holder(tree: &NarTree, pause_ms: u64) -> Script {
     let tree = Some(TreeAnswer::Bound(tree.clone()));
     Script { tree, is_line: true, ..Script::honest(pause_ms, CHUNK) }
-}
-
-fn assert_exact(outcome: &Outcome, nar: &[u8]) {
-    assert_eq!((outcome.ended, outcome.aborted), (Ended::Complete, false));
-    assert!(outcome.body == nar);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,5 @@
 //! NARs whose holders signed their trees: what is wrong is found within one leaf, before Nix sees it.
 
-use narmesh_protocol::nar_tree::{LeafHasher, NarTree};
-
 use super::*;
 
 const LEAF: u64 = 256 << 10;
@@ -12,12 +10,6 @@ const WRONG_AT: u64 = 5 << 20;
 /// A NAR that is streamed, and has a tree.
 fn large_nar() -> Vec<u8> {
     nar_of(9 << 20, 1)
-}
-
-fn tree_of(nar: &[u8]) -> NarTree {
-    let mut hasher = LeafHasher::new(nar.len() as u64, 0).unwrap();
-    hasher.update(nar);
-    hasher.finish().unwrap()
 }
 
 /// The tree of the NAR with the wrong byte.
@@ -37,11 +29,6 @@ fn honest() -> Script {
 
 fn lying() -> Script {
     flipped(CHUNK, None, WRONG_AT)
-}
-
-fn assert_exact(outcome: &Outcome, nar: &[u8]) {
-    assert_eq!((outcome.ended, outcome.aborted), (Ended::Complete, false));
-    assert!(outcome.body == nar);
 }
 
 /// Asserts that just these of the sources are blamed.
