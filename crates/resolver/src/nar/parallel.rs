@@ -1,7 +1,8 @@
 //! Reads one NAR from several sources at once: each reads ranges of whole leaves, which are proven as they come, and what
 //! comes before its turn is kept until then.
 //!
-//! A range is as long as its source takes for about a second. What lies between the first byte that is missing and the last
+//! A range is as long as its source takes for about a second, and no longer than its part of the whole rate lets it be: while
+//! a slow one brings its range, the others must not fill the window. What lies between the first byte that is missing and the last
 //! one that was asked for is bounded, and so is the memory. The range that everybody waits for is asked of another source as
 //! well if that one would be done in half the time. Sources join one by one, two by two and so on, while that makes the
 //! whole quicker.
@@ -102,6 +103,8 @@ pub(super) struct Parallel {
     /// Those who joined last, and the rate of all before that.
     joined: Vec<SourceId>,
     rate_before: u64,
+    /// The most that one source has brought in a second.
+    best_alone: u64,
     rest_until: Duration,
     alone_since: Option<Duration>,
     /// Sources that made nothing quicker.
@@ -133,6 +136,7 @@ impl Parallel {
             ticked: waited,
             joined: Vec::new(),
             rate_before: rate,
+            best_alone: rate,
             rest_until: Duration::ZERO,
             alone_since: None,
             useless: HashSet::new(),
@@ -147,11 +151,14 @@ impl Parallel {
         at.next_multiple_of(self.leaf_bytes)
     }
 
-    /// Bytes of a range for a source of this rate: a second of it, but no more than lets all have two.
+    /// Bytes of a range for a source of this rate: a second of it, but no more than lets all have two in the window, and of a
+    /// slow source no more than it brings while the others fill half of the window.
     fn range_bytes(&self, rate: Option<u64>) -> u64 {
+        let Some(rate) = rate else { return FIRST_LEAVES * self.leaf_bytes };
+        let all: u64 = self.members.iter().filter_map(|member| member.rate).sum();
+        let share = u128::from(self.window / 2) * u128::from(rate) / u128::from(all.max(rate).max(1));
         let fair = self.window / (2 * (self.members.len() as u64).max(2));
-        let bytes = rate.unwrap_or(FIRST_LEAVES * self.leaf_bytes);
-        self.align(bytes.min(fair).max(1))
+        self.align(rate.min(u64::try_from(share).unwrap_or(u64::MAX)).min(fair).max(1))
     }
 
     /// Whether this source may join.
@@ -361,14 +368,25 @@ impl Parallel {
             member.rate = Some(if is_busy { rate } else { rate.max(member.rate.unwrap_or(0)) });
         }
         let total: u64 = self.members.iter().filter_map(|member| member.rate).sum();
+        let quickest = self.members.iter().max_by_key(|member| member.rate).map(|member| (member.source, member.rate));
+        let (quickest, best) = quickest.unzip();
+        self.best_alone = self.best_alone.max(best.flatten().unwrap_or(0));
         let mut tick = Tick::default();
+        if !self.is_alone() && total < self.best_alone {
+            // One of them was quicker when it did not wait for the others.
+            let others = self.members.iter().map(|member| member.source).filter(|source| Some(*source) != quickest);
+            tick.let_go.extend(others);
+            self.joined.clear();
+            self.rest_until = waited + REST;
+        }
         if !self.joined.is_empty() && total < self.rate_before + self.rate_before / GAIN {
             tick.let_go.append(&mut self.joined);
             self.rest_until = waited + REST;
         }
         self.joined.clear();
         let slow = self.members.iter().filter(|member| member.rate.unwrap_or(0) < total / SHARE_MIN);
-        tick.let_go.extend(slow.map(|member| member.source));
+        let slow: Vec<_> = slow.map(|member| member.source).filter(|source| !tick.let_go.contains(source)).collect();
+        tick.let_go.extend(slow);
         self.useless.extend(tick.let_go.iter().copied());
         let left = Duration::from_secs((self.nar_size - frontier) / total.max(1));
         if waited >= self.rest_until && left > WORTH_IT {
