@@ -2,8 +2,8 @@
 //! share of the rate.
 //!
 //! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
-//! asker is told its place, unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
-//! `rate` grants it.
+//! asker is told its place, unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body`
+//! is written piece by piece, each slice when `rate` grants it.
 //!
 //! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
 //! 256 KiB where the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to

@@ -210,10 +210,16 @@ impl Nars {
         first_byte: u64,
         resumed: bool,
     ) -> Option<NarBody> {
-        if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
+        if !self.may_begin(&url, first_byte, resumed) {
             return None;
         }
         self.own.read_offered(offer, url.nar(), first_byte).await
+    }
+
+    /// Whether there is such a byte, and it may be asked for: if the body was cut short, a 404 for the rest makes Nix build the
+    /// path instead of asking again.
+    fn may_begin(&self, url: &NarUrl, first_byte: u64, resumed: bool) -> bool {
+        first_byte < url.nar_size && !(resumed && self.context.nar_faults.was_cut_short(&url.nar_hash))
     }
 
     /// Whether a NAR has waited for memory for more than a moment.
@@ -228,8 +234,7 @@ impl Nars {
         resumed: bool,
         find_user: FindUser,
     ) -> Option<NarBody> {
-        // If the body was cut short, a 404 for the rest makes Nix build the path instead of asking again.
-        if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
+        if !self.may_begin(&url, first_byte, resumed) {
             return None;
         }
         if self.shared.has(&url.hash_part)
