@@ -8,7 +8,7 @@ use crate::tree_wire::signed_tree;
 use crate::wire::{NAR, NarRequest, audience_digest, nar_absent, nar_chunks, nar_head, nar_others, sha256};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::identity::Keypair;
-use narmesh_tests::{promised, wait_until};
+use narmesh_tests::{poll, promised, wait_until};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -140,18 +140,14 @@ fn a_peer_gets_what_is_coming_in_only_as_far_as_it_is_proven_and_would_be_offere
 
 /// Asks until the head of a body comes, as nothing may be proven yet.
 fn wait_for_head(peer: &Peer, stage: &Stage, request: &NarRequest) -> (crate::peer::Stream, Vec<u8>) {
-    let body = nar_head(false);
-    for _ in 0..200 {
+    let answer = poll(promised(SOON), || {
         let (stream, head) = exchange(peer, stage, request, nar_absent().len());
-        if head == nar_absent() {
-            std::thread::sleep(Duration::from_millis(20));
-            continue;
-        }
-        let (mut stream, mut rest) = (stream, vec![0; body.len() - head.len()]);
-        peer.runtime.block_on(stream.read_exact(&mut rest)).unwrap();
-        return (stream, [head, rest].concat());
-    }
-    panic!("it is not coming in");
+        (head != nar_absent()).then_some((stream, head))
+    });
+    let (mut stream, head) = answer.expect("it is coming in");
+    let mut rest = vec![0; nar_head(false).len() - head.len()];
+    peer.runtime.block_on(stream.read_exact(&mut rest)).unwrap();
+    (stream, [head, rest].concat())
 }
 
 /// The contents of the chunks that come, `bytes` in all.

@@ -3,10 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use narmesh_protocol::{HashPart, TrustedKeys};
+mod common;
+
+use common::settings;
+use narmesh_protocol::HashPart;
 use narmesh_upstream::{
-    Compression, Credentials, DecoderMemory, FailureKind, HealthState, NarLocation, Place, ProxyChoice, Upstream,
-    UpstreamSettings,
+    Compression, Credentials, DecoderMemory, FailureKind, HealthState, NarLocation, ProxyChoice, Upstream,
 };
 use sha2::{Digest as _, Sha256};
 use std::io::{Read as _, Write as _};
@@ -66,22 +68,6 @@ fn read_head(connection: &mut TcpStream) -> Option<String> {
         head.push(byte[0]);
     }
     Some(String::from_utf8(head).unwrap())
-}
-
-fn settings(url: &str) -> UpstreamSettings {
-    UpstreamSettings {
-        name: "test".to_owned(),
-        place: Place::parse(url).unwrap(),
-        trusted: TrustedKeys::new(Vec::new()).unwrap(),
-        tier: 0,
-        include: Vec::new(),
-        exclude: Vec::new(),
-        credentials: None,
-        proxy: ProxyChoice::Direct,
-        extra_certificates: Vec::new(),
-        connect_timeout: Duration::from_millis(500),
-        stall_timeout: Duration::from_millis(500),
-    }
 }
 
 fn upstream(server: &Server) -> Arc<Upstream> {

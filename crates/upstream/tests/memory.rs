@@ -3,14 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use narmesh_protocol::TrustedKeys;
-use narmesh_upstream::{Compression, DecoderMemory, NarLocation, Place, ProxyChoice, Upstream, UpstreamSettings};
+mod common;
+
+use common::settings;
+use narmesh_upstream::{Compression, DecoderMemory, NarLocation, Upstream};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// More than the dictionary, so that all of it is used.
 const NAR_BYTES: usize = 72 << 20;
@@ -44,20 +45,7 @@ fn pack(nar: &[u8]) -> Vec<u8> {
 }
 
 fn directory(dir: &Path) -> Arc<Upstream> {
-    let settings = UpstreamSettings {
-        name: "disk".to_owned(),
-        place: Place::parse(&format!("file://{}", dir.display())).unwrap(),
-        trusted: TrustedKeys::new(Vec::new()).unwrap(),
-        tier: 0,
-        include: Vec::new(),
-        exclude: Vec::new(),
-        credentials: None,
-        proxy: ProxyChoice::Direct,
-        extra_certificates: Vec::new(),
-        connect_timeout: Duration::from_millis(500),
-        stall_timeout: Duration::from_millis(500),
-    };
-    Arc::new(Upstream::new(settings).unwrap())
+    Arc::new(Upstream::new(settings(&format!("file://{}", dir.display()))).unwrap())
 }
 
 fn resident_bytes() -> u64 {
