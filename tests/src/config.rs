@@ -31,6 +31,8 @@ pub struct NodeConfig {
     pub serve_hours: Vec<String>,
     /// `transfer.compress`.
     pub compress: &'static str,
+    /// `transfer.stall_timeout_ms`, when a story needs another value than the default.
+    pub stall_timeout_ms: Option<u32>,
     /// `limits.connections_gossip`, when a story needs another value than the default.
     pub connections_gossip: Option<u32>,
     /// `limits.upload_bytes_per_s`, when a story limits uploads.
@@ -89,6 +91,7 @@ impl NodeConfig {
             prefer: None,
             serve_hours: Vec::new(),
             compress: "auto",
+            stall_timeout_ms: None,
             connections_gossip: None,
             upload_bytes_per_s: None,
             peers: Vec::new(),
@@ -139,6 +142,9 @@ impl NodeConfig {
         advertise.insert("serve_hours".into(), texts(&self.serve_hours));
         let mut transfer = Table::new();
         transfer.insert("compress".into(), text(self.compress));
+        if let Some(time) = self.stall_timeout_ms {
+            transfer.insert("stall_timeout_ms".into(), Value::Integer(time.into()));
+        }
         let mut limits = Table::new();
         if let Some(count) = self.connections_gossip {
             limits.insert("connections_gossip".into(), Value::Integer(count.into()));
