@@ -28,6 +28,9 @@ const ASKED_AT_ONCE: usize = 3;
 const ASKED_MAX: usize = 6;
 /// How long the first bytes of a NAR are held back until there is a tree.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same when a holder says that it computes it: a busy one may take seconds, and what Nix gets unproven it cannot give
+/// back. By then it was asked six times, the last time after 3.1 s.
+const PATIENCE_NOT_YET: Duration = Duration::from_millis(3_500);
 /// The same once there is one, for others that may differ.
 const PATIENCE_WITH_ONE: Duration = Duration::from_millis(300);
 /// An answer that takes longer is not waited for.
@@ -90,11 +93,20 @@ pub(super) enum Judgement {
     Disputed,
 }
 
+/// What a holder answered, and how many times it was asked before.
+struct Answered {
+    source: SourceId,
+    tries: usize,
+    answer: Option<TreeAnswer>,
+}
+
 /// The proofs of one NAR.
 pub(super) struct Proofs {
     url: NarUrl,
     sources: Arc<dyn Sources>,
-    asking: FuturesUnordered<BoxFuture<'static, (SourceId, Option<NarTree>)>>,
+    asking: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// Whether a holder said that it computes its tree.
+    is_being_computed: bool,
     /// Holders that can still be asked.
     unasked: Vec<SourceId>,
     bound: Vec<Bound>,
@@ -124,27 +136,43 @@ impl Proofs {
         unasked.reverse();
         let asking = FuturesUnordered::new();
         let (bound, refused) = (Vec::new(), Vec::new());
-        let mut this = Self { url, sources, asking, unasked, bound, refused, taken, leaf_since: Duration::ZERO };
+        let (is_being_computed, leaf_since) = (false, Duration::ZERO);
+        let mut this = Self { url, sources, asking, is_being_computed, unasked, bound, refused, taken, leaf_since };
         (0..ASKED_AT_ONCE).for_each(|_| this.ask_next());
         Some(this)
     }
 
     fn ask_next(&mut self) {
+        if let Some(source) = self.unasked.pop() {
+            self.ask(source, 0);
+        }
+    }
+
+    /// Asks a holder that was asked `tries` times before.
+    fn ask(&self, source: SourceId, tries: usize) {
         let NarUrl { hash_part, nar_hash, nar_size, .. } = self.url;
-        let Some(source) = self.unasked.pop() else { return };
         let request = TreeRequest { hash_part, nar_hash, nar_size };
-        self.asking.push(Box::pin(ask(Arc::clone(&self.sources), source, request)));
+        let sources = Arc::clone(&self.sources);
+        self.asking.push(Box::pin(async move {
+            tokio::time::sleep(pause_before(tries)).await;
+            let answer = tokio::time::timeout(ANSWER_MAX, sources.ask_tree(source, request)).await;
+            Answered { source, tries: tries + 1, answer: answer.ok().flatten() }
+        }));
     }
 
     /// Ready with the author of a tree that has come.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<SourceId> {
-        while let Poll::Ready(Some((source, answer))) = self.asking.poll_next_unpin(context) {
+        while let Poll::Ready(Some(Answered { source, tries, answer })) = self.asking.poll_next_unpin(context) {
             match answer {
-                Some(tree) => {
+                Some(TreeAnswer::Bound(tree)) => {
                     self.add(source, tree);
                     return Poll::Ready(source);
                 }
-                None => self.ask_next(),
+                Some(TreeAnswer::NotYet) if tries < TRIES => {
+                    self.is_being_computed = true;
+                    self.ask(source, tries);
+                }
+                _ => self.ask_next(),
             }
         }
         Poll::Pending
@@ -174,7 +202,11 @@ impl Proofs {
     /// What may be taken over of `bytes` that have come from one source. `waited` is for how long the transfer has waited
     /// for its sources.
     pub(super) fn portion(&self, bytes: usize, waited: Duration) -> Portion {
-        let patience = if self.bound.is_empty() { PATIENCE } else { PATIENCE_WITH_ONE };
+        let patience = match (self.bound.is_empty(), self.is_being_computed) {
+            (false, _) => PATIENCE_WITH_ONE,
+            (true, true) => PATIENCE_NOT_YET,
+            (true, false) => PATIENCE,
+        };
         if !self.asking.is_empty() && waited < patience {
             return Portion::None;
         }
@@ -315,17 +347,9 @@ fn unique(sources: impl IntoIterator<Item = SourceId>) -> Vec<SourceId> {
     sources
 }
 
-/// Asks one holder until it has an answer.
-async fn ask(sources: Arc<dyn Sources>, source: SourceId, request: TreeRequest) -> (SourceId, Option<NarTree>) {
-    let mut pause = PAUSE_MIN;
-    for _ in 0..TRIES {
-        match tokio::time::timeout(ANSWER_MAX, sources.ask_tree(source, request)).await {
-            Ok(Some(TreeAnswer::Bound(tree))) => return (source, Some(tree)),
-            Ok(Some(TreeAnswer::NotYet)) => {}
-            Ok(Some(TreeAnswer::Absent) | None) | Err(_) => break,
-        }
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(PAUSE_MAX);
-    }
-    (source, None)
+/// How long a holder is let alone that was asked `tries` times.
+fn pause_before(tries: usize) -> Duration {
+    let doublings = u32::try_from(tries).unwrap_or(u32::MAX).saturating_sub(1);
+    let pause = PAUSE_MIN.saturating_mul(2u32.saturating_pow(doublings)).min(PAUSE_MAX);
+    if tries == 0 { Duration::ZERO } else { pause }
 }

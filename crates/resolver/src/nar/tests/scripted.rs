@@ -48,6 +48,8 @@ pub(super) struct Script {
     /// What it says of its tree, and after how long.
     pub(super) tree: Option<TreeAnswer>,
     pub(super) tree_after: Duration,
+    /// For how long after the first question it says *not yet* of it.
+    pub(super) tree_takes: Duration,
     /// Whether it is not known before somebody names it.
     pub(super) is_hidden: bool,
     /// Whether its requests share a line, so that a pause of one is a pause of all.
@@ -67,6 +69,7 @@ impl Script {
             is_hidden: false,
             is_line: false,
             tree_after: Duration::from_millis(5),
+            tree_takes: Duration::ZERO,
             opens_after: Duration::from_millis(5),
             queue: Vec::new(),
             without_memory: false,
@@ -124,6 +127,8 @@ pub(super) struct State {
     pub(super) requests: HashMap<SourceId, Vec<u64>>,
     pub(super) observed: Vec<(SourceId, Observation)>,
     pub(super) sent_bytes: HashMap<SourceId, u64>,
+    /// When each was first asked for its tree.
+    trees_asked: HashMap<SourceId, Instant>,
     /// When the line of a source is free again.
     pub(super) free: HashMap<SourceId, Instant>,
 }
@@ -197,10 +202,12 @@ impl Sources for World {
 
     fn ask_tree(&self, source: SourceId, _: TreeRequest) -> BoxFuture<'static, Option<TreeAnswer>> {
         let script = &self.scripts[&source];
-        let (answers, after) = (script.tree.clone(), script.tree_after);
+        let asked = *self.state.lock().trees_asked.entry(source).or_insert_with(Instant::now);
+        let (answer, after) = (script.tree.clone(), script.tree_after);
+        let is_computed = asked.elapsed() >= script.tree_takes;
         Box::pin(async move {
             tokio::time::sleep(after).await;
-            answers
+            if is_computed { answer } else { Some(TreeAnswer::NotYet) }
         })
     }
 
