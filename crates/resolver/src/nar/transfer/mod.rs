@@ -10,8 +10,11 @@
 //! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
 //! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
 
+mod pace;
 mod referral;
 mod several;
+mod taking;
+mod verdict;
 
 use std::io;
 use std::ops::Range;
@@ -21,7 +24,6 @@ use std::time::Duration;
 
 use narmesh_protocol::NarUrl;
 use narmesh_protocol::nar::NarVerifier;
-use narmesh_protocol::nar_tree::LeafHash;
 use narmesh_protocol::wire::NarRequest;
 use narmesh_store::PartialWriter;
 use tokio::time::Instant;
@@ -30,9 +32,9 @@ use crate::lookup_log::LookupEvent;
 use crate::nar::checkpoints::Checkpoint;
 use crate::nar::endurance::Endurance;
 use crate::nar::parallel::Parallel;
-use crate::nar::proofs::{Judgement, Portion, Proofs};
-use crate::nar::race::{RACE_AFTER, RACE_RELATED_AFTER, Race};
-use crate::nar::roster::{Next, Roster, expected_duration};
+use crate::nar::proofs::Proofs;
+use crate::nar::race::{RACE_AFTER, Race};
+use crate::nar::roster::{Next, Roster};
 use crate::nar::runner::{Runner, Said};
 use crate::nar::transfer::referral::Meeting;
 use crate::nar::{Compress, NarContext};
@@ -40,11 +42,6 @@ use crate::source::{Line, Observation, Piece, SourceId};
 
 /// How often a transfer looks at the pace of its sources.
 const LOOK: Duration = Duration::from_millis(100);
-/// A source of unknown pace joins a race only if the transfer would otherwise last longer than this.
-const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
-/// How long the end mark of a body that arrived whole is waited for; if it does not come, the stream is closed and
-/// nothing else happens.
-const END_MARK_MAX: Duration = Duration::from_secs(3);
 /// Compression at level 1 is quicker than a line below this rate, 200 Mbit/s, in bytes per second.
 const COMPRESS_BELOW_BYTES_S: u64 = 25_000_000;
 
@@ -448,281 +445,6 @@ impl Transfer {
             Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
             Said::Broke(error) => ends(Left::Broke, &error.to_string()),
         }
-    }
-
-    /// Looks at the pace of the sources under way.
-    fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        self.looked = self.waited;
-        self.leave_silent_neighbour();
-        for at in (0..self.runners.len()).rev() {
-            let Some(runner) = self.runners.get(at) else { continue };
-            let line = self.line(&runner.source);
-            if let Some(why) = runner.why_stalled(&line, self.waited, self.settings.stall_timeout) {
-                self.leave(at, Left::Stalled, why);
-            }
-        }
-        if self.runners.len() > 1 {
-            return self.judge_race(out);
-        }
-        if let Some(step) = self.take_tail(out) {
-            return Some(step);
-        }
-        if self.proofs.as_ref().is_some_and(|proofs| proofs.is_out_of_patience(self.waited)) && self.roster.recall() {
-            self.stop_parallel();
-            self.proofs.iter_mut().for_each(|proofs| proofs.drop_counting(self.waited));
-        }
-        if self.parallel.is_some() || self.begin_parallel() {
-            self.look_at_workers();
-            return None;
-        }
-        self.begin_race();
-        self.give_up_hopeless();
-        None
-    }
-
-    /// Leaves the only source under way if the rest would take too long at its pace.
-    fn give_up_hopeless(&mut self) {
-        let [runner] = self.runners.as_slice() else { return };
-        let source = runner.source;
-        let rest = self.endurance.hopeless_wait(source, self.offset, self.bytes_left());
-        if let Some(rest) = rest.filter(|_| !runner.is_queued()) {
-            self.context.sources.observe(source, Observation::TimedOut);
-            self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", rest.as_secs() / 3_600));
-        }
-    }
-
-    /// Asks another source for the same bytes if that one should be done in half the time.
-    fn begin_race(&mut self) {
-        let (left, waited) = (self.bytes_left(), self.waited);
-        if !self.race.may_begin(waited) {
-            return;
-        }
-        let Some(runner) = self.runners.first_mut() else { return };
-        if runner.age(waited) < RACE_AFTER {
-            return;
-        }
-        // A source that stands still has no pace, whatever its last window showed.
-        let rate = if runner.idle_time(waited) >= RACE_AFTER { Some(0) } else { runner.measure_rate_bytes_s(waited) };
-        let Some(rate) = rate else { return };
-        let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
-        let Some(other) = self.challenger() else { return };
-        let is_related = self.is_related(&other);
-        let is_early = is_related && self.runners.first().is_some_and(|first| first.age(waited) < RACE_RELATED_AFTER);
-        if self.roster.is_suspect(&other) || is_early {
-            return;
-        }
-        let line = self.line(&other);
-        let is_worth_it = match line.rate_bytes_s {
-            Some(_) => expected_duration(&line, left).saturating_mul(2) < at_this_pace,
-            None => at_this_pace > RACE_UNKNOWN_MIN,
-        };
-        if !is_worth_it || (self.is_strict && self.offset > 0) {
-            return;
-        }
-        self.race.begin(waited, self.runners.first().map_or(0, |first| first.tail.len()), is_related.then_some(rate));
-        self.ask(other);
-    }
-
-    /// Ends the race once it is decided; the quicker source goes on.
-    fn judge_race(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let [first, second] = self.runners.as_slice() else { return None };
-        let loser = self.race.decide([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
-        let runner = self.runners.remove(loser);
-        self.account(&runner);
-        self.roster.on_stopped(runner.source);
-        let slower = LookupEvent::NarBroken(runner.source, self.offset, "another source is quicker".to_owned());
-        self.context.lookup_log.note(self.url.hash_part, slower);
-        drop(runner);
-        self.take_tail(out)
-    }
-
-    /// Takes over what the only source under way sent during a race, or while its leaf was not whole.
-    fn take_tail(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let mut taken = None;
-        while let Some(step) = self.take_portion(out) {
-            taken = Some(step);
-            if step != Step::Data {
-                break;
-            }
-        }
-        taken
-    }
-
-    /// Takes over as much of that as may be taken at once.
-    fn take_portion(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let [runner] = self.runners.as_slice() else { return None };
-        if runner.tail.is_empty() {
-            return None;
-        }
-        let source = runner.source;
-        let waits_for_tree = self.waits_for_tree(&source);
-        let [runner] = self.runners.as_mut_slice() else { return None };
-        let portion = match &self.proofs {
-            Some(proofs) => proofs.portion(runner.tail.len(), self.waited),
-            None => Portion::Unproven(u64::MAX),
-        };
-        let bytes = match portion {
-            Portion::None => return None,
-            Portion::Unproven(_) if waits_for_tree => return None,
-            Portion::Unproven(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(runner.tail.len()),
-            Portion::Leaf(bytes) => bytes,
-        };
-        let rest = runner.tail.split_off(bytes);
-        let bytes = std::mem::replace(&mut runner.tail, rest);
-        let judgement = match (&mut self.proofs, portion) {
-            (Some(proofs), Portion::Leaf(_)) => proofs.judge(source, self.offset, &bytes),
-            (_, _) => return self.take(source, bytes, None, out),
-        };
-        match judgement {
-            Judgement::Right(leaf) => return self.take(source, bytes, Some(leaf), out),
-            Judgement::AgainstItself => {
-                self.blame(source, LookupEvent::NarLeafLie(source));
-                self.leave(0, Left::SaidNo, WRONG_LEAF.to_owned());
-            }
-            Judgement::Disputed => {
-                let refused = LookupEvent::NarLeafRefused(source, self.offset);
-                self.context.lookup_log.note(self.url.hash_part, refused);
-                self.leave(0, Left::SaidNo, WRONG_LEAF.to_owned());
-                self.roster.put_by(source);
-            }
-        }
-        None
-    }
-
-    /// Takes over bytes that follow those taken before; `leaf` is their hash if they are a whole leaf.
-    fn take(&mut self, source: SourceId, bytes: Vec<u8>, leaf: Option<LeafHash>, out: &mut Vec<u8>) -> Option<Step> {
-        if let Some(proofs) = &mut self.proofs {
-            proofs.on_taken(&bytes, leaf, self.waited);
-        }
-        let is_nar = self.verifier.as_mut().is_none_or(|verifier| verifier.feed(&bytes).is_ok());
-        if !self.contributors.contains(&source) {
-            if self.offset > 0 && !self.contributors.is_empty() {
-                self.context.counters.continued.inc();
-            }
-            self.contributors.push(source);
-        }
-        if !is_nar {
-            return Some(self.on_lie(out));
-        }
-        self.offset += bytes.len() as u64;
-        self.write_partial(&bytes);
-        // If the caller's buffer has no memory yet, it takes this one, which saves a copy.
-        if out.capacity() == 0 {
-            *out = bytes;
-        } else {
-            out.extend_from_slice(&bytes);
-        }
-        Some(Step::Data)
-    }
-
-    /// Checks whether the bytes, which are all there, are the promised NAR.
-    fn finish(&mut self, out: &mut Vec<u8>) -> Step {
-        let promised = |verifier: NarVerifier| {
-            verifier.finish().is_ok_and(|nar| nar.nar_hash == self.url.nar_hash && nar.nar_size == self.url.nar_size)
-        };
-        let is_right = self.verifier.clone().is_none_or(promised);
-        if !is_right {
-            return self.on_lie(out);
-        }
-        // If nobody knows the beginning, only Nix will find out whether the NAR is right.
-        if let Some(proofs) = self.proofs.take().filter(|_| self.verifier.is_some()) {
-            let (signed, sent) = proofs.settle();
-            signed.iter().for_each(|liar| self.blame(*liar, LookupEvent::NarTreeLie(*liar)));
-            let only_sent = sent.iter().filter(|source| !signed.contains(*source));
-            only_sent.for_each(|liar| self.blame(*liar, LookupEvent::NarLeafLie(*liar)));
-        }
-        let elapsed = self.started.elapsed();
-        if let Some(source) = self.contributors.last() {
-            self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarVerified(*source, self.offset, elapsed));
-        }
-        for runner in std::mem::take(&mut self.runners) {
-            self.read_end(runner);
-        }
-        self.stop_parallel();
-        if let Some(partial) = self.partial.take() {
-            partial.finish();
-        }
-        Step::Verified
-    }
-
-    /// Reads the end mark of a body that came whole, so that its stream can serve the next request.
-    fn read_end(&self, runner: Runner) {
-        self.account(&runner);
-        let (context, source) = (Arc::clone(&self.context), runner.source);
-        // It is there already if the body came in one write. If not, it is read in the background, so that Nix does not
-        // wait for it.
-        let mut end = Box::pin(async move {
-            let end = runner.end().await;
-            if end.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
-                context.sources.observe(source, Observation::FalseNar);
-            }
-        });
-        if futures::FutureExt::now_or_never(&mut end).is_none() {
-            tokio::spawn(tokio::time::timeout(END_MARK_MAX, end));
-        }
-    }
-
-    /// Handles that what was sent is not the promised NAR.
-    fn on_lie(&mut self, out: &mut Vec<u8>) -> Step {
-        for runner in std::mem::take(&mut self.runners) {
-            self.account(&runner);
-        }
-        self.stop_parallel();
-        let last = self.contributors.last().copied();
-        let signed = self.proofs.as_mut().map(Proofs::refute).unwrap_or_default();
-        for liar in &signed {
-            self.blame(*liar, LookupEvent::NarTreeLie(*liar));
-        }
-        match self.contributors.as_slice() {
-            [liar] if signed.contains(liar) => {}
-            &[liar] => self.blame(liar, LookupEvent::NarLie(liar)),
-            // Those who sent what was signed could not know better.
-            _ if !signed.is_empty() => {}
-            several => {
-                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
-                tracing::warn!(
-                    hash_part = %self.url.hash_part, sources = ?several,
-                    "several sources together sent a wrong NAR: those that did not send its end are asked last for an hour"
-                );
-                // A source that went on to the end is less suspect than one that broke off.
-                let begun = several.iter().copied().filter(|source| Some(*source) != last);
-                begun.clone().for_each(|source| self.context.nar_faults.suspect(source));
-                self.roster.suspect(begun);
-                self.context.nar_faults.doubt(self.url.nar_hash, last);
-                self.is_strict = true;
-            }
-        }
-        if !self.may_begin_anew {
-            return Step::Gone;
-        }
-        self.begin_anew(out, last.filter(|_| self.contributors.len() > 1))
-    }
-
-    /// Blames a source for a lie about this NAR that is proven, and asks it no more for it.
-    fn blame(&mut self, liar: SourceId, lie: LookupEvent) {
-        self.context.lookup_log.note(self.url.hash_part, lie);
-        self.context.nar_faults.note_liar(self.url.nar_hash, liar);
-        if self.has_only_passed_on(&liar) {
-            self.context.nar_faults.suspect(liar);
-        } else {
-            self.context.sources.observe(liar, Observation::FalseNar);
-        }
-        self.roster.rule_out(liar);
-    }
-
-    fn begin_anew(&mut self, out: &mut Vec<u8>, first: Option<SourceId>) -> Step {
-        out.clear();
-        self.partial = None;
-        self.verifier = Some(NarVerifier::new());
-        self.offset = 0;
-        self.endurance.begin_anew();
-        self.proofs.iter_mut().for_each(|proofs| proofs.begin_anew(self.waited));
-        // What several sources sent together proves none of them wrong, so all of them may be asked again.
-        if self.contributors.len() > 1 || first.is_some() {
-            self.roster.begin_anew(first);
-        }
-        self.contributors.clear();
-        Step::BegunAnew
     }
 
     /// Leaves this source; the transfer goes on without it.
