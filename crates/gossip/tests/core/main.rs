@@ -8,6 +8,7 @@
 )]
 
 mod hostile;
+mod hostile_news;
 mod kept;
 mod lifetimes;
 mod lone;
