@@ -6,12 +6,12 @@ use crate::reach::{Proxied, is_public_address, public_by_name};
 use crate::settings::{Credentials, ProxyChoice, UpstreamSettings};
 use data_encoding::BASE64;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Proxy, Request, Response, StatusCode, Url};
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Redirects that are followed for one request; a cache in front of an object store needs one.
 const REDIRECTS_MAX: usize = 5;
@@ -133,9 +133,21 @@ pub(crate) fn refusal_of(response: &Response) -> Refusal {
         500.. => FailureKind::ServerError,
         _ => FailureKind::UnexpectedStatus,
     };
-    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let retry_after = seconds.filter(|_| matches!(status.as_u16(), 429 | 503)).map(Duration::from_secs);
+    let retry_after = matches!(status.as_u16(), 429 | 503).then(|| retry_after(response.headers())).flatten();
     Refusal::Failed(Failure { kind, detail: format!("status {}", status.as_u16()), retry_after })
+}
+
+/// What `Retry-After` asks for: seconds, or a date (RFC 9110, 10.2.3), which is taken by the clock of the server where it
+/// tells the time.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| Some(headers.get(name)?.to_str().ok()?.trim());
+    let asked = text(RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(asked).ok()?;
+    let now = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 fn authorization(credentials: &Credentials) -> Result<HeaderValue, Failure> {
@@ -220,5 +232,28 @@ impl Resolve for Resolver {
             }
             Ok(Box::new(usable.into_iter()) as Addrs)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderName;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_by_the_clock_of_the_server() {
+        let asked = |fields: &[(HeaderName, &'static str)]| {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+            retry_after(&fields.collect())
+        };
+        let at = (RETRY_AFTER, "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(asked(&[(RETRY_AFTER, " 7 ")]), Some(Duration::from_secs(7)));
+        assert_eq!(asked(&[at.clone(), (DATE, "Sun, 06 Nov 1994 08:49:30 GMT")]), Some(Duration::from_secs(7)));
+        assert_eq!(asked(&[at.clone(), (DATE, "Sun, 06 Nov 1994 08:50:00 GMT")]), Some(Duration::ZERO));
+        assert_eq!(asked(&[at]), Some(Duration::ZERO), "long ago by our clock");
+        for nothing in ["", "-1", "soon", "1.5", "99999999999999999999"] {
+            assert_eq!(asked(&[(RETRY_AFTER, nothing)]), None, "{nothing}");
+        }
+        assert_eq!(asked(&[]), None);
     }
 }
