@@ -118,7 +118,10 @@ newer_nix() {
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
     serving_others like_a_cache
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
-  if $full; then NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks fleet; fi
+  if $full; then
+    NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- upstream_failures
+    NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks fleet
+  fi
 }
 stage "stories and faults with Nix 2.34" newer_nix
 # Most of these wait for slow lines, so there may be more of them than processors.

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{FailingCache, FailsAt, Finished, PlainCache, TestMesh, TestNode, Way, hash_part};
+use narmesh_tests::{FailingCache, FailsAt, Finished, NixVersion, PlainCache, TestMesh, TestNode, Way, hash_part};
 
 /// Runs that go on side by side: most of them wait.
 const AT_ONCE: usize = 6;
@@ -197,7 +197,9 @@ fn cache_of_a_lower_tier_whose_nars_freeze_delays_a_few_of_them() {
     // One after the other, so that the cache answers each at once, whatever else the machine does.
     paths.iter().for_each(|path| assert_eq!(client.get_narinfo(path).status, 200));
     client.realise(&paths).expect_success("nix-store --realise");
-    assert!((1..=ASKED_MAX).contains(&failing.failures()), "{} of {}", failing.failures(), paths.len());
+    // Who asks for all at once does so before the first wait tells anything; those waits pass at the same time.
+    let asked_max = if NixVersion::from_environment() == NixVersion::V2_8 { ASKED_MAX } else { paths.len() };
+    assert!((1..=asked_max).contains(&failing.failures()), "{} of {}", failing.failures(), paths.len());
 }
 
 #[test]
