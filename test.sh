@@ -48,6 +48,14 @@ nix_roots() {
   "${as_root[@]}" tests/nix-root.sh make sid "$roots/sid"
 }
 
+# Prometheus's judge of metrics, taken out of its package: the package as such would start a server.
+promtool() {
+  local dir=${CARGO_TARGET_DIR:-target}/promtool
+  [ -x "$dir/usr/bin/promtool" ] && return
+  mkdir -p "$dir"
+  (cd "$dir" && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb usr/bin/prometheus)
+}
+
 deny_version=0.20.2
 deny() {
   command -v cargo-deny >/dev/null || cargo install --quiet --locked "cargo-deny@$deny_version"
@@ -93,6 +101,7 @@ subjects() {
 
 stage "packages" packages
 stage "other versions of Nix" nix_roots
+stage "promtool" promtool
 stage "subjects of commits" subjects
 stage "format" cargo fmt --all --check
 stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings

@@ -52,3 +52,9 @@ fn build() -> PathBuf {
         .next_back()
         .expect("cargo names the executable that it built")
 }
+
+/// Cargo's target directory: `CARGO_TARGET_DIR`, or the default.
+#[must_use]
+pub fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository_root().join("target"), PathBuf::from)
+}

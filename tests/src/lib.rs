@@ -47,7 +47,7 @@ mod status;
 mod wait;
 
 pub use asked::{Fetched, fetch_all, missing};
-pub use binary::{narmesh_binary, repository_root};
+pub use binary::{narmesh_binary, repository_root, target_directory};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use emulator::{Emulator, LineCounts, Link, Site};
 pub use failing_cache::{FailingCache, FailsAt, Way};

@@ -18,6 +18,7 @@ mod interrupted;
 mod layering;
 mod like_a_cache;
 mod local_users;
+mod metrics;
 mod names;
 mod no_store;
 mod nondeterministic;

@@ -19,6 +19,7 @@ mod connection;
 mod connection_table;
 mod content_type;
 mod error;
+mod exposition;
 mod files;
 mod gateway;
 mod histogram;

@@ -22,6 +22,7 @@ use crate::GatewayError;
 use crate::access::{Attempts, ClientAddress, token_of};
 use crate::body::StreamedBody;
 use crate::error::RequestIds;
+use crate::exposition::Exposition;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::nar_body::{BodyAborted, NarBody};
 use crate::range::{Span, parse_span};
@@ -36,8 +37,6 @@ pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-ni
 const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const METRICS_TYPE: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// The answer of `/version`.
 const VERSION: &str = concat!("narmesh ", env!("CARGO_PKG_VERSION"), "\n");
@@ -123,7 +122,7 @@ impl<S: Substituter> Endpoint<S> {
             Target::Readiness if !self.substituter.is_ready() => Err(GatewayError::NotFound),
             Target::Readiness => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n")),
             Target::Version => Ok(self.text(RequestKind::Health, TEXT_TYPE, VERSION)),
-            Target::Metrics => self.answer_metrics(),
+            Target::Metrics => self.answer_metrics(head),
             Target::NarInfo(None)
             | Target::Nar(None)
             | Target::Log(None)
@@ -201,13 +200,14 @@ impl<S: Substituter> Endpoint<S> {
         Ok(response)
     }
 
-    fn answer_metrics(&self) -> Result<Response, GatewayError> {
+    fn answer_metrics(&self, head: &Head) -> Result<Response, GatewayError> {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("the metrics could not be encoded");
             return Err(GatewayError::NotFound);
         }
-        Ok(self.text(RequestKind::Metrics, METRICS_TYPE, text))
+        let exposition = Exposition::choose(&head.headers);
+        Ok(self.text(RequestKind::Metrics, exposition.content_type(), exposition.render(text)))
     }
 
     /// A complete, short response. For a HEAD, axum removes the body and keeps its length.
@@ -219,13 +219,13 @@ impl<S: Substituter> Endpoint<S> {
     }
 }
 
-/// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped
-/// a length beside an encoding.
 /// The user who asks, if the connection says so.
 fn user_of(head: &Head) -> ClientUser {
     head.extensions.get().cloned().unwrap_or_else(ClientUser::unknown)
 }
 
+/// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped
+/// a length beside an encoding.
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }

@@ -2,6 +2,7 @@
 //! that misbehaved appear with their id and what they did; no address of a peer appears.
 
 use crate::attestations::{Attestations, Verdicts};
+use crate::daemon::process_metrics::ProcessMetrics;
 use crate::sources::UpstreamSources;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
@@ -14,6 +15,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +28,12 @@ pub(super) fn registry(
     statistics: &Arc<PeerStatistics>,
     upstreams: &Arc<UpstreamSources>,
 ) -> Registry {
-    let mut registry = Registry::with_prefix("narmesh");
-    gateway.register(&mut registry);
+    let mut all = Registry::default();
+    all.register_collector(Box::new(ProcessMetrics));
+    let registry = all.sub_registry_with_prefix("narmesh");
+    let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+    registry.register("build", "The version of narmesh that runs", Info::new(version));
+    gateway.register(registry);
     others.register(registry.sub_registry_with_prefix("others"));
     let counters = resolver.counters();
     for (name, help, counter) in [
@@ -64,7 +70,7 @@ pub(super) fn registry(
         verdicts: attestations.verdicts(),
         upstreams: Arc::clone(upstreams),
     }));
-    registry
+    all
 }
 
 #[derive(Debug)]
@@ -85,7 +91,6 @@ impl Collector for Gauges {
             ("peers_allowed", "Peers on the allowlist", peers.len() as u64),
             ("peers_connected", "Peers connected now", connected),
             ("peers_set_aside", "Peers that are asked nothing because they misbehaved", set_aside),
-            ("mesh_sent_bytes", "NAR bytes sent to peers since the start", sent_bytes),
             ("filters", "Peers whose filter is in the table", ages_s().count() as u64),
             ("filter_oldest_age_seconds", "Age of the oldest filter in the table", ages_s().max().unwrap_or(0)),
         ] {
@@ -93,6 +98,9 @@ impl Collector for Gauges {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
+        let (name, help) = ("mesh_sent_bytes", "NAR bytes sent to peers");
+        let counter = ConstCounter::new(sent_bytes);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         let verdicts = self.verdicts.lock().as_ref().map(|found| found.by_state.clone());
         if let Some(verdicts) = verdicts {
             encode_verdicts(&mut encoder, &verdicts)?;

@@ -9,6 +9,7 @@ mod control;
 mod listener;
 mod listeners;
 mod metrics;
+mod process_metrics;
 mod publish;
 mod status;
 

@@ -1,9 +1,9 @@
 //! The versions of Nix that users have, and how this machine runs each.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::binary::repository_root;
+use crate::binary::{repository_root, target_directory};
 
 /// Environment variable with the Nix of every store for which a story chooses none: `2.8`, `2.26` or `2.34`.
 const NIX_VARIABLE: &str = "NARMESH_TEST_NIX";
@@ -72,9 +72,4 @@ impl NixVersion {
     pub(super) fn shared_directories() -> String {
         format!("{}:{}", repository_root().display(), env::temp_dir().display())
     }
-}
-
-/// Cargo's target directory: `CARGO_TARGET_DIR`, or the default.
-fn target_directory() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository_root().join("target"), PathBuf::from)
 }

@@ -114,7 +114,10 @@ async fn health_and_metrics_are_served() {
     gateway.get(&format!("/{}", nar_url(1, 1000))).await;
     let answer = gateway.get("/metrics").await;
     assert_eq!(answer.status, 200);
-    assert!(answer.header("content-type").starts_with("application/openmetrics-text"));
+    assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
+    let open = gateway.get_with("/metrics", &["Accept: application/openmetrics-text; version=1.0.0"]).await;
+    assert!(open.header("content-type").starts_with("application/openmetrics-text"));
+    assert!(open.text().ends_with("# EOF\n") && !answer.text().contains("# EOF"));
     for line in [
         "narmesh_gateway_requests_total{kind=\"narinfo\",outcome=\"served\"} 1",
         "narmesh_gateway_requests_total{kind=\"narinfo\",outcome=\"absent\"} 1",

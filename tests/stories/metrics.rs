@@ -1,0 +1,72 @@
+//! What Prometheus and Grafana make of `/metrics`.
+
+use narmesh_tests::{TestMesh, get, promised, repository_root, target_directory, wait_for};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Verdicts are counted within this time after the start.
+const LOOKED: Duration = Duration::from_secs(5);
+
+/// The names by which these metrics can be asked for.
+fn names_of(metrics: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for family in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = family.split_once(' ').unwrap();
+        let endings: &[_] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+        names.extend(endings.iter().map(|ending| format!("{name}{ending}")));
+    }
+    names
+}
+
+/// The queries of a board.
+fn queries_of(board: &Value) -> Vec<String> {
+    match board {
+        Value::Object(fields) => {
+            let own = ["expr", "query"].into_iter().filter_map(|field| Some(fields.get(field)?.as_str()?.to_owned()));
+            own.chain(fields.values().flat_map(queries_of)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(queries_of).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn promtool_accepts_the_metrics_and_the_board_asks_for_no_others() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("a");
+    let key = node.builder_key();
+    node.config.more = format!("[quorum]\nmode = 'observe'\nk = 1\n[[builder]]\nname = 'a'\npublic_key = '{key}'\n");
+    node.start();
+    let metrics = wait_for("a first look at what is attested", promised(LOOKED), || {
+        Some(get(node.gateway(), "/metrics").unwrap().text()).filter(|text| text.contains("narmesh_quorum_paths"))
+    });
+
+    let mut promtool = Command::new(target_directory().join("promtool/usr/bin/promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("./test.sh has taken promtool out of its package");
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let judged = promtool.wait_with_output().unwrap();
+    let said = [judged.stdout, judged.stderr].concat();
+    assert!(judged.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+
+    let names = names_of(&metrics);
+    let of_process = ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"];
+    for name in of_process.into_iter().chain(["narmesh_build_info", "narmesh_mesh_sent_bytes_total"]) {
+        assert!(names.contains(name), "{name} in {names:?}");
+    }
+    let board = std::fs::read(repository_root().join("contrib/grafana/narmesh.json")).unwrap();
+    let queries = queries_of(&serde_json::from_slice(&board).unwrap());
+    assert!(queries.len() > 20, "{queries:?}");
+    for query in &queries {
+        let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let asked = words.filter(|word| word.starts_with("narmesh_") || word.starts_with("process_"));
+        asked.for_each(|name| assert!(names.contains(name), "{name} of {query:?} in {names:?}"));
+    }
+}
