@@ -64,7 +64,7 @@ pub use nix::{
 pub use node::{PeerCard, TestNode};
 pub use over_a_kill::build_over_a_kill;
 pub use pair::{Pair, get_from, nar_url, narinfo_url};
-pub use plain_cache::{PlainCache, second_store};
+pub use plain_cache::{LoggingProxy, PlainCache, second_store};
 pub use prober::{ProbeReport, Prober};
 pub use process::{Costs, Finished, MemoryPeak, finish, sha256_hex};
 pub use rules::{Jury, Rules};

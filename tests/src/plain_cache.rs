@@ -37,7 +37,7 @@ impl PlainCache {
         let address = SocketAddr::from((machine.address(), PORT));
         let dir = holder.dir().join("plain");
         let cache = write_cache(holder, paths, &dir, "none");
-        let nginx = start_nginx(machine.command("setpriv"), &dir, &cache, address, None);
+        let nginx = start_nginx(machine.command("setpriv"), &dir, &files_of(&cache), address, None);
         wait_until("nginx answers", promised(START), || machine.enter(|| get(address, "/nix-cache-info")).is_ok());
         Self { nginx, nginx_dir: dir, cache, certificate: None, address }
     }
@@ -74,9 +74,8 @@ impl PlainCache {
     fn serve(dir: &Path, cache: PathBuf, certificate: Option<&Certificate>) -> Self {
         fs::create_dir_all(dir).expect("our own directory");
         let files = certificate.map(|certificate| certificate.write(dir));
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-        let address = free.expect("a free port");
-        let nginx = start_nginx(Command::new("setpriv"), dir, &cache, address, files.as_ref());
+        let address = free_address();
+        let nginx = start_nginx(Command::new("setpriv"), dir, &files_of(&cache), address, files.as_ref());
         wait_until("nginx listens", promised(START), || TcpStream::connect(address).is_ok());
         Self {
             nginx,
@@ -151,39 +150,93 @@ fn write_cache(holder: &TestNode, paths: &[String], dir: &Path, compression: &st
     cache
 }
 
-/// Starts nginx over that directory; `command` runs setpriv where nginx has to listen.
-fn start_nginx(
-    mut command: Command,
-    dir: &Path,
-    cache: &Path,
-    address: SocketAddr,
-    tls: Option<&[PathBuf; 2]>,
-) -> Child {
-    let configuration = dir.join("nginx.conf");
-    fs::write(&configuration, nginx_configuration(dir, cache, address, tls)).expect("our own directory");
-    command.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(dir).arg("-c").arg(&configuration);
+/// An nginx between clients and a gateway, which logs what passes.
+#[derive(Debug)]
+pub struct LoggingProxy {
+    nginx: Child,
+    log: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl LoggingProxy {
+    /// Starts one in `dir`, in front of `gateway`; each line of its log is a request as this nginx `format` writes it.
+    ///
+    /// # Panics
+    /// When nginx fails.
+    #[must_use]
+    pub fn start(dir: &Path, gateway: SocketAddr, format: &str) -> Self {
+        fs::create_dir_all(dir).expect("our own directory");
+        let (address, log) = (free_address(), dir.join("passed.log"));
+        let location = format!(
+            "proxy_pass http://{gateway}; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_buffering off; \
+             access_log {} passed;",
+            log.display()
+        );
+        let format = format!("log_format passed '{format}'");
+        let configuration = nginx_configuration(dir, &location, &address.to_string(), &format, "");
+        let nginx = start_with(Command::new("setpriv"), dir, &configuration);
+        wait_until("nginx listens", promised(START), || TcpStream::connect(address).is_ok());
+        Self { nginx, log, address }
+    }
+
+    /// The lines so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for LoggingProxy {
+    fn drop(&mut self) {
+        self.nginx.kill().ok();
+        self.nginx.wait().ok();
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    free.expect("a free port")
+}
+
+/// What nginx does with a request for a file of this directory.
+fn files_of(cache: &Path) -> String {
+    format!("root {};", cache.display())
+}
+
+/// Starts nginx with that location; `command` runs setpriv where nginx has to listen.
+fn start_nginx(command: Command, dir: &Path, location: &str, address: SocketAddr, tls: Option<&[PathBuf; 2]>) -> Child {
+    let dir_name = dir.display();
+    let configuration = match tls {
+        Some([certificate, key]) => {
+            let log = format!(
+                "log_format requests '$server_protocol $request_uri';\n  access_log {dir_name}/access.log requests"
+            );
+            let files = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
+            nginx_configuration(dir, location, &format!("{address} ssl http2"), &log, &files)
+        }
+        None => nginx_configuration(dir, location, &address.to_string(), "access_log off", ""),
+    };
+    start_with(command, dir, &configuration)
+}
+
+fn start_with(mut command: Command, dir: &Path, configuration: &str) -> Child {
+    let file = dir.join("nginx.conf");
+    fs::write(&file, configuration).expect("our own directory");
+    command.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(dir).arg("-c").arg(&file);
     command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light")
 }
 
 /// One process, run by the user that runs the test, with everything in its own directory.
-fn nginx_configuration(dir: &Path, cache: &Path, address: SocketAddr, tls: Option<&[PathBuf; 2]>) -> String {
+fn nginx_configuration(dir: &Path, location: &str, listen: &str, log: &str, files: &str) -> String {
     let dir = dir.display();
-    let (log, listen, files) = match tls {
-        Some([certificate, key]) => (
-            format!("log_format requests '$server_protocol $request_uri';\n  access_log {dir}/access.log requests"),
-            format!("{address} ssl http2"),
-            format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display()),
-        ),
-        None => ("access_log off".to_owned(), address.to_string(), String::new()),
-    };
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("  {kind}_temp_path {dir}/{kind};\n"))
         .concat();
     format!(
         "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log {dir}/error.log;\nevents {{}}\n\
          http {{\n  {log};\n{temporary}  sendfile on;\n  tcp_nopush on;\n  default_type application/octet-stream;\n  \
-         server {{\n    listen {listen};\n    {files}\n    location / {{ root {}; }}\n  }}\n}}\n",
-        cache.display()
+         server {{\n    listen {listen};\n    {files}\n    location / {{ {location} }}\n  }}\n}}\n"
     )
 }
 

@@ -9,6 +9,7 @@ mod busy;
 mod cache_floods;
 mod cli;
 mod collected;
+mod conformance;
 mod corrupt;
 mod failover;
 mod five_builders;
