@@ -119,6 +119,15 @@ impl PlainCache {
         self.nginx.wait().ok();
     }
 
+    /// Starts one on loopback and without TLS again, at the same address.
+    ///
+    /// # Panics
+    /// When nginx fails.
+    pub fn start_again(&mut self) {
+        let location = files_of(&self.cache);
+        self.nginx = start_nginx(Command::new("setpriv"), &self.nginx_dir, &location, self.address, None);
+    }
+
     /// The URL path of a NAR, from the cache's narinfo.
     ///
     /// # Panics

@@ -9,7 +9,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{FailingCache, FailsAt, Finished, NixVersion, PlainCache, TestMesh, TestNode, Way, hash_part};
+use narmesh_tests::{
+    FailingCache, FailsAt, Finished, NixVersion, PlainCache, TestMesh, TestNode, Way, hash_part, promised, wait_until,
+};
 
 /// Runs that go on side by side: most of them wait.
 const AT_ONCE: usize = 6;
@@ -223,6 +225,31 @@ fn file_that_is_not_the_one_of_its_narinfo_is_counted_and_a_right_nar_is_taken()
     let status = client.status();
     let failures = status.0.pointer("/upstreams/0/failures").and_then(|failures| failures.as_object()).unwrap();
     assert_eq!(failures.keys().collect::<Vec<_>>(), ["wrong_file_hash"]);
+}
+
+/// For how long a cache is away that restarts; Nix itself would go on asking it for some 4 s.
+const RESTART: Duration = Duration::from_secs(1);
+
+#[test]
+fn only_cache_that_restarts_fails_no_build() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let mut cache = PlainCache::on_loopback(&holder, &paths, "none");
+    let mut client = mesh.node("client");
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = cache.upstream("only", &holder);
+    client.start();
+    cache.kill();
+    thread::scope(|scope| {
+        let realised = scope.spawn(|| client.realise(&paths));
+        wait_until("it is asked", promised(RESTART), || {
+            client.status().0.pointer("/upstreams/0/failures/connect").is_some()
+        });
+        thread::sleep(RESTART);
+        cache.start_again();
+        realised.join().unwrap().expect_success("nix-store --realise over a restart of the cache");
+    });
 }
 
 #[test]

@@ -252,7 +252,8 @@ pub trait Sources: Send + Sync + 'static {
     /// Says that a NAR may soon be requested from this source.
     fn prepare(&self, source: SourceId);
 
-    /// Requests a NAR, after connecting if necessary. Ready when the request is on its way.
+    /// Requests a NAR, after connecting if necessary. Ready when the request is on its way. An error of the kind
+    /// [`io::ErrorKind::ResourceBusy`] may be over in a moment, so the source is asked again.
     fn request(&self, source: SourceId, request: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>>;
 
     /// Asks for the tree of a NAR, after connecting if necessary; `None` if there is no answer. The caller sets the

@@ -23,7 +23,7 @@ pub enum FailureKind {
     Interrupted,
     /// A status of 500 or more.
     ServerError,
-    /// Status 429.
+    /// Status 429, or 503 with `Retry-After`.
     RateLimited,
     /// Status 401 or 407: credentials are missing or wrong.
     Unauthorized,
@@ -113,6 +113,12 @@ impl FailureKind {
             | Self::WrongFileHash
             | Self::BadNar => false,
         }
+    }
+
+    /// Whether it may be over in a moment, as a restart is. A name that is not found means that there is no network, and a
+    /// timeout took long enough.
+    pub(crate) fn may_be_a_moment(self) -> bool {
+        !matches!(self, Self::Dns | Self::Timeout)
     }
 
     /// Whether the next request would end the same way, so that one is enough to take the cache as down.

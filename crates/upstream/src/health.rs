@@ -5,8 +5,11 @@ use crate::latency::Latency;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// So many failures in a row, without an answer between them, and the cache is down.
+/// So many failures in a row, without an answer between them, and the cache is down, if it has failed for long enough.
 const FAILURES_UNTIL_DOWN: u32 = 3;
+/// For how long it must have failed, unless nothing can be expected of it: many requests are under way together, so three
+/// failures may be one moment, such as its restart. Nix asks a cache again for some 4 s.
+const FAILING_MIN: Duration = Duration::from_secs(4);
 /// How long a cache that is down is left alone the first, the second, and each further time in a row.
 const PAUSES: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(150)];
 /// A pause is this share longer or shorter, so that the machines of a site do not all come back at once.
@@ -68,6 +71,8 @@ pub struct HealthReport {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     in_a_row: u32,
+    /// Since when it has only failed.
+    failing_since: Option<Instant>,
     /// Number of pauses in a row.
     pauses: u32,
     down_until: Option<Instant>,
@@ -122,7 +127,8 @@ impl Health {
         if self.limited_for(now).is_none() {
             (self.limits, self.limited_until) = (0, None);
         }
-        (self.in_a_row, self.pauses, self.down_until, self.trial_since) = (0, 0, None, None);
+        (self.in_a_row, self.failing_since) = (0, None);
+        (self.pauses, self.down_until, self.trial_since) = (0, None, None);
         (self.overtaken, self.silences, self.silent_until) = (0, 0, None);
         if let Some(took) = took {
             self.latency = Some(Latency::after(self.latency, took));
@@ -165,8 +171,10 @@ impl Health {
             return self.limit(retry_after, now);
         }
         self.in_a_row += 1;
+        let failing = now.saturating_duration_since(*self.failing_since.get_or_insert(now));
+        let is_long = failing >= FAILING_MIN || !kind.may_be_a_moment();
         let is_paused = self.down_until.is_some_and(|until| now < until);
-        if is_paused || !(was_trial || kind.is_lasting() || self.in_a_row >= FAILURES_UNTIL_DOWN) {
+        if is_paused || !(was_trial || kind.is_lasting() || (is_long && self.in_a_row >= FAILURES_UNTIL_DOWN)) {
             return None;
         }
         let pause = pause_after(self.pauses).mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
@@ -242,9 +250,10 @@ mod tests {
         assert_eq!(fail(&mut health, FailureKind::Timeout, start), None);
         assert_eq!(health.report(start).state, HealthState::Degraded);
         assert_eq!(fail(&mut health, FailureKind::Connect, start), None);
-        assert_eq!(fail(&mut health, FailureKind::ServerError, start), Some(PAUSES[0]));
-        assert!(!health.admit(start + Duration::from_secs(14)));
-        let after = start + PAUSES[0];
+        let third = start + FAILING_MIN;
+        assert_eq!(fail(&mut health, FailureKind::ServerError, third), Some(PAUSES[0]));
+        assert!(!health.admit(third + Duration::from_secs(14)));
+        let after = third + PAUSES[0];
         assert!(health.admit(after), "the pause has ended");
         assert!(!health.admit(after), "one request tries it already");
         assert!(health.admit(after + TRIAL_MAX), "which never ended");
@@ -263,6 +272,24 @@ mod tests {
             assert_eq!(fail(&mut health, FailureKind::Interrupted, now), None);
             health.on_answer(Some(Duration::from_millis(10)), now);
         }
+    }
+
+    #[test]
+    fn a_moment_of_failures_pauses_nothing_however_many_they_are() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        for millis in 0..FAILING_MIN.as_millis() {
+            let now = start + Duration::from_millis(millis.try_into().unwrap());
+            assert_eq!(fail(&mut health, FailureKind::Connect, now), None);
+        }
+        health.on_answer(None, start + FAILING_MIN);
+        assert_eq!(fail(&mut health, FailureKind::Connect, start + FAILING_MIN), None, "it answered in between");
+    }
+
+    #[test]
+    fn where_names_are_not_found_there_is_no_network() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let pauses: Vec<_> = (0..3).map(|_| fail(&mut health, FailureKind::Dns, now)).collect();
+        assert_eq!(pauses, [None, None, Some(PAUSES[0])]);
     }
 
     #[test]
@@ -336,7 +363,9 @@ mod tests {
     #[test]
     fn requests_that_fail_together_begin_one_pause() {
         let (mut health, now) = (Health::default(), Instant::now());
-        let pauses = (0..30).filter_map(|_| fail(&mut health, FailureKind::Connect, now)).count();
+        assert_eq!(fail(&mut health, FailureKind::Connect, now), None);
+        let then = now + FAILING_MIN;
+        let pauses = (0..30).filter_map(|_| fail(&mut health, FailureKind::Connect, then)).count();
         assert_eq!(pauses, 1);
     }
 }

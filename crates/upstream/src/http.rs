@@ -126,14 +126,16 @@ pub(crate) enum Refusal {
 /// is not there, so Nix takes that as absent, too.
 pub(crate) fn refusal_of(response: &Response) -> Refusal {
     let status = response.status();
+    let retry_after = matches!(status.as_u16(), 429 | 503).then(|| retry_after(response.headers())).flatten();
     let kind = match status.as_u16() {
         403 | 404 | 410 => return Refusal::Absent,
         401 | 407 => FailureKind::Unauthorized,
         429 => FailureKind::RateLimited,
+        // It says when it will answer.
+        503 if retry_after.is_some() => FailureKind::RateLimited,
         500.. => FailureKind::ServerError,
         _ => FailureKind::UnexpectedStatus,
     };
-    let retry_after = matches!(status.as_u16(), 429 | 503).then(|| retry_after(response.headers())).flatten();
     Refusal::Failed(Failure { kind, detail: format!("status {}", status.as_u16()), retry_after })
 }
 

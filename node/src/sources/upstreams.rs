@@ -13,12 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How often a NAR is requested of the only cache that is not down, if it fails: one 500 does not mean that the NAR is gone.
-/// As many failures in a row take it down.
-const TRIES_MAX: u32 = 3;
-/// The pause before the second of these requests; it doubles.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
 /// All configured caches.
 #[derive(Debug)]
 pub(crate) struct UpstreamSources {
@@ -141,22 +135,16 @@ impl UpstreamSources {
         id: UpstreamId,
         request: NarRequest,
     ) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
-        let (source, configured) = (self.find(id), Arc::clone(&self.configured.read()));
+        let source = self.find(id);
         let wanted = Wanted { request, store_dir: self.store_dir.clone(), decoders: self.decoders.clone() };
         Box::pin(async move {
             let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
             let mut feed = UpstreamFeed::new(source, wanted);
-            let mut failures = 0;
-            while let Err(failure) = feed.begin().await {
-                failures += 1;
-                // Where another cache may have it, that one is asked at once.
-                let usable = configured.iter().filter(|source| source.upstream.may_be_asked());
-                let is_only = feed.source().upstream.may_be_asked() && usable.count() == 1;
-                if !(is_only && failure.kind.is_of_cache() && failures < TRIES_MAX) {
-                    return Err(io::Error::other(failure));
-                }
-                tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(failures - 1)).await;
-            }
+            feed.begin().await.map_err(|failure| {
+                let may_be_over_soon = failure.kind.is_of_cache() && feed.source().upstream.may_be_asked();
+                let kind = if may_be_over_soon { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+                io::Error::new(kind, failure)
+            })?;
             Ok(Box::new(feed) as Box<dyn NarFeed>)
         })
     }

@@ -15,8 +15,13 @@ use crate::source::{Line, SourceId};
 /// its queue. A daemon restarts within a second or two; if it is really gone, each path that it alone holds costs this
 /// long.
 const RETURN_MAX: Duration = Duration::from_secs(3);
+/// The same of an upstream cache that failed before it sent anything, for as long as it is not known to be down: Nix itself
+/// asks a cache again for some 4 s.
+const MOMENT_MAX: Duration = Duration::from_secs(5);
 /// The first pause before such a source is asked again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest such pause.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The assumed rate of a line that was never measured, bytes per second (a guess: an ordinary home line, so that a line
 /// measured as quick is preferred to it, and one measured as crawling is not).
 const UNKNOWN_RATE_BYTES_S: u64 = 1_000_000;
@@ -228,7 +233,7 @@ impl Roster {
         let mut returns = false;
         self.change(source, |state| {
             let (until, pause) = match *state {
-                State::Returning { until, pause, .. } if !has_answered => (until, pause * 2),
+                State::Returning { until, pause, .. } if !has_answered => (until, (pause * 2).min(PAUSE_MAX)),
                 _ if has_answered => (now + RETURN_MAX, PAUSE_MIN),
                 State::Fresh
                 | State::UnderWay
@@ -241,6 +246,16 @@ impl Roster {
             *state = if returns { State::Returning { next: now + pause, until, pause } } else { State::Out };
         });
         returns
+    }
+
+    /// Notes that an upstream cache failed in a way that may be over in a moment. Returns whether it is asked again.
+    pub(super) fn on_failed_for_now(&mut self, source: SourceId, now: Instant) -> bool {
+        self.change(source, |state| {
+            if !matches!(state, State::Returning { .. }) {
+                *state = State::Returning { next: now, until: now + MOMENT_MAX, pause: PAUSE_MIN / 2 };
+            }
+        });
+        self.on_broke(source, false, now)
     }
 
     /// Lets all sources that are not out be asked again, because the NAR is begun anew; `first` is asked first.

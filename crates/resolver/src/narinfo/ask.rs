@@ -19,7 +19,7 @@ use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
 use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -42,11 +42,13 @@ const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 /// The pause before a source that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often one lookup asks a source that fails and is not known to be down: one reset or one 500 says nothing about the
-/// path, and a 404 would cost a rebuild. As many failures in a row take a cache down.
-const TRIES_MAX: u32 = 3;
+/// How often one lookup asks a source that fails and is not known to be down: a reset, a 500 or a restart says nothing about
+/// the path, and a 404 would cost a rebuild. With the pauses that is 5.5 s; a cache that only fails is down before that.
+const TRIES_MAX: u32 = 10;
 /// The pause before the second of these questions; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A question that found its place within this has not waited for it.
 const WAITED_MIN: Duration = Duration::from_millis(50);
@@ -173,6 +175,7 @@ impl Asking {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
         let for_judging = patience;
+        let mut known: HashSet<_> = ranked.iter().chain(&demoted).map(|candidate| candidate.source).collect();
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
         let mut place = Some(place);
@@ -197,6 +200,13 @@ impl Asking {
                 let turn = if is_demoted { Turn::Demoted } else { Turn::Now };
                 asked.push(self.ask_in_turn(part, user, candidate, turn, for_judging, asked_at));
             } else if asked.is_empty() {
+                // Another source may have been configured, or have announced the path, meanwhile.
+                let ranked = self.shared.sources.candidates(&part).ranked.into_iter();
+                let new: Vec<_> = ranked.filter(|candidate| known.insert(candidate.source)).collect();
+                if second.is_none() && !new.is_empty() {
+                    candidates = new.into_iter();
+                    continue;
+                }
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
             let more = candidates.len() + last_resort.len() > 0;
@@ -393,7 +403,7 @@ impl Tries {
         });
         let (_, failures) = self.0.get_mut(at)?;
         *failures += 1;
-        (*failures < TRIES_MAX).then(|| RETRY_PAUSE * 2_u32.pow(*failures - 1))
+        (*failures < TRIES_MAX).then(|| (RETRY_PAUSE * 2_u32.pow(*failures - 1)).min(RETRY_PAUSE_MAX))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -306,6 +307,9 @@ struct Failing {
     failures_left: Arc<Mutex<u32>>,
     silent: HashSet<UpstreamId>,
     others_hold: bool,
+    /// The others are configured only after the first one was asked.
+    others_come_later: bool,
+    was_asked: AtomicBool,
     observed: Arc<Mutex<Vec<Observation>>>,
 }
 
@@ -319,16 +323,24 @@ impl Failing {
             failures_left: Arc::clone(&failures_left),
             silent: HashSet::new(),
             others_hold: false,
-            observed: Arc::clone(&observed),
+            ..Self::holding(Arc::clone(&observed))
         };
         (Stage::with(source, observed), failures_left)
+    }
+
+    /// All others hold it, and the first one does not fail.
+    fn holding(observed: Arc<Mutex<Vec<Observation>>>) -> Self {
+        let (failures_left, silent, was_asked) = (Arc::default(), HashSet::new(), AtomicBool::new(false));
+        Self { failures_left, silent, others_hold: true, others_come_later: false, was_asked, observed }
     }
 }
 
 impl Sources for Failing {
     fn candidates(&self, _: &HashPart) -> Candidates {
         let candidate = |number| Candidate { source: SourceId::Upstream(UpstreamId(number)), summary_epoch: 0 };
-        Candidates { ranked: (0..Self::CACHES).map(candidate).collect(), ..Candidates::default() }
+        let is_first_alone = self.others_come_later && !self.was_asked.load(Ordering::Relaxed);
+        let caches = if is_first_alone { 1 } else { Self::CACHES };
+        Candidates { ranked: (0..caches).map(candidate).collect(), ..Candidates::default() }
     }
 
     fn is_claimed(&self, _: &HashPart) -> bool {
@@ -340,6 +352,7 @@ impl Sources for Failing {
     }
 
     fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+        self.was_asked.store(true, Ordering::Relaxed);
         let text = held().remove(&part).map_or(NarInfoReply::Absent, NarInfoReply::Found);
         let SourceId::Upstream(id) = source else { unreachable!("only caches are here") };
         if self.silent.contains(&id) {
@@ -366,7 +379,7 @@ impl Sources for Failing {
     }
 
     fn line(&self, _: &SourceId) -> Line {
-        Line::default()
+        Line { is_awaited: true, ..Line::default() }
     }
 
     fn observe(&self, _: SourceId, observation: Observation) {
@@ -375,25 +388,25 @@ impl Sources for Failing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cache_that_fails_twice_and_is_not_down_is_asked_again_before_a_404() {
-    let (stage, _) = Failing::stage(2);
+async fn cache_that_fails_and_is_not_down_is_asked_again_before_a_404() {
+    let (stage, _) = Failing::stage(9);
     assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn cache_that_always_fails_costs_a_lookup_little() {
+async fn cache_that_always_fails_costs_a_lookup_some_seconds() {
     let (stage, failures_left) = Failing::stage(100);
     let started = Instant::now();
     assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_none());
-    assert_eq!(*failures_left.lock(), 97, "it was asked three times");
-    assert_eq!(started.elapsed(), Duration::from_millis(150));
+    assert_eq!(*failures_left.lock(), 90, "it was asked ten times");
+    assert_eq!(started.elapsed(), Duration::from_millis(5_550));
 }
 
 #[tokio::test(start_paused = true)]
 async fn cache_that_fails_keeps_no_other_one_waiting() {
     let observed = Arc::default();
     let failures_left = Arc::new(Mutex::new(100));
-    let source = Failing { failures_left, silent: HashSet::new(), others_hold: true, observed: Arc::clone(&observed) };
+    let source = Failing { failures_left, ..Failing::holding(Arc::clone(&observed)) };
     let (stage, started) = (Stage::with(source, observed), Instant::now());
     assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
     assert_eq!(started.elapsed(), Duration::ZERO);
@@ -403,9 +416,17 @@ async fn cache_that_fails_keeps_no_other_one_waiting() {
 async fn caches_of_which_nothing_is_known_are_asked_soon_after_each_other() {
     let observed = Arc::default();
     let silent = HashSet::from([UpstreamId(0), UpstreamId(1)]);
-    let failures_left = Arc::default();
-    let source = Failing { failures_left, silent, others_hold: true, observed: Arc::clone(&observed) };
+    let source = Failing { silent, ..Failing::holding(Arc::clone(&observed)) };
     let (stage, started) = (Stage::with(source, observed), Instant::now());
     assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
     assert!(started.elapsed() <= Duration::from_millis(50), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_is_configured_while_a_lookup_is_under_way_is_asked_before_a_404() {
+    let observed = Arc::default();
+    let (failures_left, others_come_later) = (Arc::new(Mutex::new(100)), true);
+    let source = Failing { failures_left, others_come_later, ..Failing::holding(Arc::clone(&observed)) };
+    let stage = Stage::with(source, observed);
+    assert!(stage.narinfos.find(stage.held[0], &nobody()).await.is_some());
 }

@@ -197,6 +197,19 @@ async fn source_that_comes_back_after_a_break_goes_on_at_the_same_byte() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn cache_that_fails_for_a_moment_is_asked_again_and_one_that_goes_on_failing_is_given_up() {
+    let nar = nar_of(1_500, 1);
+    let send = Act::Send { chunk: 512, pause: Duration::from_millis(1), flips: None };
+    let mut acts = vec![Act::FailForNow; 6];
+    acts.push(send);
+    let (_, outcome) = deliver(&nar, vec![Script::acting(acts)], 0).await;
+    assert_exact(&outcome, &nar);
+    let (_, outcome) = deliver(&nar, vec![Script::acting(vec![Act::FailForNow])], 0).await;
+    assert_eq!(outcome.ended, Ended::Gone);
+    assert!(outcome.elapsed < Duration::from_secs(6), "{:?}", outcome.elapsed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn source_that_restarts_with_a_request_in_its_queue_is_asked_again() {
     let nar = nar_of(6_000, 1);
     let pause = Duration::from_millis(1);
@@ -254,7 +267,8 @@ fn random_script(rng: &mut ChaCha8Rng, size: u64) -> Script {
     let chunk = rng.random_range(1..512)
         + usize::try_from(size).unwrap() * usize::try_from(pause.as_millis()).unwrap() / 60_000;
     let flips = rng.random_bool(0.15).then(|| rng.random_range(0..size));
-    let act = |rng: &mut ChaCha8Rng| match rng.random_range(0..12) {
+    let act = |rng: &mut ChaCha8Rng| match rng.random_range(0..13) {
+        12 => Act::FailForNow,
         0 => Act::Silent,
         1 => Act::Absent,
         2 => Act::Refuse,

@@ -31,6 +31,8 @@ pub(super) enum Act {
     Absent,
     /// Cannot be reached.
     Refuse,
+    /// Fails in a way that may be over in a moment.
+    FailForNow,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +88,7 @@ impl Script {
         let acts = self.acts.iter();
         let sends = |act: &Act| match act {
             Act::Send { flips: None, pause, .. } | Act::Name { pause, .. } => *pause < STALL / 2,
-            Act::Send { .. } | Act::Break { .. } | Act::Silent | Act::Absent | Act::Refuse => false,
+            Act::Send { .. } | Act::Break { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::FailForNow => false,
         };
         acts.clone().all(sends)
             && self.queue.iter().all(|(pause, _)| *pause < STALL / 2)
@@ -96,7 +98,7 @@ impl Script {
     pub(super) fn lies(&self) -> bool {
         let flips = |act: &Act| match act {
             Act::Send { flips, .. } | Act::Break { flips, .. } => flips.is_some(),
-            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse => false,
+            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::FailForNow => false,
         };
         self.acts.iter().any(flips)
     }
@@ -176,8 +178,10 @@ impl Sources for World {
         };
         Box::pin(async move {
             tokio::time::sleep(script.opens_after).await;
-            if matches!(act, Act::Refuse) {
-                return Err(io::ErrorKind::ConnectionRefused.into());
+            match act {
+                Act::Refuse => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Act::FailForNow => return Err(io::ErrorKind::ResourceBusy.into()),
+                _ => {}
             }
             state.lock().lines.entry(source).or_default().in_flight += 1;
             let (is_line, without_memory) = (script.is_line, script.without_memory);
@@ -278,7 +282,7 @@ impl Feed {
         }
         let (chunk, pause, until, flips, how) = match self.act.clone() {
             Act::Silent => return std::future::pending().await,
-            Act::Absent | Act::Refuse => return Ok(Piece::Absent),
+            Act::Absent | Act::Refuse | Act::FailForNow => return Ok(Piece::Absent),
             Act::Name { .. } => return Ok(Piece::Others(std::mem::take(&mut self.names))),
             Act::Send { chunk, pause, flips } => (chunk, pause, u64::MAX, flips, Break::Closed),
             Act::Break { chunk, pause, after, flips, how } => (chunk, pause, after, flips, how),

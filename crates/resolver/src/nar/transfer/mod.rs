@@ -126,6 +126,8 @@ enum Left {
     SaidNo,
     /// It named others.
     Referred,
+    /// It failed in a way that may be over in a moment.
+    FailedForNow,
     /// Its connection broke.
     Broke,
     /// Nothing moves for us.
@@ -443,6 +445,9 @@ impl Transfer {
                 ends(Left::SaidNo, &error.to_string())
             }
             Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
+            Said::Broke(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                ends(Left::FailedForNow, &error.to_string())
+            }
             Said::Broke(error) => ends(Left::Broke, &error.to_string()),
         }
     }
@@ -467,6 +472,7 @@ impl Transfer {
                 false
             }
             Left::Referred => false,
+            Left::FailedForNow => !self.roster.on_failed_for_now(runner.source, Instant::now()),
             // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
             // still has the NAR.
             Left::Broke => {
@@ -478,7 +484,7 @@ impl Transfer {
             }
         };
         if is_waited_for_in_vain {
-            let observation = if left == Left::Broke { Observation::Unfinished } else { Observation::TimedOut };
+            let observation = if left == Left::Stalled { Observation::TimedOut } else { Observation::Unfinished };
             self.context.sources.observe(runner.source, observation);
         }
         self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
