@@ -120,10 +120,16 @@ if $full; then stage "benchmarks" cargo run --quiet --release -p narmesh-bench; 
 # The transfers of the resolver: any sequence of sources, in virtual time.
 export NARMESH_TRANSFER_CASES=100000
 stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
-stage "stories with real Nix" cargo test --package narmesh-tests --lib --test stories --test hostile --test networks --test faults
+# Most stories wait for something most of the time, so twice as many run as there are processors; those that count bytes on
+# lines, or kill at a certain moment, have them to themselves.
+stories() {
+  cargo test --package narmesh-tests --lib --test stories --test hostile -- --test-threads 4
+  cargo test --package narmesh-tests --test networks --test faults
+}
+stage "stories with real Nix" stories
 newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
-  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- \
+  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- --test-threads 4 \
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
     serving_others like_a_cache
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
