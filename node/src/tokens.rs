@@ -3,11 +3,12 @@
 //! narmesh chooses the tokens: 32 random bytes each. That is why a plain digest of them is enough: a slow one would only
 //! help against guessing what people choose.
 
-use crate::regular_file::read_text;
+use crate::regular_file::{open_itself, read_text, with_suffix};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use rand::TryRng;
+use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
@@ -142,8 +143,27 @@ impl Tokens {
         self.0.len() < before
     }
 
+    /// Changes what is in a file, and returns what `change` returns. Others who change it at the same time wait, so that no change
+    /// of theirs is lost. If `change` fails, nothing is written.
+    pub(crate) fn change<T>(path: &Path, change: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        // A file of its own, because the file of the tokens is replaced by each change. It stays: whoever removed it could remove
+        // one that somebody has just locked.
+        let lock = with_suffix(path, ".lock");
+        let failed = |source| TokensError::Io { path: lock.clone(), source };
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = open_itself(&lock, &mut options).map_err(failed)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        let mut tokens = Self::read(path)?;
+        let changed = change(&mut tokens)?;
+        tokens.write(path)?;
+        // Dropping the file releases the lock.
+        drop(file);
+        Ok(changed)
+    }
+
     /// Writes the file anew, in one step.
-    pub(crate) fn write(&self, path: &Path) -> Result<(), TokensError> {
+    fn write(&self, path: &Path) -> Result<(), TokensError> {
         let written = || {
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
@@ -228,6 +248,33 @@ mod tests {
         assert!(tokens.admits(again.as_bytes(), before) && !tokens.admits(always.as_bytes(), before));
         assert!(tokens.revoke("ci") && !tokens.revoke("ci"));
         assert!(!tokens.admits(again.as_bytes(), before));
+    }
+
+    #[test]
+    fn no_change_is_lost_when_many_come_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens");
+        Tokens::change(&file, |tokens| Ok(tokens.add("old", None)?)).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let file = &file;
+                scope.spawn(move || {
+                    for count in 0..8 {
+                        Tokens::change(file, |tokens| Ok(tokens.add(&format!("{thread}-{count}"), None)?)).unwrap();
+                    }
+                });
+            }
+            scope.spawn(|| Tokens::change(&file, |tokens| Ok(tokens.revoke("old"))).unwrap());
+        });
+        let tokens = Tokens::read(&file).unwrap();
+        assert_eq!(tokens.iter().count(), 64);
+        assert!(tokens.iter().all(|token| token.name != "old"));
+        Tokens::change(&file, |tokens| -> anyhow::Result<()> {
+            tokens.revoke("0-0");
+            anyhow::bail!("not that one")
+        })
+        .unwrap_err();
+        assert_eq!(Tokens::read(&file).unwrap(), tokens);
     }
 
     #[test]

@@ -66,9 +66,10 @@ pub(super) fn token(config: &Path, command: &Command) -> anyhow::Result<()> {
         Command::List { file } => list(&file.find(config)?),
         Command::Revoke { name, file } => {
             let file = file.find(config)?;
-            let mut tokens = Tokens::read(&file)?;
-            anyhow::ensure!(tokens.revoke(name), "there is no token {name:?} in {}", file.display());
-            Ok(tokens.write(&file)?)
+            Tokens::change(&file, |tokens| {
+                anyhow::ensure!(tokens.revoke(name), "there is no token {name:?} in {}", file.display());
+                Ok(())
+            })
         }
     }
 }
@@ -79,13 +80,13 @@ fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
         "{name:?} is no name of a token; accepted: 1 to 64 letters, digits, '.', '_' and '-'"
     );
     let until = until.map(parse_time).transpose()?;
-    let mut tokens = Tokens::read(file)?;
-    anyhow::ensure!(
-        tokens.iter().all(|token| token.name != name),
-        "there is a token {name:?} already; revoke it first, or choose another name"
-    );
-    let secret = tokens.add(name, until)?;
-    tokens.write(file)?;
+    let secret = Tokens::change(file, |tokens| {
+        anyhow::ensure!(
+            tokens.iter().all(|token| token.name != name),
+            "there is a token {name:?} already; revoke it first, or choose another name"
+        );
+        Ok(tokens.add(name, until)?)
+    })?;
     emit(&format!("{secret}\n"))?;
     eprint_line(&format!(
         "clients of Nix need a line in their netrc-file: machine HOST login {name} password {secret}"
