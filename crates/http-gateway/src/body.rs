@@ -6,11 +6,16 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::BusyGuard;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::nar_body::{BodyAborted, NarBody};
+
+/// Largest piece of a body that hyper gets at once where several bodies share a connection: it keeps a piece until the client
+/// takes it, for each of them.
+const PIECE_BYTES_MAX: usize = 8 << 10;
 
 /// A body of the router. Its connection counts as busy until the body ends. A failure is passed on only after all bytes
 /// before it were sent: hyper would throw away what it has buffered, perhaps even the head, and Nix would then start again
@@ -19,11 +24,41 @@ pub(crate) struct RoutedBody {
     body: Body,
     connection: BusyGuard,
     failure: Option<axum::Error>,
+    /// What is left of a piece.
+    rest: Bytes,
+    /// Its turn among the bodies of one connection, where there may be many.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl RoutedBody {
-    pub(crate) fn new(body: Body, connection: BusyGuard) -> Self {
-        Self { body, connection, failure: None }
+    pub(crate) fn new(body: Body, connection: BusyGuard, turn: Option<OwnedSemaphorePermit>) -> Self {
+        Self { body, connection, failure: None, rest: Bytes::new(), _turn: turn }
+    }
+}
+
+impl RoutedBody {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.failure.is_none() {
+            if self.rest.is_empty() {
+                match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                    Some(Err(failure)) => {
+                        self.failure = Some(failure);
+                        self.connection.await_flush();
+                    }
+                    Some(Ok(frame)) if self.connection.is_one_of_several() => match frame.into_data() {
+                        Ok(data) => self.rest = data,
+                        Err(other) => return Poll::Ready(Some(Ok(other))),
+                    },
+                    frame => return Poll::Ready(frame),
+                }
+            }
+            if self.failure.is_none() {
+                let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES_MAX));
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+        }
+        ready!(self.connection.poll_flushed(cx));
+        Poll::Ready(self.failure.take().map(Err))
     }
 }
 
@@ -33,24 +68,13 @@ impl http_body::Body for RoutedBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        if this.failure.is_none() {
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Err(failure)) => {
-                    this.failure = Some(failure);
-                    this.connection.await_flush();
-                }
-                frame => return Poll::Ready(frame),
-            }
-        }
-        if !this.connection.is_flushed() {
-            // The connection wakes this task as soon as it has flushed.
-            return Poll::Pending;
-        }
-        Poll::Ready(this.failure.take().map(Err))
+        let polled = this.poll_piece(cx);
+        this.connection.note_poll(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failure.is_none() && self.body.is_end_stream()
+        self.failure.is_none() && self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

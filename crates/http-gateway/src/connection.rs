@@ -2,8 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use crate::limits::GatewayLimits;
 use crate::listener::ClientStream;
 use crate::metrics::CloseReason;
+use crate::streams::{StreamState, Streams};
 
 /// How much longer a connection with a response under way may stand still than an idle one before it counts as older. So a
 /// client that waits for a NAR is not closed in favour of one that merely came later.
@@ -25,6 +26,8 @@ const PHASE_IDLE: u8 = 0;
 const PHASE_HEAD: u8 = 1;
 /// A request is being answered.
 const PHASE_BUSY: u8 = 2;
+/// Client and gateway agree on the keys of TLS; there was no request yet.
+const PHASE_HANDSHAKE: u8 = 3;
 
 /// Who takes less of what waits for him in [`GatewayLimits::short_stall_timeout`] is closed when memory is short. The kernel
 /// takes a response in pieces of 128 KiB and more, so a client that takes even one piece in time is left alone.
@@ -39,10 +42,15 @@ const ORDER_CLOSE: u8 = 2;
 pub(crate) struct ConnectionState {
     opened: Instant,
     clock: Instant,
+    /// What happens while no request is being answered.
     phase: AtomicU8,
+    /// Requests that are being answered.
+    busy: AtomicUsize,
+    /// The same one by one, if there may be several at once.
+    streams: OnceLock<Streams>,
     /// When bytes last moved in either direction, in milliseconds since `clock`, which all connections of a table share.
     moved_ms: AtomicU64,
-    /// When the current request head began, in milliseconds since `clock`.
+    /// When the current request head or the handshake began, or with HTTP/2 the last request ended, in milliseconds since `clock`.
     head_since_ms: AtomicU64,
     /// Bytes written in all.
     written_bytes: AtomicU64,
@@ -77,6 +85,8 @@ impl ConnectionState {
             opened,
             clock,
             phase: AtomicU8::new(PHASE_HEAD),
+            busy: AtomicUsize::new(0),
+            streams: OnceLock::new(),
             moved_ms: AtomicU64::new(now_ms),
             head_since_ms: AtomicU64::new(now_ms),
             written_bytes: AtomicU64::new(0),
@@ -91,8 +101,41 @@ impl ConnectionState {
 
     /// Marks the connection as busy with a request until the guard is dropped.
     pub(crate) fn begin_request(this: &Arc<Self>) -> BusyGuard {
-        this.phase.store(PHASE_BUSY, Ordering::Relaxed);
-        BusyGuard(Arc::clone(this))
+        this.busy.fetch_add(1, Ordering::AcqRel);
+        let stream = this.streams.get().map(|streams| streams.enter(this.now_ms()));
+        BusyGuard { connection: Arc::clone(this), stream }
+    }
+
+    /// Marks the connection as one of HTTP/2: it answers several requests at once, and what the client sends besides them, such
+    /// as pings, keeps it open no longer.
+    pub(crate) fn answer_several(&self) {
+        self.streams.get_or_init(Streams::default);
+    }
+
+    /// Whether it answers several requests at once.
+    pub(crate) fn answers_several(&self) -> bool {
+        self.streams.get().is_some()
+    }
+
+    fn now_ms(&self) -> u64 {
+        millis_between(self.clock, Instant::now())
+    }
+
+    fn phase(&self) -> u8 {
+        if self.busy.load(Ordering::Acquire) > 0 { PHASE_BUSY } else { self.phase.load(Ordering::Relaxed) }
+    }
+
+    /// Marks the connection as one that has to shake hands first.
+    pub(crate) fn begin_handshake(&self) {
+        self.phase.store(PHASE_HANDSHAKE, Ordering::Relaxed);
+    }
+
+    /// Notes that the first request may come now.
+    pub(crate) fn end_handshake(&self) {
+        let now_ms = self.now_ms();
+        self.moved_ms.store(now_ms, Ordering::Relaxed);
+        self.head_since_ms.store(now_ms, Ordering::Relaxed);
+        self.phase.store(PHASE_HEAD, Ordering::Relaxed);
     }
 
     /// The current order. The task of `cx` is woken when it changes.
@@ -126,9 +169,9 @@ impl ConnectionState {
     }
 
     fn note_read(&self) {
-        let now_ms = millis_between(self.clock, Instant::now());
+        let now_ms = self.now_ms();
         self.moved_ms.store(now_ms, Ordering::Relaxed);
-        if self.phase.load(Ordering::Relaxed) == PHASE_IDLE {
+        if self.phase() == PHASE_IDLE && self.streams.get().is_none() {
             self.head_since_ms.store(now_ms, Ordering::Relaxed);
             self.phase.store(PHASE_HEAD, Ordering::Relaxed);
         }
@@ -137,13 +180,13 @@ impl ConnectionState {
     fn note_write(&self, bytes: usize) {
         self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.is_blocked.store(false, Ordering::Relaxed);
-        self.moved_ms.store(millis_between(self.clock, Instant::now()), Ordering::Relaxed);
+        self.moved_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// The time by which connections are compared when one must be closed: the one with the smallest is closed.
     pub(crate) fn age_key(&self) -> u64 {
         let moved_ms = self.moved_ms.load(Ordering::Relaxed);
-        match self.phase.load(Ordering::Relaxed) {
+        match self.phase() {
             PHASE_BUSY => moved_ms.saturating_add(BUSY_GRACE_MS),
             _ => moved_ms,
         }
@@ -155,11 +198,18 @@ impl ConnectionState {
         if is_memory_short && u128::from(left_lying_ms) > limits.short_stall_timeout.as_millis() {
             return Some(CloseReason::Stalled);
         }
+        let lying_since = self.streams.get().and_then(Streams::oldest_lying_ms).unwrap_or(now_ms);
+        if is_memory_short && u128::from(now_ms.saturating_sub(lying_since)) > limits.short_stall_timeout.as_millis() {
+            return Some(CloseReason::Stalled);
+        }
         let still_ms = now_ms.saturating_sub(self.moved_ms.load(Ordering::Relaxed));
         let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
-        let (elapsed_ms, limit, reason) = match self.phase.load(Ordering::Relaxed) {
+        let body_ms = self.streams.get().and_then(Streams::oldest_moved_ms).map(|moved| now_ms.saturating_sub(moved));
+        let (elapsed_ms, limit, reason) = match self.phase() {
+            PHASE_IDLE if self.streams.get().is_some() => (head_ms, limits.idle_timeout, CloseReason::Idle),
             PHASE_IDLE => (still_ms, limits.idle_timeout, CloseReason::Idle),
-            PHASE_BUSY => (still_ms, limits.stall_timeout, CloseReason::Stalled),
+            PHASE_BUSY => (body_ms.unwrap_or(still_ms), limits.stall_timeout, CloseReason::Stalled),
+            PHASE_HANDSHAKE => (head_ms, limits.tls_handshake_timeout, CloseReason::SlowHandshake),
             _ => (head_ms, limits.header_read_timeout, CloseReason::SlowHead),
         };
         (u128::from(elapsed_ms) > limit.as_millis()).then_some(reason)
@@ -179,22 +229,57 @@ impl ConnectionState {
 
 /// Marks a connection as busy until it is dropped.
 #[derive(Debug)]
-pub(crate) struct BusyGuard(Arc<ConnectionState>);
+pub(crate) struct BusyGuard {
+    connection: Arc<ConnectionState>,
+    /// The request among others of its connection.
+    stream: Option<(u64, Arc<StreamState>)>,
+}
 
 impl BusyGuard {
-    /// Makes [`Self::is_flushed`] false until everything buffered was written.
-    pub(crate) fn await_flush(&self) {
-        self.0.is_flush_awaited.store(true, Ordering::Relaxed);
+    /// Whether other requests may be answered over the same connection meanwhile.
+    pub(crate) fn is_one_of_several(&self) -> bool {
+        self.stream.is_some()
     }
 
-    pub(crate) fn is_flushed(&self) -> bool {
-        !self.0.is_flush_awaited.load(Ordering::Relaxed)
+    /// Notes that hyper asked for a piece of the body, and whether it got one.
+    pub(crate) fn note_poll(&self, got_one: bool) {
+        if let Some((_, stream)) = &self.stream {
+            stream.note_poll(got_one, self.connection.now_ms());
+        }
+    }
+
+    /// Makes [`Self::poll_flushed`] wait until everything buffered was written, or with HTTP/2 what the client takes of it.
+    pub(crate) fn await_flush(&self) {
+        if let Some((_, stream)) = &self.stream {
+            stream.await_flush();
+        }
+        self.connection.is_flush_awaited.store(true, Ordering::Release);
+        if self.stream.is_some() {
+            // The body is polled apart from its connection, which flushes when it is polled itself.
+            self.connection.waker.wake();
+        }
+    }
+
+    pub(crate) fn poll_flushed(&self, cx: &Context<'_>) -> Poll<()> {
+        match &self.stream {
+            Some((_, stream)) => stream.poll_flushed(cx),
+            // The connection wakes this task, which is its own, as soon as it has flushed.
+            None if self.connection.is_flush_awaited.load(Ordering::Acquire) => Poll::Pending,
+            None => Poll::Ready(()),
+        }
     }
 }
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {
-        self.0.phase.store(PHASE_IDLE, Ordering::Relaxed);
+        let Self { connection, stream } = self;
+        if let (Some(streams), Some((id, _))) = (connection.streams.get(), stream) {
+            streams.leave(*id);
+            connection.head_since_ms.store(connection.now_ms(), Ordering::Relaxed);
+        }
+        // First, so that a request that comes at the same moment never makes it idle.
+        connection.phase.store(PHASE_IDLE, Ordering::Relaxed);
+        connection.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -258,8 +343,11 @@ impl Write for WatchedStream {
         let poll = Pin::new(&mut self.io).poll_flush(cx);
         // hyper flushes after it has written everything that it had buffered.
         if poll.is_ready() && self.state.is_flush_awaited.load(Ordering::Relaxed) {
-            self.state.is_flush_awaited.store(false, Ordering::Relaxed);
-            cx.waker().wake_by_ref();
+            self.state.is_flush_awaited.store(false, Ordering::Release);
+            match self.state.streams.get() {
+                Some(streams) => streams.on_flushed(),
+                None => cx.waker().wake_by_ref(),
+            }
         }
         poll
     }

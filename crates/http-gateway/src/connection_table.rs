@@ -191,8 +191,10 @@ impl ConnectionTable {
 
     /// How often to [`Self::sweep`]: a quarter of the shortest limit, between 10 ms and 1 s.
     pub(crate) fn sweep_interval(&self) -> Duration {
-        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, short_stall_timeout, .. } = self.limits;
-        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout).min(short_stall_timeout);
+        let GatewayLimits { header_read_timeout, tls_handshake_timeout, .. } = self.limits;
+        let GatewayLimits { idle_timeout, stall_timeout, short_stall_timeout, .. } = self.limits;
+        let shortest = header_read_timeout.min(tls_handshake_timeout);
+        let shortest = shortest.min(idle_timeout).min(stall_timeout).min(short_stall_timeout);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 

@@ -5,12 +5,15 @@ use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Request, Response, Version};
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use crate::access::{Attempts, ClientAddress};
@@ -27,6 +30,33 @@ use crate::target::NARINFO_SUFFIX;
 pub struct Gateway<S> {
     endpoint: Arc<Endpoint<S>>,
     router: Router,
+    count: ConnectionCount,
+}
+
+/// How many connections of a listener are open now. A clone counts the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionCount(Arc<AtomicUsize>);
+
+impl ConnectionCount {
+    /// The number now.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more until the guard is dropped.
+    pub(crate) fn enter(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.clone())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Counted(ConnectionCount);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl<S: Substituter> Gateway<S> {
@@ -36,12 +66,22 @@ impl<S: Substituter> Gateway<S> {
         let (request_ids, attempts) = (RequestIds::new(), Attempts::default());
         let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts });
         let router = routes::router(Arc::clone(&endpoint));
-        Self { endpoint, router }
+        Self { endpoint, router, count: ConnectionCount::default() }
     }
 
     /// All endpoints as an axum router, to serve them in another way.
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// Counts the open connections into `count`.
+    #[must_use]
+    pub fn counting(self, count: ConnectionCount) -> Self {
+        Self { count, ..self }
+    }
+
+    pub(crate) fn connection_count(&self) -> &ConnectionCount {
+        &self.count
     }
 
     pub(crate) fn metrics(&self) -> &Arc<GatewayMetrics> {
@@ -57,7 +97,8 @@ impl<S: Substituter> Gateway<S> {
     ) -> ConnectionService {
         // Whence a client comes matters only where it may send wrong tokens.
         let address = self.endpoint.role.access.as_ref().map(|_| ClientAddress(address));
-        ConnectionService { router: self.router.clone(), state, user, address }
+        let turns = state.answers_several().then(|| Arc::new(Semaphore::new(BODIES_MAX)));
+        ConnectionService { router: self.router.clone(), state, user, address, turns }
     }
 
     /// Whether bodies have to wait for memory.
@@ -68,7 +109,7 @@ impl<S: Substituter> Gateway<S> {
 
 impl<S> Clone for Gateway<S> {
     fn clone(&self) -> Self {
-        Self { endpoint: Arc::clone(&self.endpoint), router: self.router.clone() }
+        Self { endpoint: Arc::clone(&self.endpoint), router: self.router.clone(), count: self.count.clone() }
     }
 }
 
@@ -78,12 +119,18 @@ impl<S> fmt::Debug for Gateway<S> {
     }
 }
 
+/// Bodies besides narinfos that are under way at once over one connection of HTTP/2; the others wait. Each holds a piece of 64 KiB
+/// or so in memory, as that of a connection of HTTP/1 does. Nix fetches 16 NARs at a time.
+const BODIES_MAX: usize = 32;
+
 /// Answers the requests of one connection.
 pub(crate) struct ConnectionService {
     router: Router,
     state: Arc<ConnectionState>,
     user: ClientUser,
     address: Option<ClientAddress>,
+    /// The turns of bodies, where several may be under way.
+    turns: Option<Arc<Semaphore>>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for ConnectionService {
@@ -92,16 +139,35 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let busy = ConnectionState::begin_request(&self.state);
+        let is_narinfo = request.uri().path().ends_with(NARINFO_SUFFIX);
         let mut request = request.map(Body::new);
+        // HTTP/2 has it in the target. All that looks at a request finds it in one place.
+        if request.version() == Version::HTTP_2
+            && !request.headers().contains_key(HOST)
+            && let Some(host) = request.uri().authority().and_then(|it| HeaderValue::try_from(it.as_str()).ok())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
         // Only a NAR may have to wait for its user's turn; most requests are for narinfos.
-        if !request.uri().path().ends_with(NARINFO_SUFFIX) {
+        if !is_narinfo {
             request.extensions_mut().insert(self.user.clone());
         }
         if let Some(address) = self.address {
             request.extensions_mut().insert(address);
         }
         let answer = self.router.clone().oneshot(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy))) })
+        // A narinfo is small, and must not wait for NARs.
+        let Some(turns) = self.turns.as_ref().filter(|_| !is_narinfo) else {
+            let busy = ConnectionState::begin_request(&self.state);
+            return Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy, None))) });
+        };
+        let (turn, state) = (Arc::clone(turns).acquire_owned(), Arc::clone(&self.state));
+        Box::pin(async move {
+            // It fails only for a semaphore that was closed, which this one never is.
+            let turn = turn.await.ok();
+            // While it waits it does not count as a body that stands still.
+            let busy = ConnectionState::begin_request(&state);
+            Ok(answer.await?.map(|body| RoutedBody::new(body, busy, turn)))
+        })
     }
 }

@@ -5,7 +5,7 @@
 //! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`; what else a plain binary cache gives,
 //! `/log/{derivation}`, `/{hash part}.ls` and `/serve/{hash part}/{path}`; and `/healthz`, `/readyz`, `/version` and
 //! `/metrics`; all for GET and HEAD. Only the substituter decides where a path is and whether it may be trusted.
-//! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through [`Gateway`],
+//! Contents: [`serve`] accepts connections, with TLS where the [`Listener`] says so, and keeps them within their limits. Each request goes through [`Gateway`],
 //! whose axum router answers it, after the [`ListenerRole`] admitted it; what memory knows of a narinfo is answered at once.
 //! Invariants:
 //! - a narinfo request is answered 200 or 404, and nothing is ever answered 5xx;
@@ -34,15 +34,17 @@ mod routes;
 mod serve;
 mod socket_owner;
 mod store_files;
+mod streams;
 mod substituter;
 mod target;
+mod tls;
 mod validators;
 
 pub use access::Access;
 pub use error::GatewayError;
-pub use gateway::Gateway;
+pub use gateway::{ConnectionCount, Gateway};
 pub use limits::GatewayLimits;
-pub use listener::Listener;
+pub use listener::{Listener, TlsSettings};
 pub use metrics::{GatewayMetrics, RequestCounts};
 pub use nar_body::{BodyAborted, NarBody};
 pub use role::{Endpoints, HostCheck, ListenerRole};

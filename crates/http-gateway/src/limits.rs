@@ -14,6 +14,9 @@ pub struct GatewayLimits {
     /// Longest time from the opening of a connection, or the first byte of a later request, to
     /// the end of the request's head.
     pub header_read_timeout: Duration,
+    /// Longest time from the opening of a connection to the end of the handshake of TLS, where there is one. The first request's
+    /// head has its own time after it.
+    pub tls_handshake_timeout: Duration,
     /// Longest time without a request.
     pub idle_timeout: Duration,
     /// Longest time during a response in which the client takes no byte.
@@ -35,6 +38,7 @@ impl Default for GatewayLimits {
             connections_max: 512,
             connections_per_user_max: 256,
             header_read_timeout: Duration::from_secs(10),
+            tls_handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(300),
             short_stall_timeout: Duration::from_secs(10),

@@ -28,6 +28,7 @@ pub struct GatewayMetrics {
     unknown: KindMetrics,
     closed_by_limit: Counter,
     closed_slow_head: Counter,
+    closed_slow_handshake: Counter,
     closed_idle: Counter,
     closed_stalled: Counter,
 }
@@ -82,6 +83,8 @@ pub(crate) enum CloseReason {
     Limit,
     /// Its request head was not complete in time.
     SlowHead,
+    /// Its handshake was not complete in time.
+    SlowHandshake,
     /// It had no request for a long time.
     Idle,
     /// It took no bytes of its response for a long time.
@@ -149,6 +152,7 @@ impl Default for GatewayMetrics {
             unknown: kind("unknown"),
             closed_by_limit: closed_for("limit"),
             closed_slow_head: closed_for("slow_head"),
+            closed_slow_handshake: closed_for("slow_handshake"),
             closed_idle: closed_for("idle"),
             closed_stalled: closed_for("stalled"),
             open_connections: Gauge::default(),
@@ -235,6 +239,7 @@ impl GatewayMetrics {
         let counter = match reason {
             CloseReason::Limit => &self.closed_by_limit,
             CloseReason::SlowHead => &self.closed_slow_head,
+            CloseReason::SlowHandshake => &self.closed_slow_handshake,
             CloseReason::Idle => &self.closed_idle,
             CloseReason::Stalled => &self.closed_stalled,
         };

@@ -3,27 +3,29 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioExecutor;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::connection::{Order, WatchedStream};
+use crate::connection::{ConnectionState, Order, WatchedStream};
 use crate::connection_table::{ConnectionTable, Entered};
-use crate::gateway::Gateway;
+use crate::gateway::{ConnectionService, Gateway};
 use crate::limits::GatewayLimits;
-use crate::listener::{ClientStream, Listener};
+use crate::listener::{Accepted, Listener};
 use crate::substituter::Substituter;
+use crate::tls::{is_http2, shake_hands};
 
 /// Pause before accepting again when the process or the machine is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time between two warnings about it.
 const WARN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Serves HTTP/1 on `listener` until `shutdown` resolves. Then it accepts nothing more, gives responses under way
+/// Serves HTTP/1, and HTTP/2 where the handshake of TLS chose it, on `listener` until `shutdown` resolves. Then it accepts nothing more, gives responses under way
 /// [`GatewayLimits::shutdown_grace`] to finish, and returns.
 ///
 /// A failed accept is tried again, because without a gateway Nix up to 2.31 aborts builds.
@@ -53,10 +55,10 @@ pub async fn serve<S: Substituter>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, route)) => {
+            Ok((accepted, route)) => {
                 let entered = table.enter(route);
                 let address = route.client_address();
-                tokio::spawn(serve_connection(stream, entered, address, gateway.clone(), http.clone()));
+                tokio::spawn(serve_connection(accepted, entered, address, gateway.clone(), http.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -75,7 +77,38 @@ pub async fn serve<S: Substituter>(
     table.drain(grace).await;
 }
 
-fn http(limits: &GatewayLimits) -> http1::Builder {
+/// Requests at once over one connection of HTTP/2. Clients begin as many before they hear of another limit, and would see those
+/// above it refused. Each may keep 16 KiB in hyper; [`crate::gateway`] bounds how many bodies are under way.
+const STREAMS_MAX: u32 = 100;
+/// Largest head of a request of HTTP/2, as RFC 9113 counts it.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
+/// Bytes of one body that hyper keeps before it asks for more.
+const SEND_BYTES_MAX: usize = 8 << 10;
+/// Bytes of bodies of requests that a client may send before they are read, which they never are.
+const RECEIVE_BYTES_MAX: u32 = 64 << 10;
+/// Streams that a client may have made wrong before its connection is closed.
+const WRONG_STREAMS_MAX: usize = 64;
+
+/// Both versions of HTTP, set within the limits of a listener.
+#[derive(Clone, Debug)]
+struct Http {
+    one: http1::Builder,
+    two: http2::Builder<TokioExecutor>,
+}
+
+fn http(limits: &GatewayLimits) -> Http {
+    let mut two = http2::Builder::new(TokioExecutor::new());
+    // There are no pings of our own: the sweeper closes whoever takes nothing, and whoever asks nothing.
+    two.max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_send_buf_size(SEND_BYTES_MAX)
+        .initial_stream_window_size(RECEIVE_BYTES_MAX)
+        .initial_connection_window_size(RECEIVE_BYTES_MAX)
+        .max_local_error_reset_streams(WRONG_STREAMS_MAX);
+    Http { one: http1(limits), two }
+}
+
+fn http1(limits: &GatewayLimits) -> http1::Builder {
     let mut http = http1::Builder::new();
     // The sweeper limits the time of a head, because hyper's own timer costs an allocation for each request.
     // `pipeline_flush` stays off: it would hold back a response while part of the next request is already there.
@@ -84,20 +117,60 @@ fn http(limits: &GatewayLimits) -> http1::Builder {
 }
 
 async fn serve_connection<S: Substituter>(
-    stream: ClientStream,
+    accepted: Accepted,
     entered: Entered,
     address: Option<IpAddr>,
     gateway: Gateway<S>,
-    http: http1::Builder,
+    http: Http,
 ) {
-    if let Err(error) = stream.prepare() {
+    let _counted = gateway.connection_count().enter();
+    if let Err(error) = accepted.prepare() {
         tracing::debug!(%error, "a client disconnected at once");
         return;
     }
     let state = Arc::clone(&entered.state);
+    let stream = match accepted {
+        Accepted::Open(stream) => stream,
+        Accepted::Tls(stream, settings) => match shake_hands(stream, settings, &state).await {
+            Ok(stream) => stream,
+            // Anybody can cause it, at any rate.
+            Err(error) => return tracing::debug!(%error, "a client did not get through the handshake"),
+        },
+    };
+    let is_http2 = is_http2(&stream);
     let io = WatchedStream::new(stream, Arc::clone(&state));
-    let mut connection =
-        pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state), entered.user(), address)));
+    if is_http2 {
+        state.answer_several();
+    }
+    let service = gateway.connection(Arc::clone(&state), entered.user(), address);
+    if is_http2 {
+        run(http.two.serve_connection(io, service), &state).await;
+    } else {
+        run(http.one.serve_connection(io, service), &state).await;
+    }
+}
+
+/// A connection of either version.
+trait Connection: Future<Output = hyper::Result<()>> {
+    /// Ends it after the responses under way.
+    fn drain(self: Pin<&mut Self>);
+}
+
+impl Connection for http1::Connection<WatchedStream, ConnectionService> {
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl Connection for http2::Connection<WatchedStream, ConnectionService, TokioExecutor> {
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Answers until the client or the table ends the connection.
+async fn run(connection: impl Connection, state: &ConnectionState) {
+    let mut connection = pin!(connection);
     let mut draining = false;
     // The order is polled with the connection, so that it takes effect even while the client sends nothing.
     let ended = poll_fn(|cx| {
@@ -106,7 +179,7 @@ async fn serve_connection<S: Substituter>(
             Order::Drain if draining => {}
             Order::Drain => {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                connection.as_mut().drain();
             }
             Order::Close => return Poll::Ready(Ok(())),
         }

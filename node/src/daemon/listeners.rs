@@ -108,7 +108,9 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
             GatewayRole::Site => Scope::Site,
         };
         let address = match &listener {
-            Listener::Tcp(tcp) => tcp.local_addr().map_or_else(|_| settings.address.to_string(), |it| it.to_string()),
+            Listener::Tcp(tcp) | Listener::Tls(tcp, _) => {
+                tcp.local_addr().map_or_else(|_| settings.address.to_string(), |it| it.to_string())
+            }
             Listener::Unix(_) => settings.address.to_string(),
         };
         tracing::info!(%address, role = ?settings.role, "others may ask here");

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole, serve};
+use narmesh_http_gateway::{
+    ConnectionCount, Gateway, GatewayLimits, GatewayMetrics, Listener, ListenerRole, TlsSettings, serve,
+};
 use narmesh_protocol::{HashPart, NarHash, NarUrl};
 use prometheus_client::registry::Registry;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -23,6 +25,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct TestGateway {
     pub(crate) address: SocketAddr,
     pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) connections: ConnectionCount,
     pub(crate) substituter: Arc<MemorySubstituter>,
     shutdown: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
@@ -34,20 +37,41 @@ impl TestGateway {
     }
 
     pub(crate) async fn start_with(substituter: MemorySubstituter, role: ListenerRole, limits: GatewayLimits) -> Self {
+        Self::start_at(substituter, role, limits, Listener::from).await
+    }
+
+    /// A gateway whose clients speak TLS.
+    pub(crate) async fn start_tls(
+        substituter: MemorySubstituter,
+        limits: GatewayLimits,
+        tls: Arc<dyn TlsSettings>,
+    ) -> Self {
+        Self::start_at(substituter, ListenerRole::local(), limits, |port| Listener::Tls(port, tls)).await
+    }
+
+    async fn start_at(
+        substituter: MemorySubstituter,
+        role: ListenerRole,
+        limits: GatewayLimits,
+        listener: impl FnOnce(TcpListener) -> Listener,
+    ) -> Self {
         let substituter = Arc::new(substituter);
         let metrics = Arc::new(GatewayMetrics::default());
         let mut registry = Registry::with_prefix("narmesh");
         metrics.register(&mut registry);
         let gateway = Gateway::new(Arc::clone(&substituter), role, Arc::clone(&metrics), Arc::new(registry));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let connections = ConnectionCount::default();
+        let gateway = gateway.counting(connections.clone());
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = port.local_addr().unwrap();
+        let listener = listener(port);
         let (shutdown, told) = oneshot::channel::<()>();
         let served = tokio::spawn(serve(listener, gateway, limits, async { drop(told.await) }));
-        Self { address, metrics, substituter, shutdown: Some(shutdown), served }
+        Self { address, metrics, connections, substituter, shutdown: Some(shutdown), served }
     }
 
     pub(crate) async fn connect(&self) -> Connection {
-        Connection { stream: TcpStream::connect(self.address).await.unwrap(), buffer: Vec::new() }
+        Connection::new(TcpStream::connect(self.address).await.unwrap())
     }
 
     /// Sends one GET on a new connection.
@@ -79,8 +103,8 @@ pub(crate) fn request(method: &str, path: &str, headers: &[&str]) -> String {
 }
 
 /// One connection of a client.
-pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Connection<S = TcpStream> {
+    pub(crate) stream: S,
     buffer: Vec<u8>,
 }
 
@@ -104,7 +128,11 @@ impl Answer {
     }
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }

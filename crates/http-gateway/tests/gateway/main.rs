@@ -8,5 +8,7 @@ mod connections;
 mod endpoints;
 mod files;
 mod hostile;
+mod http2;
 mod memory;
 mod nix;
+mod tls;
