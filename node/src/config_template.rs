@@ -106,11 +106,19 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 
 /// The `[[gateway.listener]]` lines of one listener.
 fn listener_lines(listener: &ListenerConfig) -> String {
-    let ListenerConfig { address, role, host_names, tokens_file, connections_max } = listener;
-    let tokens_file = tokens_file.as_deref().map(|file| format!("tokens_file = {}\n", path(file))).unwrap_or_default();
+    let ListenerConfig { address, role, host_names, connections_max, .. } = listener;
+    let files: String = [
+        ("tokens_file", &listener.tokens_file),
+        ("tls_certificate_file", &listener.tls_certificate_file),
+        ("tls_key_file", &listener.tls_key_file),
+        ("tls_client_ca_file", &listener.tls_client_ca_file),
+    ]
+    .iter()
+    .filter_map(|(key, file)| file.as_deref().map(|file| format!("{key} = {}\n", path(file))))
+    .collect();
     let (address, role, host_names) = (quoted(address), quoted(role), list(host_names));
     format!(
-        "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{tokens_file}\
+        "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{files}\
          connections_max = {connections_max}\n"
     )
 }
@@ -235,8 +243,11 @@ sign = @gateway.sign@
 prefer = @gateway.prefer@
 # Where others may ask, up to 16 places: an IP address with a port, or the path of a Unix socket. role says what they get.
 # "serve": what [advertise] offers of our own store, decided anew at each request, and nothing of the mesh. "site": the
-# same, and what the mesh gives; at an address that other machines reach only with tokens_file. "local": all that our own
-# Nix gets; only on this machine. With tokens_file clients need a token that `narmesh token add NAME` made.
+# same, and what the mesh gives; at an address that other machines reach only with tokens_file or tls_client_ca_file.
+# "local": all that our own Nix gets; only on this machine. With tokens_file clients need a token that `narmesh token add
+# NAME` made. Without TLS whoever is on the way can read it.
+# With tls_certificate_file and tls_key_file (PEM, the key in a file that only its owner may read) clients ask by https://
+# and the key and certificate may be replaced at any time. With tls_client_ca_file they need a certificate of one of its CAs.
 # Requests may name this machine by an IP address and by host_names (["*"] for any name, if no browser can reach the place).
 # Read at start only.
 # [[gateway.listener]]
@@ -244,6 +255,9 @@ prefer = @gateway.prefer@
 # role = "serve"
 # host_names = ["cache.lan"]
 # tokens_file = "tokens"
+# tls_certificate_file = "/etc/narmesh/cache.lan.pem"
+# tls_key_file = "/etc/narmesh/cache.lan.key"
+# tls_client_ca_file = "/etc/narmesh/clients.pem"
 # connections_max = 256
 @gateway.listener@
 [store]
@@ -434,6 +448,9 @@ mod tests {
             role = "ro"
             host_names = ["hn"]
             tokens_file = "tf"
+            tls_certificate_file = "tc"
+            tls_key_file = "tk"
+            tls_client_ca_file = "ca"
             connections_max = 9
             [store]
             store_dir = "sd"

@@ -48,6 +48,7 @@ mod wait;
 
 pub use asked::{Fetched, fetch_all, missing};
 pub use binary::{narmesh_binary, repository_root, target_directory};
+pub use certificate::{Certified, TestCa};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use emulator::{Emulator, LineCounts, Link, Site};
 pub use failing_cache::{FailingCache, FailsAt, Way};

@@ -33,6 +33,7 @@ mod serving_others;
 mod shared;
 mod substitute;
 mod systemd;
+mod tls;
 mod travel;
 mod trust;
 mod upstream;

@@ -10,6 +10,7 @@ use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
 use anyhow::Context as _;
 use futures::future::join_all;
+use jiff::Timestamp;
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey, StoreDir};
 use narmesh_quorum::Mode;
 use narmesh_store::NixStore;
@@ -125,6 +126,17 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
     let mut findings = Vec::new();
     if settings.peers.is_empty() {
         findings.push(Finding::Note("no [[peer]] is configured: this node shares with nobody yet".to_owned()));
+    }
+    for (index, listener) in settings.gateway.listeners.iter().enumerate() {
+        findings.extend(listener.warn_of_plain_tokens(index).map(Finding::Warning));
+        // `startable` reports files that cannot be used.
+        if let Some(Ok(tls)) = listener.tls.as_ref().map(|files| files.read(index))
+            && let Some(why) = tls.why_not_valid(Timestamp::now())
+        {
+            let what =
+                format!("gateway.listener[{index}].tls_certificate_file: the certificate {why}, so clients refuse it");
+            findings.push(Finding::Warning(what));
+        }
     }
     match &secrets.builder_key {
         None => findings.push(Finding::Note(

@@ -181,6 +181,9 @@ fn check_listeners(
         if let Some(Err(error)) = listener.tokens_file.as_deref().map(Tokens::read) {
             found.problems.push(format!("gateway.listener[{index}].tokens_file: {error}"));
         }
+        if let Some(Err(error)) = listener.tls.as_ref().map(|files| files.read(index)) {
+            found.problems.push(error.to_string());
+        }
         let ListenerAddress::Tcp(address) = listener.address else { continue };
         let what = format!("gateway.listener[{index}].address = \"{address}\"");
         match bind(address) {

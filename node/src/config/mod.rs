@@ -145,6 +145,12 @@ pub struct ListenerConfig {
     pub host_names: Vec<String>,
     /// The file of the tokens that its clients need, which `narmesh token` writes; they need none if absent.
     pub tokens_file: Option<PathBuf>,
+    /// The certificate that it shows, with those between it and its CA; clients speak plain HTTP if absent.
+    pub tls_certificate_file: Option<PathBuf>,
+    /// The key of that certificate.
+    pub tls_key_file: Option<PathBuf>,
+    /// The CAs of which clients need a certificate; they need none if absent.
+    pub tls_client_ca_file: Option<PathBuf>,
     /// The most connections at a time.
     #[serde(default = "ListenerConfig::default_connections_max")]
     pub connections_max: u32,

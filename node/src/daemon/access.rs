@@ -1,10 +1,10 @@
 //! The tokens of a listener, kept up to date while the daemon runs.
 
+use super::follow::stamp;
 use crate::tokens::{Tokens, TokensError};
 use jiff::Timestamp;
 use narmesh_http_gateway::Access;
 use parking_lot::RwLock;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +19,6 @@ pub(super) struct LiveTokens {
     path: PathBuf,
     tokens: RwLock<Tokens>,
 }
-
-/// What shows that a file was changed or replaced: device, inode, size and time of change.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl LiveTokens {
     /// Reads the file, and follows its changes on a task of its own, until this is dropped. Needs a tokio runtime.
@@ -70,9 +67,4 @@ impl Access for LiveTokens {
     fn admits(&self, token: &[u8]) -> bool {
         self.tokens.read().admits(token, Timestamp::now())
     }
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }

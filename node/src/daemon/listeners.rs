@@ -1,11 +1,14 @@
 //! `[[gateway.listener]]`: the places where others ask, each with its role.
 
 use super::access::LiveTokens;
+use super::certificate::LiveCertificate;
 use crate::settings::{GatewayRole, ListenerAddress, ListenerSettings};
+use crate::status::ListenerStatus;
 use crate::substituter::{GatewaySubstituter, Scope};
 use anyhow::Context;
 use narmesh_http_gateway::{
-    Access, Endpoints, Gateway, GatewayLimits, GatewayMetrics, HostCheck, Listener, ListenerRole,
+    Access, ConnectionCount, Endpoints, Gateway, GatewayLimits, GatewayMetrics, HostCheck, Listener, ListenerRole,
+    TlsSettings,
 };
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
@@ -22,8 +25,43 @@ pub(super) struct OpenListener {
     settings: ListenerSettings,
     listener: Listener,
     tokens: Option<Arc<LiveTokens>>,
+    shown: ShownListener,
     /// Removes the file of a Unix socket when the listener has ended.
     _file: Option<SocketFile>,
+}
+
+/// What can be told and renewed of a listener while it serves.
+#[derive(Clone, Debug)]
+pub(super) struct ShownListener {
+    address: String,
+    role: GatewayRole,
+    needs_token: bool,
+    /// Its certificate, if it has one.
+    pub(super) certificate: Option<Arc<LiveCertificate>>,
+    count: ConnectionCount,
+}
+
+impl ShownListener {
+    pub(super) fn status(&self) -> ListenerStatus {
+        ListenerStatus {
+            address: self.address.clone(),
+            role: match self.role {
+                GatewayRole::Local => "local",
+                GatewayRole::Serve => "serve",
+                GatewayRole::Site => "site",
+            }
+            .to_owned(),
+            needs_token: self.needs_token,
+            tls: self.certificate.as_ref().map(|certificate| certificate.status()),
+            connections: self.count.get() as u64,
+        }
+    }
+}
+
+impl OpenListener {
+    pub(super) fn shown(&self) -> ShownListener {
+        self.shown.clone()
+    }
 }
 
 #[derive(Debug)]
@@ -44,16 +82,36 @@ impl Drop for SocketFile {
 pub(super) fn open_all(settings: &[ListenerSettings]) -> anyhow::Result<Vec<OpenListener>> {
     let open = |(index, settings): (usize, &ListenerSettings)| {
         let failed = || format!("gateway.listener[{index}].address = {} cannot be opened", settings.address);
-        let (listener, file) = match &settings.address {
-            ListenerAddress::Tcp(address) => (bind_tcp(*address).with_context(failed)?.into(), None),
+        // Read before anything is opened, because an error here is the likelier one.
+        let certificate = settings.tls.as_ref().map(|files| LiveCertificate::open(index, files)).transpose()?;
+        if let Some(warning) = settings.warn_of_plain_tokens(index) {
+            tracing::warn!("{warning}");
+        }
+        let (listener, address, file) = match &settings.address {
+            ListenerAddress::Tcp(address) => {
+                let listener = bind_tcp(*address).with_context(failed)?;
+                let address = listener.local_addr()?.to_string();
+                let listener = match &certificate {
+                    None => listener.into(),
+                    Some(certificate) => Listener::Tls(listener, Arc::clone(certificate) as Arc<dyn TlsSettings>),
+                };
+                (listener, address, None)
+            }
             ListenerAddress::Unix(path) => {
                 let listener = bind_unix(path, settings.role).with_context(failed)?;
-                (listener.into(), Some(SocketFile(path.clone())))
+                (listener.into(), settings.address.to_string(), Some(SocketFile(path.clone())))
             }
         };
         let tokens = settings.tokens_file.as_deref().map(LiveTokens::open).transpose();
         let tokens = tokens.with_context(|| format!("gateway.listener[{index}].tokens_file"))?;
-        Ok(OpenListener { settings: settings.clone(), listener, tokens, _file: file })
+        let shown = ShownListener {
+            address,
+            role: settings.role,
+            needs_token: tokens.is_some(),
+            certificate,
+            count: ConnectionCount::default(),
+        };
+        Ok(OpenListener { settings: settings.clone(), listener, tokens, shown, _file: file })
     };
     settings.iter().enumerate().map(open).collect()
 }
@@ -101,21 +159,16 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
     on_stop: impl Fn() -> F,
 ) -> JoinSet<()> {
     let mut serving = JoinSet::new();
-    for OpenListener { settings, listener, tokens, _file } in open {
+    for OpenListener { settings, listener, tokens, shown, _file } in open {
         let scope = match settings.role {
             GatewayRole::Local => Scope::Local,
             GatewayRole::Serve => Scope::Serve,
             GatewayRole::Site => Scope::Site,
         };
-        let address = match &listener {
-            Listener::Tcp(tcp) | Listener::Tls(tcp, _) => {
-                tcp.local_addr().map_or_else(|_| settings.address.to_string(), |it| it.to_string())
-            }
-            Listener::Unix(_) => settings.address.to_string(),
-        };
-        tracing::info!(%address, role = ?settings.role, "others may ask here");
+        tracing::info!(address = shown.address, role = ?settings.role, tls = settings.tls.is_some(), "others may ask here");
         let substituter = Arc::new(substituter.with_scope(scope));
         let gateway = Gateway::new(substituter, role_of(&settings, tokens), Arc::clone(metrics), Arc::clone(registry));
+        let gateway = gateway.counting(shown.count);
         let limits = GatewayLimits {
             connections_max: settings.connections_max,
             connections_per_user_max: settings.connections_max.div_ceil(2),
@@ -150,7 +203,7 @@ mod tests {
 
     fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
         let address = ListenerAddress::Unix(path.to_owned());
-        ListenerSettings { address, role, host_names: Vec::new(), tokens_file: None, connections_max: 1 }
+        ListenerSettings { address, role, host_names: Vec::new(), tokens_file: None, tls: None, connections_max: 1 }
     }
 
     #[tokio::test]

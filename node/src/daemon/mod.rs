@@ -5,7 +5,9 @@
 
 mod access;
 mod advertised;
+mod certificate;
 mod control;
+mod follow;
 mod listener;
 mod listeners;
 mod metrics;
@@ -17,11 +19,13 @@ use crate::attestations::{Attestations, KeyNames, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
 use crate::serving::{ServeState, Serving, minute_now};
-use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
+use crate::settings::{Compress, Secrets, Settings, TlsInForce, UpstreamSettings};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
 use anyhow::Context;
+use certificate::LiveCertificate;
+use listeners::{OpenListener, ShownListener};
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_mesh::{Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, SummaryStore, UploadLimits, Uploads};
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
@@ -53,6 +57,7 @@ pub(crate) struct Daemon {
     /// One reload at a time: SIGHUP and the control socket may ask for two at once.
     reloading: tokio::sync::Mutex<()>,
     gateway_address: SocketAddr,
+    listeners: Vec<ShownListener>,
     store: Arc<NixStore>,
     offer: Arc<Offer>,
     mesh: MeshHandle,
@@ -186,6 +191,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         serving,
         is_serving: AtomicBool::new(is_serving),
         gateway_address,
+        listeners: for_others.iter().map(OpenListener::shown).collect(),
         store,
         offer,
         mesh: handle,
@@ -308,7 +314,7 @@ impl Daemon {
     /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
         let _reloading = self.reloading.lock().await;
-        let Loaded { settings, secrets, policy, gateway_key, upstreams } =
+        let Loaded { settings, secrets, policy, gateway_key, upstreams, certificates } =
             self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let kept = settings.quorum.keep.iter().copied();
@@ -316,6 +322,9 @@ impl Daemon {
         let is_serving = self.serving.decide(&settings, minute_now()).is_serving;
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref(), is_serving);
         self.upstreams.put_in_force(upstreams);
+        for (certificate, read) in certificates {
+            certificate.put_in_force(read);
+        }
         self.sources.set_preference(settings.gateway.prefer);
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(may_compress(&settings));
@@ -381,7 +390,10 @@ impl Daemon {
         }
         let gateway_key = load_gateway_key(&settings)?;
         let upstreams = prepare_upstreams(&self.upstreams, &settings)?;
-        Ok(Loaded { settings, secrets, policy, gateway_key, upstreams })
+        let certificates = self.listeners.iter().filter_map(|listener| listener.certificate.as_ref());
+        let read = |live: &Arc<LiveCertificate>| live.read().map(|read| (Arc::clone(live), read));
+        let certificates = certificates.map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Loaded { settings, secrets, policy, gateway_key, upstreams, certificates })
     }
 }
 
@@ -392,6 +404,7 @@ struct Loaded {
     policy: Policy,
     gateway_key: Option<NixSecretKey>,
     upstreams: PreparedUpstreams,
+    certificates: Vec<(Arc<LiveCertificate>, TlsInForce)>,
 }
 
 /// Reads the credentials of the upstream caches and makes their clients; contacts nobody.

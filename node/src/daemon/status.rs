@@ -1,6 +1,7 @@
 //! The one place that assembles the status.
 
 use super::Daemon;
+use super::listeners::ShownListener;
 use crate::describe::plainly;
 use crate::serving::minute_now;
 use crate::settings::{PeerSettings, Settings};
@@ -42,6 +43,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         config,
         listen: view.listen.iter().map(Multiaddr::to_string).collect(),
         gateway: daemon.gateway_address.to_string(),
+        listeners: daemon.listeners.iter().map(ShownListener::status).collect(),
         serve: daemon.serving.decide(&settings, minute_now()),
         gateway_public_key: daemon.resolver.gateway_public_key().map(|key| key.to_string()),
         store: StoreStatus {

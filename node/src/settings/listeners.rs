@@ -1,6 +1,7 @@
 //! `[[gateway.listener]]`: where others than our own Nix may ask, and what they get.
 
 use super::host_names::check_names;
+use super::tls::TlsFiles;
 use super::{Count, SOCKET_PATH_BYTES_MAX, SettingsError, path_from, refused, within};
 use crate::config::ListenerConfig;
 use std::fmt;
@@ -15,12 +16,15 @@ pub const LISTENERS_MAX: usize = 16;
 pub struct ListenerSettings {
     /// Where it listens; no other listener has the same place.
     pub address: ListenerAddress,
-    /// What its clients get. A TCP address that is not of loopback has the role `serve`, or `site` with tokens.
+    /// What its clients get. A TCP address that is not of loopback has the role `serve`, or `site` with tokens or
+    /// certificates of clients.
     pub role: GatewayRole,
     /// Names in lower case, without a port; `*` alone for any.
     pub host_names: Vec<String>,
     /// The file of the tokens that its clients need; `None` if they need none.
     pub tokens_file: Option<PathBuf>,
+    /// The files of its certificate; `None` if its clients speak plain HTTP, as on every Unix socket.
+    pub tls: Option<TlsFiles>,
     /// Most connections at a time, 1 to 16,384.
     pub connections_max: usize,
 }
@@ -62,6 +66,22 @@ impl ListenerSettings {
             ListenerAddress::Unix(_) => false,
         }
     }
+
+    /// What to tell the operator if tokens cross the network for everybody to read.
+    pub(crate) fn warn_of_plain_tokens(&self, index: usize) -> Option<String> {
+        (self.is_on_the_network() && self.tokens_file.is_some() && self.tls.is_none()).then(|| {
+            format!(
+                "gateway.listener[{index}] at {} asks for tokens without TLS: whoever is on the way can read and use them. Set \
+                 tls_certificate_file and tls_key_file, unless that network encrypts by itself",
+                self.address
+            )
+        })
+    }
+
+    /// Whether it asks its clients who they are.
+    fn knows_its_clients(&self) -> bool {
+        self.tokens_file.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
 }
 
 /// Checks all `[[gateway.listener]]`.
@@ -98,8 +118,10 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         [any] if any == "*" => vec![any.clone()],
         names => check_names(&key("host_names"), names)?,
     };
+    let address = check_address(&key("address"), &listener.address, base)?;
     let checked = ListenerSettings {
-        address: check_address(&key("address"), &listener.address, base)?,
+        tls: check_tls(&key, listener, &address, base)?,
+        address,
         role,
         host_names,
         tokens_file: listener.tokens_file.as_ref().map(|it| path_from(base, &key("tokens_file"), it)).transpose()?,
@@ -107,7 +129,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
     };
     let is_permitted = match role {
         GatewayRole::Serve => true,
-        GatewayRole::Site => checked.tokens_file.is_some(),
+        GatewayRole::Site => checked.knows_its_clients(),
         GatewayRole::Local => false,
     };
     if checked.is_on_the_network() && !is_permitted {
@@ -115,11 +137,46 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         return Err(refused(
             key("role"),
             &value,
-            "\"serve\" at this address, which gives what advertise offers; \"site\" with tokens_file; or an address of \
-             loopback or a Unix socket, because what the mesh gives is not for everybody",
+            "\"serve\" at this address, which gives what advertise offers; \"site\" with tokens_file or tls_client_ca_file; or \
+             an address of loopback or a Unix socket, because what the mesh gives is not for everybody",
         ));
     }
     Ok(checked)
+}
+
+fn check_tls(
+    key: &impl Fn(&str) -> String,
+    listener: &ListenerConfig,
+    address: &ListenerAddress,
+    base: &Path,
+) -> Result<Option<TlsFiles>, SettingsError> {
+    let file = |name: &str, path: &Option<PathBuf>| path.as_ref().map(|it| path_from(base, &key(name), it)).transpose();
+    let client_ca = file("tls_client_ca_file", &listener.tls_client_ca_file)?;
+    let certificate = file("tls_certificate_file", &listener.tls_certificate_file)?;
+    let files = match (certificate, file("tls_key_file", &listener.tls_key_file)?) {
+        (Some(certificate), Some(key)) => TlsFiles { certificate, key, client_ca },
+        (Some(path), None) => {
+            return Err(refused(key("tls_certificate_file"), &path, "tls_certificate_file together with tls_key_file"));
+        }
+        (None, Some(path)) => {
+            return Err(refused(key("tls_key_file"), &path, "tls_key_file together with tls_certificate_file"));
+        }
+        (None, None) => match client_ca {
+            None => return Ok(None),
+            Some(path) => {
+                let accepted = "tls_client_ca_file together with tls_certificate_file and tls_key_file";
+                return Err(refused(key("tls_client_ca_file"), &path, accepted));
+            }
+        },
+    };
+    match address {
+        ListenerAddress::Tcp(_) => Ok(Some(files)),
+        ListenerAddress::Unix(_) => Err(refused(
+            key("tls_certificate_file"),
+            &files.certificate,
+            "no TLS on a Unix socket, whose file says who may connect",
+        )),
+    }
 }
 
 fn check_address(key: &str, text: &str, base: &Path) -> Result<ListenerAddress, SettingsError> {

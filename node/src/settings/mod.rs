@@ -25,6 +25,7 @@ mod listeners;
 mod netrc;
 mod quorum;
 mod secrets;
+mod tls;
 mod upstream;
 mod written;
 
@@ -38,6 +39,8 @@ pub(crate) use netrc::find_login;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, gateway_key_file, read_builder_key, read_gateway_key};
+pub use tls::TlsFiles;
+pub(crate) use tls::TlsInForce;
 pub use upstream::{CredentialsFile, UPSTREAMS_MAX, UpstreamSettings};
 use written::{Count, Written};
 

@@ -9,6 +9,7 @@ use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -38,7 +39,7 @@ pub enum SecretError {
     #[error("{key} = {path:?} cannot be read: {source}; accepted: {accepted}")]
     Read {
         /// The configuration key.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// The file.
         path: PathBuf,
         /// The error of opening or reading the file.
@@ -50,7 +51,7 @@ pub enum SecretError {
     #[error("{key} = {path:?} has mode {mode:04o}; accepted: no access for group and others (chmod 600)")]
     Mode {
         /// The configuration key.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// The file.
         path: PathBuf,
         /// Its permission bits.
@@ -60,9 +61,21 @@ pub enum SecretError {
     #[error("{key} = {path:?} holds no key; accepted: {accepted}")]
     Form {
         /// The configuration key.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// The file.
         path: PathBuf,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+    /// The file holds something that cannot be used.
+    #[error("{key} = {path:?} cannot be used: {why}; accepted: {accepted}")]
+    Unusable {
+        /// The configuration key.
+        key: Cow<'static, str>,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, in words.
+        why: String,
         /// What would be accepted.
         accepted: &'static str,
     },
@@ -106,7 +119,7 @@ impl NodeKeyFile {
         let decoded = text.trim().strip_prefix(Self::HEADER).and_then(|encoded| STANDARD.decode(encoded).ok());
         let keypair = decoded.and_then(|bytes| Keypair::from_protobuf_encoding(&bytes).ok());
         keypair.filter(|keypair| keypair.clone().try_into_ed25519().is_ok()).ok_or_else(|| SecretError::Form {
-            key: KEY,
+            key: KEY.into(),
             path: path.to_owned(),
             accepted: Self::ACCEPTED,
         })
@@ -119,7 +132,7 @@ pub(crate) fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError>
     const ACCEPTED: &str = "a file with a Nix secret key, name:base64 of 64 bytes, as `narmesh init` or \
                             `nix-store --generate-binary-cache-key` writes it";
     NixSecretKey::parse(read_secret(KEY, path, ACCEPTED)?.trim()).map_err(|_| SecretError::Form {
-        key: KEY,
+        key: KEY.into(),
         path: path.to_owned(),
         accepted: ACCEPTED,
     })
@@ -151,7 +164,7 @@ pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>,
         Err(error) => return Err(error),
     };
     let key = NixSecretKey::parse(text.trim());
-    key.map(Some).map_err(|_| SecretError::Form { key: KEY, path, accepted: ACCEPTED })
+    key.map(Some).map_err(|_| SecretError::Form { key: KEY.into(), path, accepted: ACCEPTED })
 }
 
 /// Reads the gateway key, or makes it if it is missing. It is written whole or not at all, because Nix is told to trust
@@ -192,12 +205,17 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-pub(super) fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result<String, SecretError> {
-    let read_error = |source| SecretError::Read { key, path: path.to_owned(), source, accepted };
+pub(super) fn read_secret(
+    key: impl Into<Cow<'static, str>>,
+    path: &Path,
+    accepted: &'static str,
+) -> Result<String, SecretError> {
+    let key = key.into();
+    let read_error = |source| SecretError::Read { key: key.clone(), path: path.to_owned(), source, accepted };
     let file = open_to_read(path).map_err(read_error)?;
     let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(SecretError::Mode { key, path: path.to_owned(), mode });
+        return Err(SecretError::Mode { key: key.clone(), path: path.to_owned(), mode });
     }
     let mut text = String::new();
     file.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text).map_err(read_error)?;

@@ -40,6 +40,7 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
         listener("0.0.0.0:7282", "serve"),
         listener("127.0.0.1:7283", "site"),
         listener("[::]:7283", "site") + "tokens_file = 'tokens'\n",
+        listener("[::]:7284", "site") + "tls_certificate_file = 'c'\ntls_key_file = 'k'\ntls_client_ca_file = 'ca'\n",
         listener("[::1]:0", "local"),
         listener("[::1]:0", "local"),
         listener("./sock", "site"),
@@ -48,9 +49,13 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
     .concat();
     let listeners = check(&text).unwrap().gateway.listeners;
     let is_on_the_network: Vec<_> = listeners.iter().map(ListenerSettings::is_on_the_network).collect();
-    assert_eq!(is_on_the_network, [true, false, true, false, false, false, false]);
-    assert_eq!(listeners[5].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
-    assert_eq!((listeners[0].connections_max, listeners[6].connections_max), (256, 16_384));
+    assert_eq!(is_on_the_network, [true, false, true, true, false, false, false, false]);
+    let warned: Vec<_> = (0..).zip(&listeners).filter(|(at, it)| it.warn_of_plain_tokens(*at).is_some()).collect();
+    assert!(matches!(warned[..], [(2, _)]), "{warned:?}");
+    let tls = listeners[3].tls.clone().unwrap();
+    assert_eq!(tls.certificate, Path::new("/etc/narmesh/c"));
+    assert_eq!(listeners[6].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
+    assert_eq!((listeners[0].connections_max, listeners[7].connections_max), (256, 16_384));
 }
 
 #[test]
@@ -118,6 +123,36 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "gateway.listener[0].role",
             "local at",
             "\"site\" with tokens_file",
+        ),
+        (
+            listener("[::]:7282", "serve") + "tls_certificate_file = 'c'",
+            "gateway.listener[0].tls_certificate_file",
+            "\"/etc/narmesh/c\"",
+            "together with tls_key_file",
+        ),
+        (
+            listener("[::]:7282", "serve") + "tls_key_file = 'k'",
+            "gateway.listener[0].tls_key_file",
+            "\"/etc/narmesh/k\"",
+            "together with tls_certificate_file",
+        ),
+        (
+            listener("[::]:7282", "serve") + "tls_client_ca_file = 'ca'",
+            "gateway.listener[0].tls_client_ca_file",
+            "\"/etc/narmesh/ca\"",
+            "together with tls_certificate_file and tls_key_file",
+        ),
+        (
+            listener("/run/x", "serve") + "tls_certificate_file = 'c'\ntls_key_file = 'k'",
+            "gateway.listener[0].tls_certificate_file",
+            "\"/etc/narmesh/c\"",
+            "no TLS on a Unix socket",
+        ),
+        (
+            listener("[::]:7282", "site") + "tls_certificate_file = 'c'\ntls_key_file = 'k'",
+            "gateway.listener[0].role",
+            "site at",
+            "tls_client_ca_file",
         ),
         (listener("[::]:7282", "serve") + "tokens_file = ''", "gateway.listener[0].tokens_file", "\"\"", "a path"),
         (listener("127.0.0.1:7282", "all"), "gateway.listener[0].role", "\"all\"", "\"local\", \"serve\" or \"site\""),

@@ -76,7 +76,7 @@ fn read_line(key: &'static str, path: &Path) -> Result<String, SecretError> {
     const ACCEPTED: &str = "a file with one line of text that only its owner may read";
     let text = read_secret(key, path, ACCEPTED)?.trim().to_owned();
     if text.is_empty() || text.chars().any(char::is_control) {
-        return Err(SecretError::Form { key, path: path.to_owned(), accepted: ACCEPTED });
+        return Err(SecretError::Form { key: key.into(), path: path.to_owned(), accepted: ACCEPTED });
     }
     Ok(text)
 }
@@ -88,7 +88,7 @@ fn read_netrc(host: &str, path: &Path) -> Result<Credentials, SecretError> {
     let login = find_login(&read_secret(KEY, path, ACCEPTED)?, host);
     let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
     let login = login.filter(is_usable).ok_or_else(|| SecretError::Form {
-        key: KEY,
+        key: KEY.into(),
         path: path.to_owned(),
         accepted: ACCEPTED,
     })?;
@@ -104,14 +104,14 @@ fn read_certificates(path: &Path) -> Result<Vec<u8>, SecretError> {
     const KEY: &str = "upstream.ca_file";
     const ACCEPTED: &str = "a file of PEM certificates, at most 4 MiB";
     let text = read_text(path, CA_FILE_BYTES_MAX).map_err(|source| SecretError::Read {
-        key: KEY,
+        key: KEY.into(),
         path: path.to_owned(),
         source,
         accepted: ACCEPTED,
     })?;
     let holds_one = |text: &String| text.contains("-----BEGIN CERTIFICATE-----");
     let text = text.filter(holds_one).ok_or_else(|| SecretError::Form {
-        key: KEY,
+        key: KEY.into(),
         path: path.to_owned(),
         accepted: ACCEPTED,
     })?;

@@ -27,6 +27,9 @@ pub struct Status {
     pub listen: Vec<String>,
     /// `ip:port` of the gateway, with the actual port.
     pub gateway: String,
+    /// `[[gateway.listener]]`, in the order of the configuration.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
     /// Whether peers get anything of this machine, and why.
     pub serve: ServeState,
     /// The key that signs all narinfos of the gateway: the only one that Nix has to trust, if there is one.
@@ -62,6 +65,36 @@ pub struct ConfigStatus {
     /// When the settings in force were read, seconds since 1970.
     pub loaded_unix_s: u64,
     /// Why the last reload was refused, if it was.
+    pub error: Option<String>,
+}
+
+/// One `[[gateway.listener]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `ip:port` with the actual port, or the path of a Unix socket.
+    pub address: String,
+    /// `local`, `serve` or `site`.
+    pub role: String,
+    /// Whether its clients need a token.
+    pub needs_token: bool,
+    /// Its certificate; absent if its clients speak plain HTTP.
+    pub tls: Option<TlsStatus>,
+    /// Number of connections now.
+    pub connections: u64,
+}
+
+/// The certificate of a listener.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// From when on it counts, seconds since 1970.
+    pub from_unix_s: u64,
+    /// Until when it counts, seconds since 1970.
+    pub until_unix_s: u64,
+    /// Whether it counts now.
+    pub is_valid: bool,
+    /// Whether its clients need a certificate, too.
+    pub clients_need_certificate: bool,
+    /// Why the files that lie there now cannot be used, if they cannot; then what was read before is shown to clients.
     pub error: Option<String>,
 }
 

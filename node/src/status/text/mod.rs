@@ -4,8 +4,8 @@
 mod builders;
 
 use super::{
-    AdvertisedReport, CandidateView, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
-    SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
+    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status,
+    SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
@@ -78,6 +78,36 @@ fn row(label: &str, text: String) -> Vec<String> {
     vec![label.to_owned(), text]
 }
 
+/// What is said of one `[[gateway.listener]]`.
+fn listener_rows(listener: &ListenerStatus) -> Vec<Vec<String>> {
+    let ListenerStatus { address, role, needs_token, tls, connections } = listener;
+    let scheme = match (tls, address.contains('/')) {
+        (Some(_), _) => "https://",
+        (None, true) => "",
+        (None, false) => "http://",
+    };
+    let needs_certificate = tls.as_ref().is_some_and(|tls| tls.clients_need_certificate);
+    let needs = match (needs_token, needs_certificate) {
+        (true, true) => ", needs a token and a certificate",
+        (true, false) => ", needs a token",
+        (false, true) => ", needs a certificate",
+        (false, false) => "",
+    };
+    let mut rows =
+        vec![row("listener", format!("{scheme}{}: {role}{needs}; {connections} connections", escaped(address)))];
+    if let Some(tls) = tls {
+        let said = match tls.is_valid {
+            true => format!("certificate until {}", utc(tls.until_unix_s)),
+            false => {
+                format!("CERTIFICATE NOT VALID: from {} until {}", utc(tls.from_unix_s), utc(tls.until_unix_s))
+            }
+        };
+        rows.push(row("", said));
+        rows.extend(tls.error.as_ref().map(|error| row("", format!("NEW CERTIFICATE REFUSED: {}", escaped(error)))));
+    }
+    rows
+}
+
 impl Status {
     /// The output of `narmesh status`.
     pub fn text(&self) -> String {
@@ -105,6 +135,7 @@ impl Status {
         rows.push(row("listens", if self.listen.is_empty() { "nowhere".to_owned() } else { self.listen.join(", ") }));
         rows.push(row("gateway", format!("http://{}", self.gateway)));
         rows.extend(self.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
+        rows.extend(self.listeners.iter().flat_map(listener_rows));
         rows.push(row(
             "store",
             format!(

@@ -4,7 +4,7 @@ use super::*;
 use crate::serving::{ServeState, ServeSwitch};
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
-    RememberedView, RequestStatus, RevokedStatus, StoreStatus,
+    RememberedView, RequestStatus, RevokedStatus, StoreStatus, TlsStatus,
 };
 use narmesh_mesh::PeerStats;
 
@@ -17,6 +17,7 @@ fn status() -> Status {
         config: ConfigStatus { file: "/etc/narmesh/narmesh.toml".into(), loaded_unix_s: 1_704_067_199, error: None },
         listen: vec!["/ip4/127.0.0.1/tcp/40001".to_owned()],
         gateway: "127.0.0.1:40002".to_owned(),
+        listeners: Vec::new(),
         serve: ServeState { is_serving: true, switch: ServeSwitch::Auto, why: "advertise.serve = true".to_owned() },
         gateway_public_key: Some("narmesh-gateway-x:AA==".to_owned()),
         store: StoreStatus { dir: "/nix/store".to_owned(), valid_paths: 10, advertised_paths: 3, missing: None },
@@ -71,6 +72,40 @@ fn status() -> Status {
         builders: Vec::new(),
         rss_bytes: 20 << 20,
     }
+}
+
+#[test]
+fn each_listener_has_a_line_and_its_certificate_one_more() {
+    let listener = |address: &str, tls| ListenerStatus {
+        address: address.to_owned(),
+        role: "serve".to_owned(),
+        tls,
+        ..ListenerStatus::default()
+    };
+    let tls = |is_valid| TlsStatus {
+        from_unix_s: 1_700_000_000,
+        until_unix_s: 1_704_067_199,
+        is_valid,
+        ..TlsStatus::default()
+    };
+    let refused = TlsStatus { clients_need_certificate: true, error: Some("it holds no key".to_owned()), ..tls(false) };
+    let listeners = vec![
+        listener("/run/narmesh/sock", None),
+        ListenerStatus { needs_token: true, connections: 7, ..listener("0.0.0.0:7282", None) },
+        listener("[::]:7282", Some(tls(true))),
+        ListenerStatus { needs_token: true, ..listener("[::]:7283", Some(refused)) },
+    ];
+    let text = Status { listeners, ..status() }.text();
+    let expected = "\
+listener  /run/narmesh/sock: serve; 0 connections
+listener  http://0.0.0.0:7282: serve, needs a token; 7 connections
+listener  https://[::]:7282: serve; 0 connections
+          certificate until 2023-12-31 23:59:59 UTC
+listener  https://[::]:7283: serve, needs a token and a certificate; 0 connections
+          CERTIFICATE NOT VALID: from 2023-11-14 22:13:20 UTC until 2023-12-31 23:59:59 UTC
+          NEW CERTIFICATE REFUSED: it holds no key
+";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]
