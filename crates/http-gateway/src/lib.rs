@@ -9,7 +9,8 @@
 //! whose axum router answers it, after the [`ListenerRole`] admitted it; what memory knows of a narinfo is answered at once.
 //! Invariants:
 //! - a narinfo request is answered 200 or 404, and nothing is ever answered 5xx;
-//! - a body that cannot be finished never ends cleanly: its connection is closed before Content-Length is reached;
+//! - a body that cannot be finished never ends cleanly: its connection is closed, or over HTTP/2 its stream is
+//!   reset, before Content-Length is reached;
 //! - a request of a web page, recognised by a rebound name or by its origin, gets 403 and no CORS header;
 //! - no client keeps a connection forever, and none is refused one.
 

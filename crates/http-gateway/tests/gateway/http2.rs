@@ -83,6 +83,13 @@ async fn many_requests_are_answered_over_one_connection() {
     let foreign = Request::get("https://rebound.example/healthz").body(Body::empty()).unwrap();
     let refused = client.send.clone().send_request(foreign).await.unwrap();
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    // HTTP/1 leaves the body of an answer to HEAD out by itself.
+    for path in ["/nix-cache-info", &nar] {
+        let head = Request::head(format!("https://127.0.0.1{path}")).body(Body::empty()).unwrap();
+        let answer = client.send.clone().send_request(head).await.unwrap();
+        assert!(answer.headers()["content-length"] != "0", "{path}");
+        assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty(), "{path}");
+    }
 }
 
 #[tokio::test]
