@@ -2,7 +2,8 @@
 
 use crate::{NarHash, StoreDir, StorePath};
 
-/// `1;<path>;<NarHash>;<NarSize>;<references>`: the bytes that a Nix signature covers.
+/// `1;<path>;<NarHash>;<NarSize>;<references>`: the bytes that a Nix signature of a path covers. Those of a
+/// [realisation](crate::Realisation::fingerprint) are its JSON.
 ///
 /// Paths are full paths, the NarHash is `sha256:<nix32>`, the NarSize is in decimal bytes, and the references are
 /// sorted bytewise by base name and joined by `,` (`libstore/path-info.cc`). Deriver, content address and
@@ -24,6 +25,11 @@ impl Fingerprint {
         sorted.dedup();
         let references = sorted.into_iter().map(|path| store_dir.display(path)).collect::<Vec<_>>().join(",");
         Self(format!("1;{};{nar_hash};{nar_size};{references}", store_dir.display(path)))
+    }
+
+    /// The bytes that a signature of a realisation covers: they begin with a brace, so none is that of a path.
+    pub(crate) fn of_realisation(json: String) -> Self {
+        Self(json)
     }
 
     /// The bytes to sign or to verify.

@@ -168,7 +168,7 @@ impl StorePath {
 }
 
 /// Checks a name by the grammar of Nix since 2.21 (`libstore/path.cc`); older versions refuse every leading dot.
-fn check_name(name: &str) -> Result<(), StorePathError> {
+pub(crate) fn check_name(name: &str) -> Result<(), StorePathError> {
     if name.is_empty() || name.len() > StorePath::NAME_BYTES_MAX {
         return Err(StorePathError::NameLength { bytes: name.len() });
     }
