@@ -26,6 +26,7 @@ mod nondeterministic;
 mod one_key;
 mod policy;
 mod quorum;
+mod realisations;
 mod reload;
 mod restart;
 mod serving;

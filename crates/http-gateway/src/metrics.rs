@@ -21,6 +21,7 @@ pub struct GatewayMetrics {
     narinfo: KindMetrics,
     nar: KindMetrics,
     log: KindMetrics,
+    realisation: KindMetrics,
     listing: KindMetrics,
     entry: KindMetrics,
     health: KindMetrics,
@@ -41,6 +42,8 @@ pub(crate) enum RequestKind {
     Nar,
     /// The log of a build.
     Log,
+    /// Which path an output of a derivation is.
+    Realisation,
     /// A `.ls` listing.
     Listing,
     /// A file or directory inside of a store path.
@@ -56,7 +59,7 @@ impl RequestKind {
     pub(crate) fn is_streamed(self) -> bool {
         match self {
             Self::Nar | Self::Log | Self::Listing | Self::Entry => true,
-            Self::CacheInfo | Self::NarInfo | Self::Health | Self::Metrics | Self::Unknown => false,
+            Self::CacheInfo | Self::NarInfo | Self::Realisation | Self::Health | Self::Metrics | Self::Unknown => false,
         }
     }
 }
@@ -145,6 +148,7 @@ impl Default for GatewayMetrics {
             narinfo: kind("narinfo"),
             nar: kind("nar"),
             log: kind("log"),
+            realisation: kind("realisation"),
             listing: kind("listing"),
             entry: kind("entry"),
             health: kind("health"),
@@ -190,6 +194,7 @@ impl GatewayMetrics {
             &self.narinfo,
             &self.nar,
             &self.log,
+            &self.realisation,
             &self.listing,
             &self.entry,
             &self.health,
@@ -252,6 +257,7 @@ impl GatewayMetrics {
             RequestKind::NarInfo => &self.narinfo,
             RequestKind::Nar => &self.nar,
             RequestKind::Log => &self.log,
+            RequestKind::Realisation => &self.realisation,
             RequestKind::Listing => &self.listing,
             RequestKind::Entry => &self.entry,
             RequestKind::Health => &self.health,

@@ -69,6 +69,7 @@ impl ListenerRole {
             | Target::Nar(_)
             | Target::OtherNar(..)
             | Target::Log(_)
+            | Target::Realisation(_)
             | Target::Listing(_)
             | Target::Entry(_) => self.endpoints.substituter,
             Target::Health | Target::Readiness | Target::Version => self.endpoints.health,

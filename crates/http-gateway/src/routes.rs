@@ -15,7 +15,7 @@ use hyper::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE, TRANSFER_ENCODING,
 };
 use hyper::{HeaderMap, Method, StatusCode};
-use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_protocol::{HashPart, NarUrl, RealisationId};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
@@ -37,6 +37,7 @@ pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-ni
 const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const REALISATION_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The answer of `/version`.
 const VERSION: &str = concat!("narmesh ", env!("CARGO_PKG_VERSION"), "\n");
@@ -115,6 +116,7 @@ impl<S: Substituter> Endpoint<S> {
                 }
             }
             Target::Log(Some(derivation)) => self.answer_log(derivation, head).await,
+            Target::Realisation(Some(id)) => self.answer_realisation(id, head).await,
             Target::Listing(Some(part)) => self.answer_listing(part, head).await,
             Target::Entry(Some((part, path))) => self.answer_entry(part, path, head).await,
             Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n")),
@@ -126,6 +128,7 @@ impl<S: Substituter> Endpoint<S> {
             Target::NarInfo(None)
             | Target::Nar(None)
             | Target::Log(None)
+            | Target::Realisation(None)
             | Target::Listing(None)
             | Target::Entry(None)
             | Target::Unknown => Err(GatewayError::NotFound),
@@ -150,6 +153,11 @@ impl<S: Substituter> Endpoint<S> {
     async fn answer_narinfo(&self, part: HashPart, head: &Head) -> Result<Response, GatewayError> {
         let text = self.find_narinfo(part, head).await;
         Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
+    }
+
+    async fn answer_realisation(&self, id: RealisationId, head: &Head) -> Result<Response, GatewayError> {
+        let text = self.substituter.find_realisation(id, user_of(head)).await;
+        Ok(self.text(RequestKind::Realisation, REALISATION_TYPE, text.ok_or(GatewayError::NotFound)?))
     }
 
     pub(crate) async fn find_narinfo(&self, part: HashPart, head: &Head) -> Option<Bytes> {
@@ -242,6 +250,7 @@ fn kind(target: &Target) -> RequestKind {
         Target::NarInfo(_) => RequestKind::NarInfo,
         Target::Nar(_) | Target::OtherNar(..) => RequestKind::Nar,
         Target::Log(_) => RequestKind::Log,
+        Target::Realisation(_) => RequestKind::Realisation,
         Target::Listing(_) => RequestKind::Listing,
         Target::Entry(_) => RequestKind::Entry,
         Target::Health | Target::Readiness | Target::Version => RequestKind::Health,

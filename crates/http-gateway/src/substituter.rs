@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use narmesh_protocol::{HashPart, NarUrl, StoreDir, StorePath};
+use narmesh_protocol::{HashPart, NarUrl, RealisationId, StoreDir, StorePath};
 
 use crate::nar_body::NarBody;
 use crate::store_files::{BuildLog, Busy, EntryPath, StoreEntry, TreeListing};
@@ -48,6 +48,10 @@ pub trait Substituter: Send + Sync + 'static {
         derivation: StorePath,
         accepts_bzip2: bool,
     ) -> impl Future<Output = Result<Option<BuildLog>, Busy>> + Send;
+
+    /// Which path this output of a derivation is, in Nix's JSON. The implementation must keep its own deadline. `client` tells
+    /// which user asks, if that matters.
+    fn find_realisation(&self, id: RealisationId, client: ClientUser) -> impl Future<Output = Option<Bytes>> + Send;
 
     /// The listing of a path.
     fn list_tree(&self, part: HashPart) -> impl Future<Output = Result<Option<TreeListing>, Busy>> + Send;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use narmesh_protocol::{HashPart, NarHash, NarUrl, StorePath};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StorePath};
 
 use crate::store_files::EntryPath;
 
@@ -24,6 +24,8 @@ pub(crate) enum Target {
     /// A NAR by a URL of harmonia or nix-serve.
     OtherNar(HashPart, NarHash),
     Log(Option<StorePath>),
+    /// Which path an output of a derivation is.
+    Realisation(Option<RealisationId>),
     Listing(Option<HashPart>),
     Entry(Option<(HashPart, EntryPath)>),
     Health,
@@ -55,6 +57,8 @@ impl Target {
                     Self::NarInfo(HashPart::parse(part).ok())
                 } else if let Some(derivation) = name.strip_prefix("log/") {
                     Self::Log(StorePath::parse(derivation).ok().filter(StorePath::is_derivation))
+                } else if let Some(file) = name.strip_prefix("realisations/") {
+                    Self::Realisation(RealisationId::parse_file_name(file).ok())
                 } else if let Some(part) = name.strip_suffix(LISTING_SUFFIX) {
                     Self::Listing(HashPart::parse(part).ok())
                 } else {
@@ -192,6 +196,18 @@ mod tests {
         }
         assert_eq!(Target::parse("/readyz", None), Target::Readiness);
         assert_eq!(Target::parse("/version", None), Target::Version);
+    }
+
+    #[test]
+    fn names_realisations_as_each_version_of_nix_asks_for_them() {
+        let id = format!("sha256:{}!dev", "0a".repeat(32));
+        let wanted = Target::Realisation(Some(id.parse().unwrap()));
+        assert_eq!(Target::parse(&format!("/realisations/{id}.doi"), None), wanted);
+        assert_eq!(Target::parse(&format!("/realisations/{}.doi", id.replace('!', "%21")), None), wanted);
+        for rest in ["", ".doi", "../x.doi", &id, &format!("{id}.doi.doi/"), &format!("x{id}.doi")] {
+            assert_eq!(Target::parse(&format!("/realisations/{rest}"), None), Target::Realisation(None), "{rest}");
+        }
+        assert_eq!(Target::parse(&format!("/build-trace-v2/{PART}-x.drv/out.doi"), None), Target::Unknown);
     }
 
     #[test]

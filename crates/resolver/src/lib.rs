@@ -209,6 +209,11 @@ impl Resolver {
         self.narinfos.gate().public_key()
     }
 
+    /// Whether the policy lets nothing through but what builders agree on, and what proves itself.
+    pub fn demands_agreement(&self) -> bool {
+        self.narinfos.gate().demands()
+    }
+
     /// Answers from memory alone, without waiting and without reading the disk.
     pub fn look_up(&self, part: HashPart) -> Lookup {
         match self.narinfos.look_up(part) {

@@ -5,7 +5,8 @@
 //! [`PartialCopies::start`] start threads, which end when their guard or handle is dropped.
 //! Contents: [`NixStore`] keeps the hash part of every valid path in memory and learns of changes through [`Watcher`];
 //! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes of a NAR,
-//! [`StoreContents`] single files and listings, [`BuildLog`] what a builder said. [`PartialCopies`] keeps NARs that are still
+//! [`StoreContents`] single files and listings, [`BuildLog`] what a builder said,
+//! [`OwnRealisation`] which path an output is. [`PartialCopies`] keeps NARs that are still
 //! coming in, so that peers get them while they come.
 //! Invariants: nothing in the database or the store is ever written (partial copies are in narmesh's own state directory).
 //! No read transaction is held between two calls. The
@@ -36,6 +37,7 @@ mod partial_copies;
 mod path_index;
 mod path_info;
 mod read_ahead;
+mod realisations;
 mod recent_rows;
 mod registry;
 mod watch;
@@ -51,7 +53,8 @@ pub use nar_stream::{NarProgress, NarStream, NarStreamError};
 pub use nar_trees::OfferedTree;
 pub use nix_daemon::DaemonError;
 pub use nix_store::NixStore;
-pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
+pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, OfferedRealisation, Offering, Withheld};
 pub use partial_copies::{Given, PartialCopies, PartialCopy, PartialWriter};
 pub use path_info::PathInfo;
+pub use realisations::OwnRealisation;
 pub use watch::Watcher;

@@ -9,7 +9,7 @@ use crate::registry::Registry;
 use crate::watch_thread::WatchThread;
 use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreGap, StoreLocation};
 use narmesh_protocol::nar_tree::NarTree;
-use narmesh_protocol::{HashPart, NarHash, StoreDir, StorePath};
+use narmesh_protocol::{HashPart, NarHash, Realisation, RealisationId, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -237,6 +237,10 @@ impl NixStore {
         derivers.sort();
         derivers.dedup();
         Ok(derivers)
+    }
+
+    pub(crate) fn read_realisation_row(&self, id: &RealisationId) -> Result<Option<Realisation>, StoreError> {
+        self.registry.read_realisation(id)
     }
 
     pub(crate) fn read_outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {

@@ -4,7 +4,9 @@ use crate::database::{Database, RowHead, Stamp};
 use crate::nix_daemon::{DaemonRow, NixDaemon};
 use crate::recent_rows::RecentRows;
 use crate::{PathInfo, StoreError, StoreLocation};
-use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StoreDir, StorePath};
+use narmesh_protocol::{
+    ContentAddress, HashPart, NarHash, NixSignature, Realisation, RealisationId, StoreDir, StorePath,
+};
 use parking_lot::Mutex;
 
 /// The row id of rows from the daemon, which does not send ids.
@@ -79,6 +81,11 @@ impl Registry {
             let parsed = paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok());
             Ok(parsed.map(|path| path.hash_part()).collect())
         })
+    }
+
+    /// The realisation with this id. It is absent where the database may not be read.
+    pub(crate) fn read_realisation(&self, id: &RealisationId) -> Result<Option<Realisation>, StoreError> {
+        or_else_unreadable(self.database.read_realisation(id), || Ok(None))
     }
 
     fn parse(&self, row: &DaemonRow) -> Result<PathInfo, StoreError> {

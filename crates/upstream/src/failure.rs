@@ -33,7 +33,7 @@ pub enum FailureKind {
     Redirect,
     /// A file of a directory that is there and cannot be read.
     Unreadable,
-    /// The narinfo is not one, or is about another path, or is longer than a narinfo may be.
+    /// The narinfo or realisation is not one, or is about another path, or is longer than one may be.
     BadNarInfo,
     /// No key that counts for this cache signed the narinfo.
     Untrusted,

@@ -1,6 +1,7 @@
 //! HTTP binary caches, and directories in the same layout, as sources of narinfos and NARs.
 //!
-//! Walk: an [`Upstream`] is one cache. [`Upstream::narinfo`] asks it for the narinfo of a path, and [`Upstream::nar`] for
+//! Walk: an [`Upstream`] is one cache. [`Upstream::narinfo`] asks it for the narinfo of a path,
+//! [`Upstream::realisation`] which path an output is, and [`Upstream::nar`] for
 //! the NAR at a [`NarLocation`], which the narinfo names. `http` and `directory` fetch, `decode` unpacks what comes, and
 //! `health` decides from what happened whether the cache is asked at all.
 //!

@@ -13,7 +13,7 @@ use crate::settings::{Place, UpstreamSettings};
 use crate::window::{decoder_bytes, window_max, window_of};
 use bytes::{BufMut as _, Bytes};
 use futures::{Stream, StreamExt as _};
-use narmesh_protocol::{HashPart, NarInfo};
+use narmesh_protocol::{HashPart, NarInfo, Realisation, RealisationId};
 use parking_lot::Mutex;
 use reqwest::StatusCode;
 use std::io;
@@ -127,9 +127,21 @@ impl Upstream {
     /// # Errors
     /// The failure, which is counted already; also if the cache is down and was not asked.
     pub async fn narinfo(&self, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
+        self.ask(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await
+    }
+
+    /// Asks which path an output of a derivation is; `None` if the cache does not know.
+    ///
+    /// # Errors
+    /// As for [`Self::narinfo`].
+    pub async fn realisation(&self, id: &RealisationId) -> Result<Option<Vec<u8>>, Failure> {
+        self.ask(&id.file(), Realisation::BYTES_MAX).await
+    }
+
+    async fn ask(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
         self.admit()?;
         let since = Instant::now();
-        let answer = self.fetch_text(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await;
+        let answer = self.fetch_text(name, bytes_max).await;
         match &answer {
             Ok(_) => self.health.lock().on_answer(Some(since.elapsed()), Instant::now()),
             Err(failure) => self.note_failure(failure.clone()),

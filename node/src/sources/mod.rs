@@ -5,6 +5,7 @@
 
 mod mesh;
 mod pace;
+mod realisations;
 mod upstream_feed;
 mod upstream_source;
 mod upstreams;

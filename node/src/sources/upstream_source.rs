@@ -3,7 +3,7 @@
 use super::pace::Pace;
 use moka::sync::Cache;
 use narmesh_protocol::wire::NarRequest;
-use narmesh_protocol::{HashPart, NarHash, NarInfo, StoreDir, TrustedKeys};
+use narmesh_protocol::{HashPart, NarHash, NarInfo, RealisationId, StoreDir, TrustedKeys};
 use narmesh_resolver::{Turn, UpstreamId, User};
 use narmesh_upstream::{Failure, FailureKind, Memory, NarBody, NarLocation, Upstream, UpstreamSettings};
 use parking_lot::Mutex;
@@ -20,6 +20,8 @@ const LOCATION_BYTES: usize = 250;
 const LOCATIONS_FOR: Duration = Duration::from_secs(3_600);
 /// For how many paths it is remembered that a cache does not have them.
 const MISSES_MAX: u64 = 65_536;
+/// The same for outputs of derivations; each takes up to 400 bytes.
+const REALISATION_MISSES_MAX: u64 = 16_384;
 /// For how long: what is put into a cache meanwhile is found a little later, and Nix, which forgets misses at once as
 /// `narmesh init` sets it up, does not ask the internet for each path of each build again.
 const MISSES_FOR: Duration = Duration::from_secs(60);
@@ -44,6 +46,8 @@ pub(super) struct Source {
     locations: Cache<HashPart, (NarHash, NarLocation)>,
     /// Paths that it said lately it does not have.
     pub(super) misses: Cache<HashPart, ()>,
+    /// Outputs that it said lately it does not know, or of which nobody that counts signed what it knows.
+    pub(super) realisation_misses: Cache<RealisationId, ()>,
     pub(super) pace: Pace,
     pub(super) in_flight: AtomicUsize,
     pub(super) last_received: Mutex<Option<Instant>>,
@@ -67,6 +71,7 @@ impl Source {
                 .time_to_live(LOCATIONS_FOR)
                 .build(),
             misses: Cache::builder().max_capacity(MISSES_MAX).time_to_live(MISSES_FOR).build(),
+            realisation_misses: Cache::builder().max_capacity(REALISATION_MISSES_MAX).time_to_live(MISSES_FOR).build(),
             pace: Pace::default(),
             in_flight: AtomicUsize::new(0),
             last_received: Mutex::default(),
@@ -157,11 +162,15 @@ impl Source {
     }
 
     pub(super) fn may_have(&self, part: &HashPart) -> bool {
-        let may_be_asked = match self.upstream.limited_for() {
+        self.may_be_asked_soon() && !self.misses.contains_key(part)
+    }
+
+    /// Whether it is asked within the time that an answer may take.
+    pub(super) fn may_be_asked_soon(&self) -> bool {
+        match self.upstream.limited_for() {
             Some(pause) => pause <= LIMITED_WAIT_MAX,
             None => self.upstream.may_be_asked(),
-        };
-        may_be_asked && !self.misses.contains_key(part)
+        }
     }
 
     /// Whether it may have the path and does not say now.

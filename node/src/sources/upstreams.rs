@@ -49,7 +49,10 @@ impl UpstreamSources {
     /// Puts in force what was prepared.
     pub(crate) fn put_in_force(&self, prepared: PreparedUpstreams) {
         // Who reloads may have put something into a cache just now.
-        prepared.0.iter().for_each(|source| source.misses.invalidate_all());
+        for source in prepared.0.iter() {
+            source.misses.invalidate_all();
+            source.realisation_misses.invalidate_all();
+        }
         *self.configured.write() = prepared.0;
     }
 
@@ -83,13 +86,18 @@ impl UpstreamSources {
 
     /// The caches that are not down and did not deny the path lately: silent ones last, before them lower tiers first, and in a tier the quickest first.
     pub(super) fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
-        let configured = Arc::clone(&self.configured.read());
-        let mut usable: Vec<_> = configured.iter().filter(|source| source.may_have(part)).collect();
+        let usable = self.ranked(|source| source.may_have(part));
+        usable.iter().map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
+    }
+
+    /// The caches that are `usable`, in the order of [`Self::candidates`].
+    pub(super) fn ranked(&self, usable: impl Fn(&Source) -> bool) -> Vec<Arc<Source>> {
+        let mut usable: Vec<_> = self.configured.read().iter().filter(|source| usable(source)).cloned().collect();
         usable.sort_by_key(|source| {
             let latency = source.upstream.latency().map_or(Duration::ZERO, |latency| latency.mean());
             (source.upstream.is_silent(), source.upstream.settings().tier, latency)
         });
-        usable.iter().map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
+        usable
     }
 
     /// The caches that may have the path and want to be left alone for longer than a lookup lasts: whether they have it

@@ -40,7 +40,7 @@ impl LogPlaces {
 }
 
 /// Runs a question to the store on a blocking thread. What it cannot answer counts as absent.
-async fn ask<T, E>(question: impl FnOnce() -> Result<Option<T>, E> + Send + 'static) -> Option<T>
+pub(super) async fn ask<T, E>(question: impl FnOnce() -> Result<Option<T>, E> + Send + 'static) -> Option<T>
 where
     T: Send + 'static,
     E: Display + Send + 'static,

@@ -1,6 +1,7 @@
 //! The gateway's view of the resolver, of our own store, and of what of it may leave.
 
 mod files;
+mod realisations;
 
 use crate::sources::UpstreamSources;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use narmesh_http_gateway::{
     BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, Lookup, NarBody, StoreEntry, Substituter,
     TreeListing,
 };
-use narmesh_protocol::{HashPart, NarUrl, StorePath};
+use narmesh_protocol::{HashPart, NarUrl, RealisationId, StorePath};
 use narmesh_resolver::{FindUser, Resolver};
 use narmesh_store::{NixStore, Offer, OfferedPath, StoreContents, StoreError};
 use std::sync::Arc;
@@ -144,6 +145,10 @@ impl Substituter for GatewaySubstituter {
             Scope::Serve | Scope::Site => offer.find_log(&derivation),
         };
         files::find_log(find, accepts_bzip2, &self.log_places).await
+    }
+
+    async fn find_realisation(&self, id: RealisationId, client: ClientUser) -> Option<Bytes> {
+        self.bring_realisation(id, move || client.find()).await
     }
 
     async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {

@@ -444,8 +444,12 @@ impl NixStoreFixture {
         command
     }
 
+    /// Runs a statement on the database, and returns its rows with `|` between columns.
+    ///
+    /// # Panics
+    /// When it fails.
     #[track_caller]
-    fn sql(&self, statement: &str) -> String {
+    pub fn sql(&self, statement: &str) -> String {
         let state_dir = match &self.place {
             StorePlace::Root(root) => root.join("nix/var/nix"),
             StorePlace::Relocated { state_dir, .. } => state_dir.clone(),

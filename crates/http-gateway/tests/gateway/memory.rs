@@ -11,7 +11,7 @@ use narmesh_http_gateway::{
     BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, RowKind,
     StoreDirectory, StoreEntry, StoreFile, Substituter, TreeListing,
 };
-use narmesh_protocol::{HashPart, NarHash, NarUrl, StoreDir, StorePath};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StoreDir, StorePath};
 
 /// Narinfos by hash part and NARs by URL; everything else is absent.
 #[derive(Debug, Default)]
@@ -128,6 +128,10 @@ impl Substituter for MemorySubstituter {
             size_bytes: accepts_bzip2.then_some(log.bytes.len() as u64),
             body: log.stream(0),
         }))
+    }
+
+    async fn find_realisation(&self, id: RealisationId, _: ClientUser) -> Option<Bytes> {
+        self.files.get(&id.file()).map(|file| file.bytes.clone())
     }
 
     async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {

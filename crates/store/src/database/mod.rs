@@ -4,6 +4,7 @@
 //! once. Nix before 2.23 deletes both when its last connection closes. Such a connection would then have to create them, so
 //! the file is read as `immutable` instead, and an answer counts only if the file was the same before and after.
 
+mod realisations;
 mod rows;
 
 pub(crate) use rows::RowHead;

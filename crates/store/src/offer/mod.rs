@@ -7,9 +7,11 @@
 
 mod index;
 mod policy;
+mod realisations;
 mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
+pub use realisations::OfferedRealisation;
 
 use crate::nar_trees::OfferedTree;
 use crate::{BuildLog, NarStream, NixStore, PathInfo, StoreChange, StoreContents, StoreError, Watcher};
