@@ -55,6 +55,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("advertise.include", list(&advertise.include)),
         ("advertise.exclude", list(&advertise.exclude)),
         ("advertise.withhold_defaults", advertise.withhold_defaults.to_string()),
+        ("advertise.derivations", advertise.derivations.to_string()),
         ("advertise.serve", advertise.serve.to_string()),
         ("advertise.serve_hours", list(&advertise.serve_hours)),
         ("transfer.compress", quoted(&transfer.compress)),
@@ -298,6 +299,10 @@ exclude = @advertise.exclude@
 # Whether to withhold outputs of derivations with allowSubstitutes = false, system configurations (nixos-system-*, etc,
 # unit-*), and everything that refers to them.
 withhold_defaults = @advertise.withhold_defaults@
+# Whether peers may see derivations (.drv), too, and with them the sources that they are built from: ./src of a package that
+# was evaluated here leaves this machine. A derivation is withheld where what it builds, or a derivation or source that it
+# refers to, is withheld by name or by allowSubstitutes = false.
+derivations = @advertise.derivations@
 # Whether peers get anything of this machine, and in which hours by its clock, such as ["22:00-06:00"]; without hours it is
 # always. `narmesh serve off` and `narmesh serve on` go before both, until `narmesh serve auto`.
 serve = @advertise.serve@
@@ -466,6 +471,7 @@ mod tests {
             include = ["i"]
             exclude = ["x", "y"]
             withhold_defaults = false
+            derivations = true
             serve = false
             serve_hours = ["sh"]
             [transfer]

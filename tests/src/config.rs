@@ -23,6 +23,8 @@ pub struct NodeConfig {
     pub trusted_public_keys: Vec<String>,
     /// `advertise.exclude`.
     pub exclude: Vec<String>,
+    /// `advertise.derivations`.
+    pub derivations: bool,
     /// `gateway.sign`.
     pub sign: bool,
     /// `gateway.prefer`, when a story needs another value than the default.
@@ -87,6 +89,7 @@ impl NodeConfig {
             store,
             trusted_public_keys: Vec::new(),
             exclude: Vec::new(),
+            derivations: false,
             sign: false,
             prefer: None,
             serve_hours: Vec::new(),
@@ -139,6 +142,7 @@ impl NodeConfig {
         }
         let mut advertise = Table::new();
         advertise.insert("exclude".into(), texts(&self.exclude));
+        advertise.insert("derivations".into(), Value::Boolean(self.derivations));
         advertise.insert("serve_hours".into(), texts(&self.serve_hours));
         let mut transfer = Table::new();
         transfer.insert("compress".into(), text(self.compress));

@@ -11,6 +11,7 @@ mod cli;
 mod collected;
 mod conformance;
 mod corrupt;
+mod derivations;
 mod failover;
 mod five_builders;
 mod fixtures;

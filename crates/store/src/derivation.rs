@@ -1,7 +1,8 @@
-//! Reads from a `.drv` file whether its outputs may be substituted.
+//! Reads from a `.drv` file whether its outputs may be substituted, and what they are called.
 //!
 //! A derivation is an ATerm: `Derive(outputs,inputDrvs,inputSrcs,system,builder,args,env)`; with dynamic derivations
-//! `DrvWithVersion(version,outputs,…,env)`. Only the environment, the last argument, is read.
+//! `DrvWithVersion(version,outputs,…,env)`. Only the outputs and the environment, the last argument, are
+//! read.
 
 /// Most arguments of either form.
 const ARGUMENTS_MAX: usize = 16;
@@ -31,6 +32,31 @@ pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> 
         return Err(NotADerivation);
     }
     environment.forbids_substitutes()
+}
+
+/// The names of the derivation's outputs, such as `out` and `dev`.
+pub(crate) fn output_names(aterm: &[u8]) -> Result<Vec<String>, NotADerivation> {
+    let mut rest = Rest(aterm);
+    if rest.eat(b"DrvWithVersion(") {
+        rest.skip_string()?;
+        rest.expect(b",[")?;
+    } else {
+        rest.expect(b"Derive([")?;
+    }
+    let mut names = Vec::new();
+    while !rest.eat(b"]") {
+        if !names.is_empty() {
+            rest.expect(b",")?;
+        }
+        rest.expect(b"(")?;
+        names.push(String::from_utf8(rest.read_string()?).map_err(|_| NotADerivation)?);
+        // Its path, and how it is hashed.
+        while rest.eat(b",") {
+            rest.skip_value(0)?;
+        }
+        rest.expect(b")")?;
+    }
+    Ok(names)
 }
 
 #[derive(Default)]
@@ -208,6 +234,21 @@ mod tests {
     }
 
     #[test]
+    fn names_of_outputs_are_read() {
+        let of = |outputs: &str| output_names(format!("Derive([{outputs}],[],[],\"s\",\"b\",[],[])").as_bytes());
+        assert_eq!(output_names(derivation(&[]).as_bytes()), Ok(vec!["out".to_owned()]));
+        let dynamic = derivation(&[]).replacen("Derive(", "DrvWithVersion(\"xp-dyn-drv\",", 1);
+        assert_eq!(output_names(dynamic.as_bytes()), Ok(vec!["out".to_owned()]));
+        let two = of(r#"("dev","","r:sha256",""),("out","/nix/store/x","","")"#);
+        assert_eq!(two, Ok(vec!["dev".to_owned(), "out".to_owned()]));
+        assert_eq!(of(""), Ok(Vec::new()));
+        for bad in ["x", "(", "(\"out\"", "(\"out\",\"\")(\"dev\",\"\")", "(\"\u{0}"] {
+            assert_eq!(of(bad), Err(NotADerivation), "{bad}");
+        }
+        assert_eq!(output_names(b"a text"), Err(NotADerivation));
+    }
+
+    #[test]
     fn deep_nesting_is_refused() {
         let deep = format!("Derive({}", "[".repeat(1 << 20));
         assert_eq!(forbids_substitutes(deep.as_bytes()), Err(NotADerivation));
@@ -237,6 +278,7 @@ mod tests {
             let mut text = b"Derive(".to_vec();
             text.extend(bytes);
             prop_assert!(matches!(forbids_substitutes(&text), Ok(_) | Err(NotADerivation)));
+            prop_assert!(matches!(output_names(&text), Ok(_) | Err(NotADerivation)));
         }
     }
 }

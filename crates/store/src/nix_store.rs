@@ -211,6 +211,11 @@ impl NixStore {
         self.index.read().outputs_and_sources().collect()
     }
 
+    /// All valid derivations.
+    pub(crate) fn derivations(&self) -> Vec<HashPart> {
+        self.index.read().derivations().collect()
+    }
+
     pub(crate) fn is_derivation(&self, part: &HashPart) -> bool {
         self.index.read().is_derivation(part)
     }

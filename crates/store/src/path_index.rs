@@ -40,6 +40,10 @@ impl PathIndex {
         self.rows.iter().filter(|(_, mark)| !mark.is_derivation).map(|(part, _)| *part)
     }
 
+    pub(crate) fn derivations(&self) -> impl Iterator<Item = HashPart> {
+        self.rows.iter().filter(|(_, mark)| mark.is_derivation).map(|(part, _)| *part)
+    }
+
     pub(crate) fn is_derivation(&self, part: &HashPart) -> bool {
         self.rows.get(part).is_some_and(|mark| mark.is_derivation)
     }

@@ -207,6 +207,8 @@ pub struct AdvertiseConfig {
     pub exclude: Vec<String>,
     /// Whether to withhold system configurations, and outputs of derivations with `allowSubstitutes = false`.
     pub withhold_defaults: bool,
+    /// Whether peers may see derivations (`.drv`), too, and the sources that these refer to.
+    pub derivations: bool,
     /// Whether peers get anything of this machine.
     pub serve: bool,
     /// The hours in which they do, `HH:MM-HH:MM` by the clock of this machine; always if there are none.
@@ -219,6 +221,7 @@ impl Default for AdvertiseConfig {
             include: vec!["*".to_owned()],
             exclude: Vec::new(),
             withhold_defaults: true,
+            derivations: false,
             serve: true,
             serve_hours: Vec::new(),
         }

@@ -7,7 +7,7 @@ use narmesh_store::{NixStore, Offer, Offering, StoreError, Withheld};
 /// Every path, offered or withheld, as a peer would find it now.
 pub(super) fn collect_advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     let (listed, store_dir) = (offer.list(), store.store_dir());
-    // The list leaves derivations out, so every valid path that is not in it is a derivation.
+    // The list leaves derivations out that are not offered, so every valid path that is not in it is one of these.
     let derivations = store.valid_paths().saturating_sub(listed.len());
     let mut report = AdvertisedReport { never: derivations as u64, ..AdvertisedReport::default() };
     for (path, nar_size, standing) in listed {
@@ -58,7 +58,7 @@ pub(super) fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashP
     view.reason = Some(match standing {
         Some(Offering::Offered) => kept,
         Some(Offering::Withheld(why)) => why.sentence().to_owned(),
-        None => "it was not looked at yet, or it is a derivation".to_owned(),
+        None => "it was not looked at yet, or it is a derivation (advertise.derivations)".to_owned(),
     });
 }
 

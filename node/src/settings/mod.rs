@@ -235,6 +235,7 @@ impl Settings {
             include: self.advertise.include.clone(),
             exclude: self.advertise.exclude.clone(),
             withhold_defaults: self.advertise.withhold_defaults,
+            derivations: self.advertise.derivations,
             paths_max: self.limits.advertised_paths_max,
             is_serving,
         }

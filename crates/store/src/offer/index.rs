@@ -1,4 +1,4 @@
-//! The index of all outputs and sources: what each refers to, and whether it is offered.
+//! The index of all outputs and sources, and of derivations where these are offered: what each refers to, and whether it is offered.
 
 use super::policy::{BuilderStatement, Origin, Rules, Voucher, Withheld};
 use super::{OfferChange, Offering};
@@ -6,7 +6,7 @@ use crate::CopyFault;
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// One valid path that is not a derivation.
+/// One valid path.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) row: i64,
@@ -14,6 +14,8 @@ pub(super) struct Entry {
     pub(super) nar_size: u64,
     pub(super) origin: Origin,
     pub(super) word: BuilderStatement,
+    /// The names of the paths that it builds, if it is a derivation.
+    pub(super) builds: Option<Box<[String]>>,
     /// The path's references, without itself.
     pub(super) references: Box<[HashPart]>,
     /// The fault of our copy, if it has one.
@@ -400,10 +402,25 @@ impl Entry {
         self.fault.map(Withheld::from).or(self.excess)
     }
 
+    /// Its name and, if it is a derivation, those of what it builds, which it tells whoever reads it.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        [self.path.name()].into_iter().chain(self.builds.iter().flatten().map(String::as_str))
+    }
+
+    /// Why the path, and everything that refers to it, is withheld, going by names and derivations.
+    pub(super) fn why_private(&self, rules: &Rules) -> Option<Withheld> {
+        self.names().find_map(|name| rules.privacy(name, self.word))
+    }
+
+    /// Whether a pattern of `include` matches.
+    pub(super) fn is_included(&self, rules: &Rules) -> bool {
+        self.names().any(|name| rules.includes(name))
+    }
+
     /// Why the path, and everything that refers to it, is withheld, given what is known about who vouches for it.
     fn privacy(&self, rules: &Rules, voucher: Option<Voucher>) -> Option<Withheld> {
         let is_signed = voucher == Some(Voucher::Signature);
-        rules.privacy(self.path.name(), self.word).or(match self.origin {
+        self.why_private(rules).or(match self.origin {
             _ if is_signed => None,
             Origin::Output => None,
             Origin::Unknown => Some(Withheld::NotUnderstood),
@@ -421,9 +438,10 @@ impl Line {
             (Origin::Added, None) => Some(Withheld::Unchecked),
             (Origin::Added, Some(_)) => (!self.is_carried).then_some(Withheld::Source),
         };
-        let of_include =
-            || (!self.is_carried && !rules.includes(self.entry.path.name())).then_some(Withheld::NotIncluded);
-        self.privacy.or(self.closure.why_withheld()).or_else(of_source).or_else(of_include)
+        let of_include = || (!self.is_carried && !self.entry.is_included(rules)).then_some(Withheld::NotIncluded);
+        // From the moment of a reload on; they are dropped soon after it.
+        let of_kind = (self.entry.builds.is_some() && !rules.offers_derivations()).then_some(Withheld::Derivation);
+        of_kind.or(self.privacy).or(self.closure.why_withheld()).or_else(of_source).or_else(of_include)
     }
 
     /// Why the path is not offered, ignoring the limit.

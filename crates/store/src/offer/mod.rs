@@ -19,7 +19,7 @@ use index::{Entry, OfferIndex};
 use narmesh_protocol::nar_tree::leaf_bytes;
 use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuilderStatement, NAR_BYTES_MAX, Origin, Rules, Voucher, origin, read_builders_word};
+use policy::{BuilderStatement, NAR_BYTES_MAX, Origin, Rules, Voucher, origin, read_builders_word, read_built_names};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -146,6 +146,9 @@ impl Offer {
         let watcher = store.watch(Box::new(move |change| watched.touch(&change)))?;
         // Listed only after the watch began, so that no path is missed in between.
         shared.pending.lock().touched.extend(store.outputs_and_sources());
+        if shared.rules().offers_derivations() {
+            shared.pending.lock().touched.extend(store.derivations());
+        }
         let worker = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("store-offer".to_owned())
@@ -157,10 +160,11 @@ impl Offer {
     /// Applies another policy. Paths that it withholds by name are withheld when this returns;
     /// the rest follows shortly after.
     pub fn set_policy(&self, policy: OfferPolicy) {
-        let rules = {
+        let (rules, is_other_kind) = {
             let mut current = self.shared.rules.write();
+            let is_other_kind = policy.derivations != current.offers_derivations();
             *current = Arc::new(Rules::new(policy, self.shared.store.store_dir().clone(), current.number + 1));
-            Arc::clone(&current)
+            (Arc::clone(&current), is_other_kind)
         };
         {
             let mut index = self.shared.index.write();
@@ -168,7 +172,12 @@ impl Offer {
             self.shared.offered.write().retain(|part| index.is_offered(part));
         }
         self.shared.rendered.lock().clear();
-        self.shared.pending.lock().is_unpublished = true;
+        let mut pending = self.shared.pending.lock();
+        pending.is_unpublished = true;
+        if is_other_kind {
+            pending.touched.extend(self.shared.store.derivations());
+        }
+        drop(pending);
         self.shared.woken.notify_all();
     }
 
@@ -273,7 +282,8 @@ impl Offer {
     }
 
     /// Whether a path that is not here yet would be offered, by all that is known of it now: its name, those of its
-    /// references, derivations of ours that make it, and who vouches for it. May read files.
+    /// references, derivations of ours that make it, and who vouches for it. A derivation would not be: what it builds is not
+    /// known before it is here. May read files.
     pub fn would_offer(&self, info: &NarInfo) -> bool {
         self.shared.would_offer(info)
     }
@@ -289,8 +299,8 @@ impl Offer {
         !(pending.is_waiting && pending.is_idle())
     }
 
-    /// Every output and source with its NarSize in bytes and whether it is offered, sorted by path. Derivations are never
-    /// offered and are left out.
+    /// Every output and source with its NarSize in bytes and whether it is offered, sorted by path. Derivations are left out
+    /// unless they are offered, too.
     pub fn list(&self) -> Vec<(StorePath, u64, Offering)> {
         let rules = self.shared.rules();
         self.shared.index.read().list(&rules)
@@ -311,12 +321,17 @@ impl Shared {
     }
 
     fn touch(&self, change: &StoreChange) {
+        let offers_derivations = self.rules().offers_derivations();
         let mut pending = self.pending.lock();
         pending.touched.extend(change.removed.iter().chain(&change.failed).chain(&change.mended));
         for part in &change.added {
             let is_derivation = self.store.is_derivation(part);
-            let to = if is_derivation { &mut pending.derivations } else { &mut pending.touched };
-            to.insert(*part);
+            if is_derivation {
+                pending.derivations.insert(*part);
+            }
+            if !is_derivation || offers_derivations {
+                pending.touched.insert(*part);
+            }
         }
         drop(pending);
         self.woken.notify_all();
@@ -393,10 +408,11 @@ impl Shared {
 
     /// Updates the index's entry for one path.
     fn inspect(&self, part: &HashPart) {
-        let entry = self
-            .store
-            .read_registration(part)
-            .and_then(|registered| registered.map(|(row, info)| self.read_entry(row, &info)).transpose());
+        let offers_derivations = self.rules().offers_derivations();
+        let may_be_listed = |(_, info): &(i64, PathInfo)| offers_derivations || !info.path.is_derivation();
+        let entry = self.store.read_registration(part).and_then(|registered| {
+            registered.filter(may_be_listed).map(|(row, info)| self.read_entry(row, &info)).transpose()
+        });
         let mut index = self.index.write();
         match entry {
             Ok(Some(entry)) => index.put(&self.rules(), entry),
@@ -425,12 +441,34 @@ impl Shared {
     }
 
     fn make_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
+        if info.path.is_derivation() {
+            return self.make_derivation_entry(row, info, derivers);
+        }
         Entry {
             row,
             path: info.path.clone(),
             nar_size: info.nar_size,
             origin: origin(&self.store, info, derivers),
             word: read_builders_word(&self.store, derivers),
+            builds: None,
+            references: references(info).collect(),
+            fault: self.store.find_fault(row, info),
+            excess: find_excess(info),
+        }
+    }
+
+    /// A derivation counts as an output, so that its contents vouch for it; what is only called so is a source as any other.
+    /// What forbids the substitution of its outputs withholds it as well.
+    fn make_derivation_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
+        let derivations = [derivers, std::slice::from_ref(&info.path)].concat();
+        let built_names = read_built_names(&self.store, &info.path);
+        Entry {
+            row,
+            path: info.path.clone(),
+            nar_size: info.nar_size,
+            origin: if built_names.is_some() { Origin::Output } else { origin(&self.store, info, derivers) },
+            word: read_builders_word(&self.store, &derivations),
+            builds: Some(built_names.unwrap_or_default()),
             references: references(info).collect(),
             fault: self.store.find_fault(row, info),
             excess: find_excess(info),
@@ -547,20 +585,20 @@ impl Shared {
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         let derivers = self.store.read_derivers(&info)?;
         let entry = self.make_entry(row, &info, &derivers);
-        let name = info.path.name();
         let (is_private, is_carried) = {
             let index = self.index.read();
             let is_private = |part: &HashPart| index.is_private(part);
-            let is_private = rules.privacy(name, entry.word).is_some() || entry.references.iter().any(is_private);
+            let is_private = entry.why_private(rules).is_some() || entry.references.iter().any(is_private);
             (is_private, index.is_carried(&info.path.hash_part()))
         };
         let (voucher, signatures) = rules.vouchers(&info, &derivers);
         let may_leave = match (entry.origin, voucher) {
             (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
             (Origin::Added, Voucher::Contents) => is_carried,
-            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || rules.includes(name),
+            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || entry.is_included(rules),
         };
-        if info.path.is_derivation() || entry.why_not_sent().is_some() || is_private || !may_leave {
+        let is_of_kind = !info.path.is_derivation() || rules.offers_derivations();
+        if !is_of_kind || entry.why_not_sent().is_some() || is_private || !may_leave {
             return Ok(None);
         }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);

@@ -1,6 +1,6 @@
 //! The rules about what may leave this machine, applied to one path.
 
-use crate::derivation::{NotADerivation, forbids_substitutes};
+use crate::derivation::{NotADerivation, forbids_substitutes, output_names};
 use crate::{CopyFault, NixStore, PathInfo};
 use narmesh_protocol::{
     ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
@@ -39,6 +39,9 @@ pub struct OfferPolicy {
     /// Withhold paths that describe this machine, paths whose derivation forbids substitutes, and
     /// everything that refers to them.
     pub withhold_defaults: bool,
+    /// Whether derivations are offered as well, with the sources that they refer to. One is withheld, and with it whatever
+    /// refers to it, where an output of it would be.
+    pub derivations: bool,
     /// Most paths offered; beyond it the newest are withheld.
     pub paths_max: usize,
     /// Whether anything is offered now. If not, nothing else changes: what is known about paths, and what was told of them
@@ -51,7 +54,9 @@ pub struct OfferPolicy {
 pub enum Withheld {
     /// It was added and not built, no trusted key signed it, and no offered path refers to it.
     Source,
-    /// A pattern of `exclude` matches its name.
+    /// It is a derivation, and these are not offered.
+    Derivation,
+    /// A pattern of `exclude` matches its name, or that of what it builds.
     Excluded,
     /// Its name is one of those withheld by default.
     ByDefault,
@@ -104,6 +109,7 @@ impl Withheld {
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Source => "it is a source, and nothing that is offered needs it",
+            Self::Derivation => "it is a derivation (advertise.derivations)",
             Self::Excluded => "a pattern of advertise.exclude matches its name",
             Self::ByDefault => "its name is withheld by default (advertise.withhold_defaults)",
             Self::SubstitutesForbidden => "its derivation says allowSubstitutes = false",
@@ -205,6 +211,10 @@ impl Rules {
 
     pub(super) fn policy(&self) -> &OfferPolicy {
         &self.policy
+    }
+
+    pub(super) fn offers_derivations(&self) -> bool {
+        self.policy.derivations
     }
 
     pub(super) fn paths_max(&self) -> usize {
@@ -312,9 +322,22 @@ pub(super) fn read_builders_word(store: &NixStore, derivers: &[StorePath]) -> Bu
     word
 }
 
+/// The names of the paths that a valid derivation builds; `None` if its file is not here or is no derivation.
+pub(super) fn read_built_names(store: &NixStore, path: &StorePath) -> Option<Box<[String]>> {
+    let stem = path.name().strip_suffix(".drv")?;
+    let outputs = output_names(&read_file(store, path).ok()?).ok()?;
+    let name = |output: String| if output == "out" { stem.to_owned() } else { format!("{stem}-{output}") };
+    // Its own name without the suffix is that of no path if it has no output `out`, but it is what a pattern is written for.
+    Some(outputs.into_iter().map(name).chain([stem.to_owned()]).collect())
+}
+
 /// Whether a valid derivation forbids substitutes. That its file is not here is an error: it may have forbidden them.
 fn read_derivation(store: &NixStore, path: &StorePath) -> io::Result<Result<bool, NotADerivation>> {
+    Ok(forbids_substitutes(&read_file(store, path)?))
+}
+
+fn read_file(store: &NixStore, path: &StorePath) -> io::Result<Vec<u8>> {
     let mut aterm = Vec::new();
     File::open(store.location().real_path(path))?.take(DERIVATION_BYTES_MAX).read_to_end(&mut aterm)?;
-    Ok(forbids_substitutes(&aterm))
+    Ok(aterm)
 }

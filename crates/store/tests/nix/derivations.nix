@@ -38,6 +38,13 @@ in rec {
   fod = mk "fod-1.0" "echo fixed > $out" {
     outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = builtins.hashString "sha256" "fixed\n";
   };
+  # Content-addressed; the second refers to the first.
+  calib = mk "calib-1.0" "echo library > $out" {
+    __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
+  };
+  caapp = mk "caapp-1.0" "echo $calib > $out" {
+    inherit calib; __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
+  };
   # What must not leave by default, and what refers to it.
   local = mk "local-1.0" "echo local > $out" { allowSubstitutes = false; };
   overlocal = mk "overlocal-1.0" "echo $local > $out" { inherit local; };

@@ -180,6 +180,7 @@ pub(crate) fn open_policy() -> OfferPolicy {
         include: vec!["*".to_owned()],
         exclude: Vec::new(),
         withhold_defaults: true,
+        derivations: false,
         paths_max: 200_000,
     }
 }

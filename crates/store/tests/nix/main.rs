@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod derivations;
 mod harness;
 mod known_copies;
 mod nar;
@@ -17,5 +18,6 @@ mod offer;
 mod partial_copies;
 mod path_info;
 mod ranges;
+mod realisations;
 mod repair;
 mod watch;
