@@ -5,7 +5,9 @@
 //! time, so that offering begins while signatures are still being verified. From then on it follows the store's changes.
 //! Whether a path is *served* is decided again at each request, from its current row.
 
+mod entries;
 mod index;
+mod look;
 mod policy;
 mod realisations;
 mod rendered;
@@ -15,11 +17,12 @@ pub use realisations::OfferedRealisation;
 
 use crate::nar_trees::OfferedTree;
 use crate::{BuildLog, NarStream, NixStore, PathInfo, StoreChange, StoreContents, StoreError, Watcher};
-use index::{Entry, OfferIndex};
+use entries::find_excess;
+use index::OfferIndex;
 use narmesh_protocol::nar_tree::leaf_bytes;
-use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, StorePath};
+use narmesh_protocol::{HashPart, NarHash, NarInfo, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuilderStatement, NAR_BYTES_MAX, Origin, Rules, Voucher, origin, read_builders_word, read_built_names};
+use policy::{BuilderStatement, Origin, Rules, Voucher, origin, read_builders_word};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -36,7 +39,7 @@ const VOUCH_BATCH: usize = 256;
 pub struct OfferedPath {
     /// The path's registration in the Nix database.
     pub info: PathInfo,
-    /// Text of the narinfo, with the signatures that peers may see and a [`NarUrl`].
+    /// Text of the narinfo, with the signatures that peers may see and a [`NarUrl`](narmesh_protocol::NarUrl).
     pub narinfo_text: Arc<[u8]>,
 }
 
@@ -436,45 +439,6 @@ impl Shared {
         }
     }
 
-    fn read_entry(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
-        Ok(self.make_entry(row, info, &self.store.read_derivers(info)?))
-    }
-
-    fn make_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
-        if info.path.is_derivation() {
-            return self.make_derivation_entry(row, info, derivers);
-        }
-        Entry {
-            row,
-            path: info.path.clone(),
-            nar_size: info.nar_size,
-            origin: origin(&self.store, info, derivers),
-            word: read_builders_word(&self.store, derivers),
-            builds: None,
-            references: references(info).collect(),
-            fault: self.store.find_fault(row, info),
-            excess: find_excess(info),
-        }
-    }
-
-    /// A derivation counts as an output, so that its contents vouch for it; what is only called so is a source as any other.
-    /// What forbids the substitution of its outputs withholds it as well.
-    fn make_derivation_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
-        let derivations = [derivers, std::slice::from_ref(&info.path)].concat();
-        let built_names = read_built_names(&self.store, &info.path);
-        Entry {
-            row,
-            path: info.path.clone(),
-            nar_size: info.nar_size,
-            origin: if built_names.is_some() { Origin::Output } else { origin(&self.store, info, derivers) },
-            word: read_builders_word(&self.store, &derivations),
-            builds: Some(built_names.unwrap_or_default()),
-            references: references(info).collect(),
-            fault: self.store.find_fault(row, info),
-            excess: find_excess(info),
-        }
-    }
-
     fn why_withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
         if !self.has_looked.load(Ordering::Acquire) {
             return Some(Withheld::Unchecked);
@@ -549,82 +513,4 @@ impl Shared {
         let derivers = if rules.asks_for_derivers() { self.store.read_derivers(&info)? } else { Vec::new() };
         Ok(rules.vouchers(&info, &derivers).0)
     }
-
-    /// The second step of [`Offer::find_offered`], for a path that is offered as far as memory knows.
-    fn look(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
-        let rules = self.rules();
-        // Taken before the row is read, so that a change in between makes the next stamp differ.
-        let stamp = self.store.read_stamp()?;
-        let cached = self.rendered.lock().get(part).filter(|cached| cached.rules_number == rules.number);
-        if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
-            let is_whole = self.store.find_fault(cached.row, &cached.path.info).is_none();
-            return Ok(is_whole.then(|| cached.clone()));
-        }
-        let offered = match self.store.read_registration(part)? {
-            Some((row, info)) if self.store.find_fault(row, &info).is_none() => {
-                let path = match cached {
-                    // The database changed, but not this path.
-                    Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
-                    Some(_) | None => self.render(&rules, row, info)?,
-                };
-                path.map(|path| Rendered { path, row, stamp, rules_number: rules.number })
-            }
-            Some(_) | None => None,
-        };
-        let Some(rendered) = offered else {
-            self.rendered.lock().remove(part);
-            self.pending.lock().touched.insert(*part);
-            self.woken.notify_all();
-            return Ok(None);
-        };
-        self.rendered.lock().put(*part, rendered.clone());
-        Ok(Some(rendered))
-    }
-
-    /// Applies the whole predicate to this row, except for the limit on the number of paths.
-    fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
-        let derivers = self.store.read_derivers(&info)?;
-        let entry = self.make_entry(row, &info, &derivers);
-        let (is_private, is_carried) = {
-            let index = self.index.read();
-            let is_private = |part: &HashPart| index.is_private(part);
-            let is_private = entry.why_private(rules).is_some() || entry.references.iter().any(is_private);
-            (is_private, index.is_carried(&info.path.hash_part()))
-        };
-        let (voucher, signatures) = rules.vouchers(&info, &derivers);
-        let may_leave = match (entry.origin, voucher) {
-            (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
-            (Origin::Added, Voucher::Contents) => is_carried,
-            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || entry.is_included(rules),
-        };
-        let is_of_kind = !info.path.is_derivation() || rules.offers_derivations();
-        if !is_of_kind || entry.why_not_sent().is_some() || is_private || !may_leave {
-            return Ok(None);
-        }
-        let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
-        // The deriver is left out: no signature covers it, so a receiver could not trust it.
-        let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
-        Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
-    }
-}
-
-/// Why no peer could take this path, as its row alone tells: nothing of its copy is looked at.
-fn find_excess(info: &PathInfo) -> Option<Withheld> {
-    match () {
-        () if info.nar_size > NAR_BYTES_MAX => Some(Withheld::NarTooLarge),
-        () if narinfo_bytes(info) > NarInfo::BYTES_MAX => Some(Withheld::NarInfoTooLong),
-        () => None,
-    }
-}
-
-/// An upper bound for the length of the path's narinfo, bytes: the base names of its references, each with hash part, dash
-/// and blank, and the lines that every narinfo has, with 64 signatures.
-fn narinfo_bytes(info: &PathInfo) -> usize {
-    const OTHER_LINES_BYTES_MAX: usize = 16 << 10;
-    OTHER_LINES_BYTES_MAX + info.references.iter().map(|path| path.name().len() + 34).sum::<usize>()
-}
-
-/// Hash parts of all references except the path itself.
-fn references(info: &PathInfo) -> impl Iterator<Item = HashPart> {
-    info.references.iter().filter(|path| **path != info.path).map(StorePath::hash_part)
 }
