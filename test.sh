@@ -131,7 +131,7 @@ newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- --test-threads 4 \
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
-    serving_others like_a_cache tls::
+    serving_others like_a_cache tls:: realisations derivations
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
   if $full; then
     NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- upstream_failures
