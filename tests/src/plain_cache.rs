@@ -1,13 +1,13 @@
 //! A binary cache behind nginx: to compare a mesh with, and to be one of its upstreams.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::certificate::Certificate;
-use crate::{NixStoreFixture, TestNode, finish, get, hash_part, promised, wait_until};
+use crate::{NixStoreFixture, TestNode, finish, free_address, get, hash_part, promised, wait_until};
 
 const PORT: u16 = 8_080;
 /// The web server is expected to answer this soon after its start.
@@ -201,11 +201,6 @@ impl Drop for LoggingProxy {
         self.nginx.kill().ok();
         self.nginx.wait().ok();
     }
-}
-
-fn free_address() -> SocketAddr {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.expect("a free port")
 }
 
 /// What nginx does with a request for a file of this directory.

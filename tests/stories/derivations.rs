@@ -1,19 +1,15 @@
 //! Derivations (`.drv`): private by default, and given with all that they refer to where `advertise.derivations` says so.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use narmesh_tests::{
-    NixStoreFixture, NixVersion, TestMesh, TestNode, finish, get, hash_part, promised, scratch_dir, wait_until,
-    with_gateway,
+    NixStoreFixture, NixVersion, TestMesh, TestNode, finish, free_address, get, hash_part, promised, scratch_dir,
+    wait_until, with_gateway,
 };
 
 /// What is offered follows a change within this.
 const FOLLOWED: Duration = Duration::from_secs(2);
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap()
-}
 
 fn status(gateway: SocketAddr, path: &str) -> u16 {
     get(gateway, &format!("/{}.narinfo", hash_part(path))).unwrap().status

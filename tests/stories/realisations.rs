@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use narmesh_tests::{
-    Finished, NixStoreFixture, NixVersion, PlainCache, TestMesh, TestNode, finish, get, head, promised,
+    Finished, NixStoreFixture, NixVersion, PlainCache, TestMesh, TestNode, finish, free_address, get, head, promised,
     repository_root, scratch_dir, wait_until, with_gateway,
 };
 use serde_json::Value;
@@ -61,10 +61,6 @@ fn signers(text: &str) -> BTreeSet<String> {
 
 fn name_of(key: &str) -> String {
     key.split(':').next().unwrap().to_owned()
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap()
 }
 
 /// A static cache of content-addressed packages, which `holder` built and signed.

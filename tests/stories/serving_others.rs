@@ -1,23 +1,19 @@
 //! Listeners for others: machines without narmesh, which get what this machine offers and nothing else.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use narmesh_tests::{
-    NixStoreFixture, TestMesh, TestNode, finish, get, hash_part, promised, request, scratch_dir, wait_until,
-    with_gateway,
+    NixStoreFixture, TestMesh, TestNode, finish, free_address, get, hash_part, promised, request, scratch_dir,
+    wait_until, with_gateway,
 };
 
 /// What is offered follows a change within this.
 const FOLLOWED: Duration = Duration::from_secs(2);
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap()
-}
 
 fn listener(address: &str, role: &str) -> String {
     format!("[[gateway.listener]]\naddress = '{address}'\nrole = '{role}'\n")

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use narmesh_tests::{
-    Finished, NixStoreFixture, NixVersion, TestCa, TestMesh, TestNode, finish, get, hash_part, promised, scratch_dir,
-    wait_until, with_gateway,
+    Finished, NixStoreFixture, NixVersion, TestCa, TestMesh, TestNode, finish, free_address, get, hash_part, promised,
+    scratch_dir, wait_until, with_gateway,
 };
 
 /// Files that were replaced are promised to be in use within this.
@@ -25,14 +25,14 @@ struct Place {
 impl Place {
     /// Adds a listener to the configuration, whose files are in a directory of its own, or will be.
     fn add_to(node: &mut TestNode, role: &str, more: &str) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap();
+        let address = free_address();
         let dir = node.dir().join("tls");
         fs::create_dir_all(&dir).unwrap();
         node.config.more += &format!(
-            "[[gateway.listener]]\naddress = '{port}'\nrole = '{role}'\ntls_certificate_file = 'tls/certificate.pem'\n\
+            "[[gateway.listener]]\naddress = '{address}'\nrole = '{role}'\ntls_certificate_file = 'tls/certificate.pem'\n\
              tls_key_file = 'tls/key.pem'\n{more}"
         );
-        Self { address: port, dir }
+        Self { address, dir }
     }
 
     fn url(&self, path: &str) -> String {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{GatedProxy, PlainCache, TestMesh, TestNode, get, promised, sha256_hex, wait_until};
+use narmesh_tests::{GatedProxy, PlainCache, TestMesh, TestNode, free_address, get, promised, sha256_hex, wait_until};
 
 /// A lookup waits at most this long for an upstream that says nothing.
 const DEADLINE_MAX: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ fn dead_and_frozen_upstreams_fail_no_build() {
     let holder = mesh.node("holder");
     let paths = holder.store.build("everything");
     let cache = PlainCache::on_loopback(&holder, &paths, "xz");
-    let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refusing = free_address();
     // Connections are accepted by the kernel, and nothing is ever answered.
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = mesh.node("client");
@@ -220,8 +220,7 @@ fn while_all_caches_refuse_one_lookup_finds_it_out_and_the_next_ones_are_answere
     let mesh = TestMesh::new();
     let path = mesh.node("holder").store.build_one("rootfile");
     let mut client = mesh.node("client");
-    let refusing = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    client.config.more = lone_upstream("one", refusing()) + &lone_upstream("two", refusing());
+    client.config.more = lone_upstream("one", free_address()) + &lone_upstream("two", free_address());
     client.start();
     assert_eq!(client.get_narinfo(&path).status, 404);
     let failures = || {
