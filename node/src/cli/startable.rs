@@ -77,8 +77,18 @@ fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> S
     // A running daemon has its directory and its socket already.
     if !is_running {
         let (state_dir, socket) = (&settings.node.state_dir, &settings.node.control_socket);
-        let places = find_state_dir_problem(state_dir).into_iter().chain(find_socket_problem(socket, state_dir));
+        let dir = socket.parent().filter(|dir| dir != state_dir);
+        let places = find_state_dir_problem(state_dir).into_iter().chain(find_socket_problem(
+            "node.control_socket",
+            socket,
+            dir,
+        ));
         found.problems.extend(places);
+        for (index, listener) in settings.gateway.listeners.iter().enumerate() {
+            let ListenerAddress::Unix(socket) = &listener.address else { continue };
+            let key = format!("gateway.listener[{index}].address");
+            found.problems.extend(find_socket_problem(&key, socket, socket.parent()));
+        }
     }
     found
 }
@@ -270,11 +280,11 @@ fn not_writable(dir: &Path) -> Option<io::Error> {
     access.err().map(io::Error::from)
 }
 
-/// Why the control socket cannot be at this path.
-fn find_socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
+/// Why the socket that this key names cannot be at its path; its directory is looked at if it is given.
+fn find_socket_problem(key: &str, socket: &Path, dir: Option<&Path>) -> Option<String> {
     let told = |what: String| {
         format!(
-            "node.control_socket = \"{}\": {what}; accepted: a path in a directory that the daemon can write to",
+            "{key} = \"{}\": {what}; accepted: a path in a directory that the daemon can write to",
             socket.display()
         )
     };
@@ -284,7 +294,7 @@ fn find_socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
         }
         Ok(_) | Err(_) => {}
     }
-    let dir = socket.parent().filter(|dir| *dir != state_dir)?;
+    let dir = dir?;
     let error = match std::fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => not_writable(dir)?,
         Ok(_) => io::ErrorKind::NotADirectory.into(),
@@ -337,6 +347,22 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(dir.path().join("file")).unwrap(), "precious");
         assert!(check_startable(&settings(dir.path(), "control_group = 'root'")).problems.is_empty());
+    }
+
+    #[test]
+    fn listener_whose_socket_has_no_directory_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = |socket: &str| {
+            format!(
+                "[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/127.0.0.1/tcp/0']\n\
+                 [[gateway.listener]]\naddress = '{socket}'\nrole = 'serve'"
+            )
+        };
+        let problems = check_startable(&settings(dir.path(), &listener("/nonexist/x.sock"))).problems;
+        one(&problems, &["gateway.listener[0].address", "/nonexist", "No such file or directory"]);
+        let there = dir.path().join("x.sock");
+        let problems = check_startable(&settings(dir.path(), &listener(&there.display().to_string()))).problems;
+        assert_eq!(problems, Vec::<String>::new());
     }
 
     #[test]

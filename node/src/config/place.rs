@@ -42,6 +42,9 @@ pub(super) fn remark(text: &str, error: &toml::de::Error) -> String {
         (Some(bounds), _) => format!("a whole number, {bounds}"),
         (None, "a string" | "string" | "path string") => "text in quotes".to_owned(),
         (None, "a boolean") => "true or false".to_owned(),
+        (None, "a sequence") if error.message().starts_with("invalid type: map") => {
+            format!("a list of tables, each under [[{key}]] with two brackets")
+        }
         (None, "a sequence") => "a list in brackets, such as [\"one\", \"two\"]".to_owned(),
         (None, _) => return format!("\nin {key}"),
     };
@@ -100,6 +103,8 @@ mod tests {
                 "limits.uploads_total is refused; accepted: a whole number, 1 to 65536",
             ),
             ("[node]\nlisten = '/ip4/127.0.0.1/tcp/1'", "node.listen is refused; accepted: a list in brackets"),
+            ("[peer]\nname = 'a'", "peer is refused; accepted: a list of tables, each under [[peer]]"),
+            ("[gateway.listener]\nrole = 'serve'", "gateway.listener is refused; accepted: a list of tables"),
             ("[node]\nlisten = ['a',\n[], 'b']", "node.listen[1] is refused; accepted: text in quotes"),
             ("[node]\nkey_file = 1", "node.key_file is refused; accepted: text in quotes"),
             ("[node]\nadvertise_loopback = 'yes'", "node.advertise_loopback is refused; accepted: true or false"),
