@@ -5,22 +5,20 @@ use super::upstreams::UpstreamSources;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use narmesh_protocol::{Realisation, RealisationId, TrustedKeys};
-use narmesh_resolver::User;
+use narmesh_resolver::{User, pause_before_retry};
 use narmesh_upstream::{Failure, FailureKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often one question asks a cache that fails and is not known to be down, as for narinfos.
-const TRIES_MAX: u32 = 3;
-/// The pause before the second of these tries; it doubles.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// The next cache is asked when the one before has taken this many times its usual time …
 const HEDGE_FACTOR: u32 = 3;
 /// … but not before this …
 const HEDGE_MIN: Duration = Duration::from_millis(20);
 /// … and not after this.
 const HEDGE_MAX: Duration = Duration::from_millis(250);
+/// The pause after a cache said that it is asked too much; how long it is then left alone, `Source::take_turn` knows.
+const LIMITED_PAUSE: Duration = Duration::from_millis(50);
 /// Signatures that are passed on with the one of the gateway, at most.
 const SIGNATURES_MAX: usize = 15;
 
@@ -93,19 +91,19 @@ impl Source {
     async fn find_realisation(self: Arc<Self>, id: &RealisationId, user: User) -> Option<Realisation> {
         let mut failures = 0;
         loop {
-            let _turn = self.take_turn(user, LIMITED_WAIT_MAX).await?;
-            match self.ask_realisation(id).await {
+            let turn = self.take_turn(user, LIMITED_WAIT_MAX).await?;
+            let answer = self.ask_realisation(id).await;
+            drop(turn);
+            let pause = match answer {
                 Ok(answer) => return answer,
-                Err(failure) if failure.kind == FailureKind::RateLimited => {}
-                Err(failure) => {
+                Err(failure) if failure.kind == FailureKind::RateLimited => LIMITED_PAUSE,
+                Err(failure) if failure.kind.is_of_cache() && self.upstream.may_be_asked() => {
                     failures += 1;
-                    let may_pass = failure.kind.is_of_cache() && self.upstream.may_be_asked();
-                    if !may_pass || failures >= TRIES_MAX {
-                        return None;
-                    }
+                    pause_before_retry(failures)?
                 }
-            }
-            tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(failures)).await;
+                Err(_) => return None,
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 

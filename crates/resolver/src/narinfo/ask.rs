@@ -403,8 +403,15 @@ impl Tries {
         });
         let (_, failures) = self.0.get_mut(at)?;
         *failures += 1;
-        (*failures < TRIES_MAX).then(|| (RETRY_PAUSE * 2_u32.pow(*failures - 1)).min(RETRY_PAUSE_MAX))
+        pause_before_retry(*failures)
     }
+}
+
+/// How long a source that has failed so often in a row, and is not known to be down, is let alone before one question asks it
+/// again; `None` if it was asked often enough.
+pub fn pause_before_retry(failures: u32) -> Option<Duration> {
+    let pause = RETRY_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
+    (failures < TRIES_MAX).then(|| pause.min(RETRY_PAUSE_MAX))
 }
 
 /// The candidates that were asked, and when; not those whose questions still wait for a place.
