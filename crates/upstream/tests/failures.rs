@@ -171,7 +171,9 @@ async fn a_cache_that_only_fails_for_seconds_is_left_alone() {
         assert!(upstream.narinfo(&part()).await.is_err());
     }
     assert!(upstream.may_be_asked(), "this may be one moment");
-    assert_eq!((upstream.report_health().state, server.requests()), (HealthState::Degraded, 50));
+    // A request on a connection that was closed meanwhile is sent a second time.
+    assert!(server.requests() >= 50);
+    assert_eq!(upstream.report_health().state, HealthState::Degraded);
     let started = Instant::now();
     while upstream.may_be_asked() && started.elapsed() < Duration::from_secs(60) {
         assert!(upstream.narinfo(&part()).await.is_err());
