@@ -2,8 +2,9 @@
 //! was ever switched on.
 
 use super::Database;
+use super::rows::parse_signatures;
 use crate::StoreError;
-use narmesh_protocol::{NixSignature, Realisation, RealisationId};
+use narmesh_protocol::{Realisation, RealisationId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 /// Most dependents of a realisation; one that has more is not given, as its text would be longer than any that is read.
@@ -43,12 +44,7 @@ impl Database {
             id: id.clone(),
             out_path: path(&raw.out_path, "Realisations.outputPath")?,
             dependents: dependents.collect::<Result<_, StoreError>>()?,
-            signatures: raw
-                .signatures
-                .iter()
-                .flat_map(|text| text.split_ascii_whitespace())
-                .filter_map(|text| NixSignature::parse(text).ok())
-                .collect(),
+            signatures: parse_signatures(raw.signatures.as_deref()),
         }))
     }
 }

@@ -142,12 +142,7 @@ impl Database {
             references,
             // Derivers are unsigned and can be very old, so one that we cannot parse counts as unknown.
             deriver: raw.deriver.as_deref().and_then(|text| self.store_dir.parse_path(text).ok()),
-            signatures: raw
-                .signatures
-                .iter()
-                .flat_map(|text| text.split_ascii_whitespace())
-                .filter_map(|text| NixSignature::parse(text).ok())
-                .collect(),
+            signatures: parse_signatures(raw.signatures.as_deref()),
             content_address: match raw.content_address.as_deref() {
                 None | Some("") => None,
                 Some(text) => Some(ContentAddress::parse_or_other(text)),
@@ -156,6 +151,12 @@ impl Database {
             registration_time_s: raw.registration_time.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
         })
     }
+}
+
+/// The signatures in a column; those that are malformed are left out.
+pub(super) fn parse_signatures(column: Option<&str>) -> Vec<NixSignature> {
+    let texts = column.unwrap_or_default().split_ascii_whitespace();
+    texts.filter_map(|text| NixSignature::parse(text).ok()).collect()
 }
 
 fn read_raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<RawRow>> {

@@ -11,35 +11,19 @@ impl Shared {
         Ok(self.make_entry(row, info, &self.store.read_derivers(info)?))
     }
 
-    pub(super) fn make_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
-        if info.path.is_derivation() {
-            return self.make_derivation_entry(row, info, derivers);
-        }
-        Entry {
-            row,
-            path: info.path.clone(),
-            nar_size: info.nar_size,
-            origin: origin(&self.store, info, derivers),
-            word: read_builders_word(&self.store, derivers),
-            builds: None,
-            references: references(info).collect(),
-            fault: self.store.find_fault(row, info),
-            excess: find_excess(info),
-        }
-    }
-
     /// A derivation counts as an output, so that its contents vouch for it; what is only called so is a source as any other.
     /// What forbids the substitution of its outputs withholds it as well.
-    fn make_derivation_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
-        let derivations = [derivers, std::slice::from_ref(&info.path)].concat();
-        let built_names = read_built_names(&self.store, &info.path);
+    pub(super) fn make_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
+        let is_derivation = info.path.is_derivation();
+        let built_names = is_derivation.then(|| read_built_names(&self.store, &info.path)).flatten();
+        let itself = if is_derivation { std::slice::from_ref(&info.path) } else { &[] };
         Entry {
             row,
             path: info.path.clone(),
             nar_size: info.nar_size,
             origin: if built_names.is_some() { Origin::Output } else { origin(&self.store, info, derivers) },
-            word: read_builders_word(&self.store, &derivations),
-            builds: Some(built_names.unwrap_or_default()),
+            word: read_builders_word(&self.store, &[derivers, itself].concat()),
+            builds: is_derivation.then(|| built_names.unwrap_or_default()),
             references: references(info).collect(),
             fault: self.store.find_fault(row, info),
             excess: find_excess(info),
