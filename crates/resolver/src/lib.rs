@@ -27,7 +27,7 @@ pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
 pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
-pub use narinfo::{Reason, Refused, pause_before_retry};
+pub use narinfo::{Reason, Refused, hedge_delay, pause_before_retry};
 pub use source::{
     Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Sources,
     TreeAnswer, UpstreamId,

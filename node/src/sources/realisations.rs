@@ -5,20 +5,12 @@ use super::upstreams::UpstreamSources;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use narmesh_protocol::{Realisation, RealisationId, TrustedKeys};
-use narmesh_resolver::{User, pause_before_retry};
+use narmesh_resolver::{SourceId, User, hedge_delay, pause_before_retry};
 use narmesh_upstream::{Failure, FailureKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The next cache is asked when the one before has taken this many times its usual time …
-const HEDGE_FACTOR: u32 = 3;
-/// … but not before this …
-const HEDGE_MIN: Duration = Duration::from_millis(20);
-/// … and not after this.
-const HEDGE_MAX: Duration = Duration::from_millis(250);
-/// The pause after a cache said that it is asked too much; how long it is then left alone, `Source::take_turn` knows.
-const LIMITED_PAUSE: Duration = Duration::from_millis(50);
 /// Signatures that are passed on with the one of the gateway, at most.
 const SIGNATURES_MAX: usize = 15;
 
@@ -54,11 +46,12 @@ impl UpstreamSources {
     async fn ask_in_turn(&self, id: &RealisationId, user: User) -> Option<Realisation> {
         let mut waiting = self.ranked(|source| source.may_know(id)).into_iter();
         let mut asked = FuturesUnordered::new();
-        let mut hedge = HEDGE_MIN;
+        let mut hedge = Duration::ZERO;
         loop {
             match waiting.next() {
                 Some(source) => {
-                    hedge = hedge_delay(&source);
+                    let usual = source.upstream.latency().map(|latency| latency.mean());
+                    hedge = hedge_delay(&SourceId::Upstream(source.id), usual);
                     asked.push(async move { source.find_realisation(id, user).await });
                 }
                 None if asked.is_empty() => return None,
@@ -77,11 +70,6 @@ impl UpstreamSources {
     }
 }
 
-fn hedge_delay(source: &Source) -> Duration {
-    // One that never answered may never do it, and to find that out costs the next cache one question.
-    source.upstream.latency().map_or(HEDGE_MIN, |usual| (usual.mean() * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
-}
-
 impl Source {
     fn may_know(&self, id: &RealisationId) -> bool {
         self.may_be_asked_soon() && !self.realisation_misses.contains_key(id)
@@ -96,7 +84,7 @@ impl Source {
             drop(turn);
             let pause = match answer {
                 Ok(answer) => return answer,
-                Err(failure) if failure.kind == FailureKind::RateLimited => LIMITED_PAUSE,
+                Err(failure) if failure.kind == FailureKind::RateLimited => pause_before_retry(1)?,
                 Err(failure) if failure.kind.is_of_cache() && self.upstream.may_be_asked() => {
                     failures += 1;
                     pause_before_retry(failures)?

@@ -230,32 +230,33 @@ impl Roster {
     /// Notes that its connection broke or stands still; `has_answered` says whether it had answered before. Returns
     /// whether it is asked again.
     pub(super) fn on_broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
+        let granted = if has_answered { RETURN_MAX } else { Duration::ZERO };
+        self.ask_later(source, granted, has_answered, now)
+    }
+
+    /// Notes that an upstream cache failed in a way that may be over in a moment. Returns whether it is asked again.
+    pub(super) fn on_failed_for_now(&mut self, source: SourceId, now: Instant) -> bool {
+        self.ask_later(source, MOMENT_MAX, false, now)
+    }
+
+    /// Has a source asked again after a pause, for as long as is `granted`: from the first failure on, or from this one on if
+    /// that `renews` it. Returns whether that time is not over.
+    fn ask_later(&mut self, source: SourceId, granted: Duration, renews: bool, now: Instant) -> bool {
         let mut returns = false;
         self.change(source, |state| {
             let (until, pause) = match *state {
-                State::Returning { until, pause, .. } if !has_answered => (until, (pause * 2).min(PAUSE_MAX)),
-                _ if has_answered => (now + RETURN_MAX, PAUSE_MIN),
+                State::Returning { until, pause, .. } if !renews => (until, (pause * 2).min(PAUSE_MAX)),
                 State::Fresh
                 | State::UnderWay
                 | State::PutBy
                 | State::Referred
                 | State::Out
-                | State::Returning { .. } => (now, PAUSE_MIN),
+                | State::Returning { .. } => (now + granted, PAUSE_MIN),
             };
             returns = now + pause <= until;
             *state = if returns { State::Returning { next: now + pause, until, pause } } else { State::Out };
         });
         returns
-    }
-
-    /// Notes that an upstream cache failed in a way that may be over in a moment. Returns whether it is asked again.
-    pub(super) fn on_failed_for_now(&mut self, source: SourceId, now: Instant) -> bool {
-        self.change(source, |state| {
-            if !matches!(state, State::Returning { .. }) {
-                *state = State::Returning { next: now, until: now + MOMENT_MAX, pause: PAUSE_MIN / 2 };
-            }
-        });
-        self.on_broke(source, false, now)
     }
 
     /// Lets all sources that are not out be asked again, because the NAR is begun anew; `first` is asked first.

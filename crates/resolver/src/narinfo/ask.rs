@@ -279,12 +279,7 @@ impl Asking {
     }
 
     fn hedge_delay(&self, source: &SourceId) -> Duration {
-        match (self.shared.sources.line(source).latency, source) {
-            (Some(usual), _) => (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX),
-            (None, SourceId::Peer(_)) => HEDGE_MAX,
-            // It may never answer, and to find that out costs the next cache one question.
-            (None, SourceId::Upstream(_)) => HEDGE_MIN,
-        }
+        hedge_delay(source, self.shared.sources.line(source).latency)
     }
 
     /// Asks a candidate when it is its turn.
@@ -404,6 +399,16 @@ impl Tries {
         let (_, failures) = self.0.get_mut(at)?;
         *failures += 1;
         pause_before_retry(*failures)
+    }
+}
+
+/// After how long the next source is asked while this one, which usually takes so long, has not answered.
+pub fn hedge_delay(source: &SourceId, usual: Option<Duration>) -> Duration {
+    match (usual, source) {
+        (Some(usual), _) => (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX),
+        (None, SourceId::Peer(_)) => HEDGE_MAX,
+        // It may never answer, and to find that out costs the next cache one question.
+        (None, SourceId::Upstream(_)) => HEDGE_MIN,
     }
 }
 

@@ -39,7 +39,7 @@ use crate::nar::ContentsCheck;
 use crate::shared::Shared;
 use crate::turns::FindUser;
 
-pub use ask::pause_before_retry;
+pub use ask::{hedge_delay, pause_before_retry};
 pub use gate::{Reason, Refused};
 
 /// If the disk hangs, a lookup ends this much later than the latest deadline of the candidates.
