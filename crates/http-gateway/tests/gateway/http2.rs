@@ -110,17 +110,22 @@ async fn what_came_before_a_failure_reaches_the_client_and_others_go_on() {
     assert_eq!(client.get("/healthz").await.0, StatusCode::OK);
 }
 
+/// Asks for something else again and again until the connection is closed.
+async fn move_until_closed(client: &Client) {
+    let started = Instant::now();
+    while client.ask("/healthz").await.is_ok() {
+        assert!(started.elapsed() < PATIENCE, "what else moves must not keep a body that nobody takes");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_is_left_lying_is_closed_while_others_move() {
     let limits = GatewayLimits { stall_timeout: Duration::from_millis(500), ..GatewayLimits::default() };
     let (tls, gateway) = start(Nar::good(vec![0; 64 * SIZE]), 64 * SIZE, limits).await;
     let client = Client::connect(&tls, &gateway).await;
     let held = client.ask(&nar_path(64 * SIZE)).await.unwrap();
-    let started = Instant::now();
-    while client.ask("/healthz").await.is_ok() {
-        assert!(started.elapsed() < PATIENCE, "what else moves must not keep a body that nobody takes");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    move_until_closed(&client).await;
     until(|| gateway.metrics.counts().nar_client_gone == 1 && gateway.connections.get() == 0).await;
     drop(held);
 }
@@ -134,11 +139,7 @@ async fn when_memory_is_short_a_body_that_is_left_lying_is_closed_soon() {
     let gateway = TestGateway::start_tls(substituter, limits, tls.clone()).await;
     let client = Client::connect(&tls, &gateway).await;
     let held = client.ask(&nar_path(64 * SIZE)).await.unwrap();
-    let started = Instant::now();
-    while client.ask("/healthz").await.is_ok() {
-        assert!(started.elapsed() < PATIENCE, "what else moves must not keep a body that nobody takes");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    move_until_closed(&client).await;
     drop(held);
 }
 
