@@ -45,12 +45,7 @@ impl ShownListener {
     pub(super) fn status(&self) -> ListenerStatus {
         ListenerStatus {
             address: self.address.clone(),
-            role: match self.role {
-                GatewayRole::Local => "local",
-                GatewayRole::Serve => "serve",
-                GatewayRole::Site => "site",
-            }
-            .to_owned(),
+            role: self.role.name().to_owned(),
             needs_token: self.needs_token,
             tls: self.certificate.as_ref().map(|certificate| certificate.status()),
             connections: self.count.get() as u64,
@@ -165,7 +160,12 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
             GatewayRole::Serve => Scope::Serve,
             GatewayRole::Site => Scope::Site,
         };
-        tracing::info!(address = shown.address, role = ?settings.role, tls = settings.tls.is_some(), "others may ask here");
+        tracing::info!(
+            address = shown.address,
+            role = settings.role.name(),
+            tls = settings.tls.is_some(),
+            "others may ask here"
+        );
         let substituter = Arc::new(substituter.with_scope(scope));
         let gateway = Gateway::new(substituter, role_of(&settings, tokens), Arc::clone(metrics), Arc::clone(registry));
         let gateway = gateway.counting(shown.count);

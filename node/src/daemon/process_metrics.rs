@@ -18,15 +18,21 @@ pub(super) struct ProcessMetrics;
 
 /// What `/proc/self/stat` says, as proc_pid_stat(5) describes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Stat {
+pub(super) struct ProcessStat {
     cpu_seconds: f64,
     /// Seconds between the start of the system and that of the process.
     started_seconds: f64,
     virtual_bytes: u64,
-    resident_bytes: u64,
+    pub(super) resident_bytes: u64,
 }
 
-impl Stat {
+impl ProcessStat {
+    /// That of this process; `None` where it cannot be read.
+    pub(super) fn read() -> Option<Self> {
+        let text = fs::read_to_string("/proc/self/stat").ok()?;
+        Self::parse(&text, clock_ticks_per_second(), page_size() as u64)
+    }
+
     fn parse(text: &str, ticks_per_second: u64, page_bytes: u64) -> Option<Self> {
         // The second field is the name, in parentheses, and may hold anything; the third one follows the last parenthesis.
         let fields: Vec<_> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
@@ -63,8 +69,7 @@ impl Collector for ProcessMetrics {
         if let Some(limit) = getrlimit(Resource::Nofile).current {
             gauge("process_max_fds", "File descriptors that may be open", bytes(limit))?;
         }
-        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let Some(stat) = Stat::parse(&stat, clock_ticks_per_second(), page_size() as u64) else { return Ok(()) };
+        let Some(stat) = ProcessStat::read() else { return Ok(()) };
         gauge("process_virtual_memory_bytes", "Virtual memory", bytes(stat.virtual_bytes))?;
         gauge("process_resident_memory_bytes", "Resident memory", bytes(stat.resident_bytes))?;
         if let Some(boot) = boot_seconds(&fs::read_to_string("/proc/stat").unwrap_or_default()) {
@@ -84,10 +89,11 @@ mod tests {
     #[test]
     fn stat_of_a_process_with_an_odd_name_is_read() {
         let text = "42 (a) R 1 (x) S 1 42 42 0 -1 4194560 100 0 3 0 250 50 0 0 20 0 5 0 12345 1048576 256 184 0\n";
-        let stat = Stat { cpu_seconds: 3.0, started_seconds: 123.45, virtual_bytes: 1 << 20, resident_bytes: 1 << 20 };
-        assert_eq!(Stat::parse(text, 100, 4096), Some(stat));
+        let stat =
+            ProcessStat { cpu_seconds: 3.0, started_seconds: 123.45, virtual_bytes: 1 << 20, resident_bytes: 1 << 20 };
+        assert_eq!(ProcessStat::parse(text, 100, 4096), Some(stat));
         for damaged in ["", "42 (a", "42 (a) R 1 2"] {
-            assert_eq!(Stat::parse(damaged, 100, 4096), None);
+            assert_eq!(ProcessStat::parse(damaged, 100, 4096), None);
         }
         assert_eq!(boot_seconds("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000.0));
     }

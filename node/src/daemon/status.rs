@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::listeners::ShownListener;
+use super::process_metrics::ProcessStat;
 use crate::describe::plainly;
 use crate::serving::minute_now;
 use crate::settings::{PeerSettings, Settings};
@@ -77,7 +78,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         builders: builder_statuses(daemon, &settings, &view),
         peers,
         upstreams: daemon.upstreams.all().iter().map(|(_, upstream)| upstream_status(upstream)).collect(),
-        rss_bytes: rss_bytes(),
+        rss_bytes: ProcessStat::read().map_or(0, |stat| stat.resident_bytes),
     })
 }
 
@@ -181,11 +182,4 @@ fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, vi
         set_aside_s: stats.set_aside_left().map(|left| left.as_secs()),
         stats,
     }
-}
-
-/// Resident memory from `/proc/self/statm`, 0 where there is none.
-fn rss_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
 }

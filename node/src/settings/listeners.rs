@@ -49,6 +49,19 @@ pub enum GatewayRole {
     Site,
 }
 
+impl GatewayRole {
+    const ALL: [Self; 3] = [Self::Local, Self::Serve, Self::Site];
+
+    /// The word in the configuration and in `status`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Serve => "serve",
+            Self::Site => "site",
+        }
+    }
+}
+
 impl fmt::Display for ListenerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -108,12 +121,8 @@ pub(super) fn check(listeners: &[ListenerConfig], base: &Path) -> Result<Vec<Lis
 
 fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<ListenerSettings, SettingsError> {
     let key = |name: &str| format!("gateway.listener[{index}].{name}");
-    let role = match listener.role.as_str() {
-        "local" => GatewayRole::Local,
-        "serve" => GatewayRole::Serve,
-        "site" => GatewayRole::Site,
-        other => return Err(refused(key("role"), other, "\"local\", \"serve\" or \"site\"")),
-    };
+    let role = GatewayRole::ALL.into_iter().find(|role| role.name() == listener.role);
+    let role = role.ok_or_else(|| refused(key("role"), &listener.role, "\"local\", \"serve\" or \"site\""))?;
     let host_names = match listener.host_names.as_slice() {
         [any] if any == "*" => vec![any.clone()],
         names => check_names(&key("host_names"), names)?,
