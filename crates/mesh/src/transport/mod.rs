@@ -11,6 +11,7 @@ mod rate_meter;
 mod received;
 mod tls;
 
+use futures::io::BufReader;
 pub use kinds::{Arrival, Multiplexing, arrivals, causes, is_handed_over};
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
@@ -35,6 +36,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Bytes that the kernel takes beyond what it may send at once. Nothing can overtake them, and on a slow line they wait
 /// for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
+
+/// Bytes of a connection that are read from the kernel at once: two TLS records. rustls itself asks for 4 KiB at a time,
+/// which is five system calls for each record of a NAR.
+const READ_BYTES: usize = 32 << 10;
 
 /// A transport that gives connections with peers.
 pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -66,7 +71,7 @@ fn build(
             if let Err(error) = bound_unsent(&stream) {
                 tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
             }
-            stream
+            BufReader::with_capacity(READ_BYTES, stream)
         })
         .map_err(TcpError)
         .upgrade(Version::V1Lazy)

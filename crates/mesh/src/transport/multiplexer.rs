@@ -1,7 +1,7 @@
 //! yamux (`/yamux/1.0.0`) as libp2p-yamux has it, with a bound on what one connection may hold in memory.
 //!
 //! libp2p-yamux leaves four things open. It writes a frame's header and its body apart, and TLS below makes a record
-//! and TCP a packet of each: here small frames are put together until they are flushed, which yamux does before it
+//! and TCP a packet of each: here frames are put together until they are flushed, which yamux does before it
 //! waits. It lets a peer fill 1 GiB of receive windows per connection and has no setter for that (only for the number
 //! of streams, which turns its auto-tuning off): here [`Bounds`] limit them, and what waits in them unread. It wakes the streams of a connection that
 //! broke, but not of one that was closed on this side (<https://github.com/libp2p/rust-yamux/issues/216>): here they
@@ -11,7 +11,7 @@
 //! inbound streams are buffered while the swarm is not ready.
 
 use super::rate_meter::{RateMeter, Wait};
-use super::received::{Counted, Received, StreamReceived, UnreadBounds};
+use super::received::{Counted, HEADER_BYTES, Received, StreamReceived, UnreadBounds};
 use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, ready};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
@@ -27,8 +27,8 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode};
 
-/// Frames shorter than this leave together. The 16 KiB of a NAR's frame go straight through.
-const SMALL_FRAMES_BYTES: usize = 1_400;
+/// The largest body of a frame: with its header it is one TLS record.
+const FRAME_BODY_BYTES: usize = (16 << 10) - HEADER_BYTES;
 /// How long a connection that is closed may still send: a dead one would end only when TCP gives up.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
@@ -49,6 +49,8 @@ pub(super) struct Bounds {
     opened: Bucket,
     /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
     unasked_bytes: Bucket,
+    /// Frames that together are no longer than this leave together; a longer one goes straight through.
+    leave_together_bytes: usize,
 }
 
 impl Bounds {
@@ -67,6 +69,7 @@ impl Bounds {
         unread: UnreadBounds { unasked_bytes_max: 4 << 20, bytes_max: 18 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
+        leave_together_bytes: 1_400,
     };
     /// Of a bulk connection. A node has up to 72 streams open, which is 18 MiB of first windows, and closes them before we
     /// have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of 80 ms. What is asked is a hundred bytes.
@@ -76,6 +79,9 @@ impl Bounds {
         unread: UnreadBounds { unasked_bytes_max: 2 << 20, bytes_max: 40 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
+        // Two whole frames, and so two TLS records, for each system call. They can no longer be overtaken, which at
+        // 1 Mbit/s is a quarter of a second beside the second that `UNSENT_BYTES_MAX` is.
+        leave_together_bytes: 2 * (FRAME_BODY_BYTES + HEADER_BYTES),
     };
 }
 
@@ -119,7 +125,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
         let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
         config.set_max_connection_receive_window(Some(windows));
         let received = Received::new(bounds.unread, mode == Mode::Client);
-        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, Counted::new(socket, received.clone()));
+        config.set_split_send_size(FRAME_BODY_BYTES);
+        let socket = BufWriter::with_capacity(bounds.leave_together_bytes, Counted::new(socket, received.clone()));
         Self {
             received,
             connection: Connection::new(socket, config, mode),

@@ -24,7 +24,7 @@ const SMALL_FRAME_BYTES: usize = 1_024;
 /// not. What 5,000 questions and 10,000 small NARs a second need is less.
 const SMALL_FRAMES: Bucket = Bucket { burst: 500_000, per_s: 100_000 };
 /// A yamux header: version, type, flags, stream, length (<https://github.com/hashicorp/yamux/blob/master/spec.md>).
-const HEADER_BYTES: usize = 12;
+pub(super) const HEADER_BYTES: usize = 12;
 const TYPE_DATA: u8 = 0;
 const TYPE_WINDOW_UPDATE: u8 = 1;
 const FLAG_SYN: u8 = 1;
