@@ -56,6 +56,11 @@ impl Layout {
         Some((begin, end, stretch))
     }
 
+    /// The number of stretches.
+    pub(crate) fn stretches(&self) -> usize {
+        self.stretches.len()
+    }
+
     /// The number of the first stretch to read for this byte of the NAR. If stretches begin there, it is the first of them,
     /// which can be a directory or link to check without bytes; otherwise it is the one that contains the byte.
     pub(crate) fn find(&self, offset: u64) -> usize {

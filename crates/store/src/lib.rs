@@ -37,6 +37,7 @@ mod partial_copies;
 mod path_index;
 mod path_info;
 mod read_ahead;
+mod read_at_once;
 mod realisations;
 mod recent_rows;
 mod registry;

@@ -5,6 +5,7 @@ use crate::database::Stamp;
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::known_copies::KnownCopies;
 use crate::path_index::PathIndex;
+use crate::read_at_once::read_at_once;
 use crate::registry::Registry;
 use crate::watch_thread::WatchThread;
 use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreGap, StoreLocation};
@@ -299,6 +300,35 @@ impl NixStore {
     ) -> Result<Option<NarStream>, StoreError> {
         let Some((row, info)) = self.registry.read_path_info(part)? else { return Ok(None) };
         from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
+    }
+
+    /// The whole NAR of at most `bytes_max` bytes, if it can be had without waiting for a disk or a lock: the row is in
+    /// memory, the copy is known to be right, and its files are in memory. `None` says nothing about the path: ask
+    /// [`Self::find_nar`]. Takes some microseconds for each file.
+    pub fn read_nar_at_once(
+        &self,
+        part: &HashPart,
+        bytes_max: usize,
+        is_wanted: impl FnOnce(&PathInfo) -> bool,
+    ) -> Option<Vec<u8>> {
+        let (row, info) = self.registry.recall_path_info(part).filter(|(_, info)| is_wanted(info))?;
+        self.read_row_at_once(row, &info, bytes_max)
+    }
+
+    /// The same for a row that was just read.
+    pub(crate) fn read_row_at_once(&self, row: i64, info: &PathInfo, bytes_max: usize) -> Option<Vec<u8>> {
+        let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= bytes_max)?;
+        let (part, registration) = (info.path.hash_part(), Registration::of(row, info));
+        let known = self.known.get(&part, &registration).filter(|copy| copy.is_verified)?;
+        if self.failed.find_fault(&part, &registration).is_some() {
+            return None;
+        }
+        read_at_once(&known.layout, &self.location.real_dir, &info.path, size)
+    }
+
+    /// The current state of the rows, if nobody has to be waited for.
+    pub(crate) fn read_stamp_at_once(&self) -> Option<Stamp> {
+        self.registry.read_stamp_at_once()
     }
 
     /// The tree of this NAR, if it is known.

@@ -36,6 +36,17 @@ impl Registry {
         or_else_unreadable(self.database.read_stamp(), || self.database.read_stamp_of_files())
     }
 
+    /// What [`Self::read_path_info`] would return, if that is in memory and nobody has to be waited for.
+    pub(crate) fn recall_path_info(&self, part: &HashPart) -> Option<(i64, PathInfo)> {
+        let stamp = self.read_stamp_at_once()?;
+        self.recent.lock().get(stamp, part)
+    }
+
+    /// The current state of the rows, if nobody has to be waited for.
+    pub(crate) fn read_stamp_at_once(&self) -> Option<Stamp> {
+        self.database.read_stamp_at_once()
+    }
+
     /// The next page of rows with an id above `after_id`. The daemon gives all rows in one page, after id -1.
     pub(crate) fn read_rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
         or_else_unreadable(self.database.read_rows_after(after_id), || {

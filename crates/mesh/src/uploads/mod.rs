@@ -31,7 +31,7 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::AudienceDigest;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
-use narmesh_store::{Offer, PartialCopies, PartialCopy};
+use narmesh_store::{Offer, PartialCopies, PartialCopy, PathInfo};
 use parking_lot::Mutex;
 use queue::{Kind, Queue, Ticket};
 use rate::UploadRate;
@@ -51,6 +51,8 @@ use tokio::time::Instant;
 const STREAMS_PER_PEER_MAX: usize = 64;
 /// Streams over that limit that are told so at the same time; the others are reset.
 const TURNED_AWAY_MAX: usize = 8;
+/// A NAR up to this size is read by the thread that serves its stream, if all of it is in memory.
+const AT_ONCE_BYTES_MAX: usize = 64 << 10;
 /// A wait that is over sooner is not told: the asker would wake for nothing.
 const FIRST_WORD: Duration = Duration::from_millis(50);
 /// An asker that waits is told a new place at most this often,
@@ -354,6 +356,16 @@ impl Uploads {
         wait_and_tell_place(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
         let share = self.0.rate.join(peer, turn.ticket).under(&of_peer.rate);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
+        let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
+        if is_offered
+            && !zstd
+            && share.is_free()
+            && let Some(nar) = self.read_at_once(&request)
+        {
+            let mut body = BodyWriter::new(stream, of_peer, &share);
+            let sent = body.write_at_once(&head, &nar).await;
+            return self.count(peer, &body, sent);
+        }
         // Opened only now: a request that waits in the queue takes no reader and holds no piece.
         let partial = if is_offered { None } else { self.find_partial(request).await? };
         let opened = wait_and_tell_place(stream, || 1, self.open(request, partial, zstd, of_peer)).await?;
@@ -366,16 +378,29 @@ impl Uploads {
                 return reply(stream, if error.may_pass() { not_now } else { NarReply::Absent }).await;
             }
         };
-        let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let mut body = BodyWriter::new(stream, of_peer, &share);
         let sent = match first {
             // Under a rate even a small NAR has to wait for its share, so it is sent in slices.
             Ok(Some(whole)) if reader.is_complete() && share.is_free() => body.write_at_once(&head, &whole).await,
             first => self.send(&mut body, &head, reader, first, request).await,
         };
-        let bytes = body.sent;
-        self.0.statistics.update(&peer, |stats| stats.bytes_out += bytes);
+        self.count(peer, &body, sent)
+    }
+
+    /// Counts what was sent to this peer.
+    fn count(&self, peer: PeerId, body: &BodyWriter<'_, BulkStream>, sent: io::Result<()>) -> io::Result<()> {
+        self.0.statistics.update(&peer, |stats| stats.bytes_out += body.sent);
         sent
+    }
+
+    /// A whole small NAR, if reading it makes nobody wait.
+    fn read_at_once(&self, request: &NarRequest) -> Option<Vec<u8>> {
+        let NarRequest { hash_part, nar_hash, nar_size, offset, end, .. } = *request;
+        if offset > 0 || end != nar_size {
+            return None;
+        }
+        let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size;
+        self.0.offer.read_nar_at_once(&hash_part, AT_ONCE_BYTES_MAX, is_wanted)
     }
 
     fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<Turn> {

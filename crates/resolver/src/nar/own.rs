@@ -23,6 +23,9 @@ const READ_BYTES: usize = 256 << 10;
 /// bodies hold all the memory for larger ones. The gateway's 512 connections then hold some 64 MiB together: each has
 /// one buffer here, and up to 96 KiB in hyper.
 const FEW_BYTES: usize = 32 << 10;
+/// A NAR up to this size is read by the thread that serves the client, if all of it is in memory. Copying it takes some
+/// microseconds, which other clients of the thread wait for.
+const AT_ONCE_BYTES_MAX: usize = 64 << 10;
 
 /// Reads NARs of our own store.
 #[derive(Clone, Debug)]
@@ -41,14 +44,31 @@ impl OwnNars {
     /// damaged before the first byte goes out.
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
         let store = Arc::clone(&self.shared.store);
+        let is_wanted = |info: &PathInfo| is_wanted(&url, info);
+        if let Some(nar) = store.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, is_wanted) {
+            return self.give(nar, first_byte);
+        }
         let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| store.find_nar(&url.hash_part, from);
         self.read_found(url, first_byte, find).await
     }
 
     /// The same for what may leave this machine, which is decided anew.
     pub(super) async fn read_offered(&self, offer: Arc<Offer>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let is_wanted = |info: &PathInfo| is_wanted(&url, info);
+        if let Some(nar) = offer.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, is_wanted) {
+            return self.give(nar, first_byte);
+        }
         let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| offer.find_nar(&url.hash_part, from);
         self.read_found(url, first_byte, find).await
+    }
+
+    /// The body from `first_byte` on of a NAR that was read whole.
+    fn give(&self, nar: Vec<u8>, first_byte: u64) -> Option<NarBody> {
+        let memory = self.context.own_buffers.try_take(nar.len() as u64);
+        let nar = Held::new(nar, memory).into_bytes();
+        let wanted = nar.slice(usize::try_from(first_byte).ok().filter(|first| *first < nar.len())?..);
+        self.shared.counters.nars_complete.inc();
+        Some(Box::pin(futures::stream::once(future::ready(Ok(wanted)))))
     }
 
     async fn read_found(
@@ -68,8 +88,7 @@ impl OwnNars {
             let is_long_range = first_byte > 0 && url.nar_size - first_byte > READ_BYTES as u64;
             let few = is_long_range || memory.is_none();
             let first_bytes = if few { FEW_BYTES } else { READ_BYTES };
-            let is_wanted = |info: &PathInfo| info.nar_hash == url.nar_hash && info.nar_size == url.nar_size;
-            let found = find(&|info| is_wanted(info).then_some(read_from));
+            let found = find(&|info| is_wanted(&url, info).then_some(read_from));
             let nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
             let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
             let read = read(nar, first_bytes, left, memory);
@@ -106,6 +125,11 @@ impl OwnNars {
         self.shared.lookup_log.note(url.hash_part, LookupEvent::NarCutShort(at));
         BodyAborted
     }
+}
+
+/// Whether this is the NAR asked for.
+fn is_wanted(url: &NarUrl, info: &PathInfo) -> bool {
+    info.nar_hash == url.nar_hash && info.nar_size == url.nar_size
 }
 
 /// What a blocking thread has read of a NAR.

@@ -118,14 +118,22 @@ impl Database {
 
     /// The current state of the database.
     pub(crate) fn read_stamp(&self) -> Result<Stamp, StoreError> {
-        let mut session = self.session.lock();
+        self.read_stamp_in(&mut self.session.lock())
+    }
+
+    /// The same, if no query is under way that would have to be waited for.
+    pub(crate) fn read_stamp_at_once(&self) -> Option<Stamp> {
+        self.read_stamp_in(&mut *self.session.try_lock()?).ok()
+    }
+
+    fn read_stamp_in(&self, session: &mut Session) -> Result<Stamp, StoreError> {
         let files = self.read_identities();
         if has_wal(&files) {
-            let connection = self.open_kept(&mut session, files)?;
+            let connection = self.open_kept(session, files)?;
             let data_version = self.read_data_version(connection);
             return match data_version {
                 Ok(data_version) => Ok(Stamp { epoch: session.epoch, data_version }),
-                Err(error) => Err(self.forget(&mut session, error)),
+                Err(error) => Err(self.forget(session, error)),
             };
         }
         session.kept = None;
