@@ -43,9 +43,16 @@ pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// The value of a character of [`ALPHABET`]. Each request names a path and its hash, 84 characters, so none is searched for.
 fn digit(character: u8) -> Option<u8> {
-    let at = ALPHABET.iter().position(|known| *known == character)?;
-    u8::try_from(at).ok()
+    match character {
+        b'0'..=b'9' => Some(character - b'0'),
+        b'a'..=b'd' => Some(character - b'a' + 10),
+        b'f'..=b'n' => Some(character - b'f' + 14),
+        b'p'..=b's' => Some(character - b'p' + 23),
+        b'v'..=b'z' => Some(character - b'v' + 27),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +62,14 @@ mod tests {
     #[test]
     fn text_lengths_equal_those_of_nix() {
         assert_eq!([16, 20, 32, 64].map(text_len), [26, 32, 52, 103]);
+    }
+
+    #[test]
+    fn values_of_characters_are_their_places_in_the_alphabet() {
+        for character in 0..=255 {
+            let place = ALPHABET.iter().position(|known| *known == character);
+            assert_eq!(digit(character).map(usize::from), place, "{character}");
+        }
     }
 
     #[test]
