@@ -3,39 +3,41 @@
 //! Every refusal names the key, the value and what would be accepted. [`Settings::read_secrets`] reads the secrets
 //! separately.
 
-use crate::config::{
-    AdvertiseConfig, Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of,
-};
-use libp2p::identity::PublicKey;
+use crate::config::{AdvertiseConfig, Config, LimitsConfig, NodeConfig, TrustConfig, bounds_of};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
-use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
+use narmesh_protocol::{NixPublicKey, NixSecretKey, TrustedKeys};
+pub use narmesh_resolver::{Compress, TransferSettings};
 use narmesh_store::{OfferPolicy, StoreLocation};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod addresses;
+mod error;
 mod gateway;
 mod host_names;
 mod hours;
 mod listeners;
 mod netrc;
+mod peers;
 mod quorum;
 mod secrets;
+mod store;
 mod tls;
 mod upstream;
 mod written;
 
 use addresses::AddressUse;
 pub(crate) use addresses::socket_address;
+pub use error::SettingsError;
 pub use gateway::{GatewaySettings, Prefer};
 pub use host_names::HOST_NAMES_MAX;
 pub use hours::Hours;
 pub use listeners::{GatewayRole, LISTENERS_MAX, ListenerAddress, ListenerSettings};
 pub(crate) use netrc::find_login;
+pub use peers::PeerSettings;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, gateway_key_file, read_builder_key, read_gateway_key};
@@ -115,8 +117,6 @@ pub struct NodeSettings {
     pub advertise_loopback: bool,
 }
 
-pub use narmesh_resolver::{Compress, TransferSettings};
-
 /// Checked `[limits]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LimitSettings {
@@ -134,89 +134,6 @@ pub struct LimitSettings {
     pub partial_copies_bytes: u64,
     /// Paths in our own summary, 1 to [`narmesh_gossip::PATHS_MAX`].
     pub advertised_paths_max: usize,
-}
-
-/// One checked `[[peer]]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PeerSettings {
-    /// Our name for the peer, 1 to 64 bytes without control characters.
-    pub name: String,
-    /// Its peer id, which contains an Ed25519 key.
-    pub peer_id: PeerId,
-    /// At most [`ADDRESSES_MAX`] addresses to dial, `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
-    pub addresses: Vec<Multiaddr>,
-    /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit of its own.
-    pub upload_bytes_per_s: Option<NonZeroU32>,
-}
-
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// The file cannot be read, or is not a configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A value that is not accepted.
-    #[error("{key} = {value} is refused; accepted: {accepted}")]
-    Value {
-        /// The full key, such as `peer[2].addresses[0]`; indices count from 0.
-        key: String,
-        /// The value as written, text in quotes.
-        value: String,
-        /// What would be accepted.
-        accepted: &'static str,
-    },
-    /// A value that must be unique occurs twice.
-    #[error("{key} = {value:?} is also in {first}; accepted: {accepted}")]
-    Duplicate {
-        /// The full key of the second occurrence.
-        key: String,
-        /// The value as written.
-        value: String,
-        /// The full key of the first occurrence.
-        first: String,
-        /// What would be accepted.
-        accepted: &'static str,
-    },
-    /// Builders and rules that do not fit together.
-    #[error(transparent)]
-    Policy(narmesh_quorum::PolicyError),
-    /// A rule about builders without any builder.
-    #[error("{key} needs builders, but the configuration names none; accepted: at least one [[builder]]")]
-    NoBuilders {
-        /// The rule: `quorum.mode = …`, `quorum.k = …`, or the `k` of an override.
-        key: String,
-    },
-    /// Two parts of the daemon cannot listen on one port.
-    #[error(
-        "{key} = \"{gateway}\" has the same port as {other} = \"{address}\"; accepted: ports that differ, such as 7281 \
-         and 7280"
-    )]
-    OnePort {
-        /// The key of a listener of the gateway.
-        key: String,
-        /// Its address.
-        gateway: SocketAddr,
-        /// The key of the other listener.
-        other: String,
-        /// The address there, as written.
-        address: String,
-    },
-    /// A rule that means nothing without `quorum.k`.
-    #[error("{key} needs quorum.k; accepted: both of them, or neither")]
-    Alone {
-        /// The key of the rule.
-        key: &'static str,
-    },
-    /// Two keys that cannot be combined.
-    #[error("{key} = {value:?} cannot be combined with {other}; accepted: one of the two")]
-    Excludes {
-        /// The first key.
-        key: &'static str,
-        /// Its value as written.
-        value: String,
-        /// The other key.
-        other: &'static str,
-    },
 }
 
 impl Settings {
@@ -250,7 +167,7 @@ impl Settings {
     pub fn check(config: Config, file: &Path) -> Result<Self, SettingsError> {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
-        let peers = check_peers(&config.peer)?;
+        let peers = peers::check_all(&config.peer)?;
         let (node, gateway) = (check_node(&config.node, &base)?, gateway::check(&config.gateway, &base)?);
         gateway::check_ports(&gateway, &node.listen)?;
         let builder_key_file = config.trust.builder_key_file.as_ref();
@@ -260,7 +177,7 @@ impl Settings {
             quorum: quorum::check(&config, &peers)?,
             node,
             gateway,
-            store: check_store(&config.store, &base)?,
+            store: store::check(&config.store, &base)?,
             trusted: check_public_keys("trust.trusted_public_keys", &config.trust.trusted_public_keys)?,
             upstreams: upstream::check(&config.upstream, &base)?,
             sign_remote_builds: check_sign_remote_builds(&config.trust)?,
@@ -376,45 +293,6 @@ fn check_sign_remote_builds(trust: &TrustConfig) -> Result<bool, SettingsError> 
     Ok(trust.sign_remote_builds)
 }
 
-fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreLocation, SettingsError> {
-    let store_dir = StoreDir::parse(&store.store_dir)
-        .map_err(|_| refused("store.store_dir", &store.store_dir, "an absolute directory such as /nix/store"))?;
-    if let Some(root) = &store.root {
-        let others = [
-            ("store.real_dir", &store.real_dir),
-            ("store.state_dir", &store.state_dir),
-            ("store.log_dir", &store.log_dir),
-        ];
-        for (other, value) in others {
-            if value.is_some() {
-                return Err(SettingsError::Excludes { key: "store.root", value: root.display().to_string(), other });
-            }
-        }
-        let root = path_from(base, "store.root", root)?;
-        return Ok(StoreLocation {
-            store_dir,
-            real_dir: root.join("nix/store"),
-            state_dir: root.join("nix/var/nix"),
-            log_dir: root.join("nix/var/log/nix"),
-        });
-    }
-    Ok(StoreLocation {
-        real_dir: match &store.real_dir {
-            Some(path) => path_from(base, "store.real_dir", path)?,
-            None => PathBuf::from(store_dir.as_str()),
-        },
-        state_dir: match &store.state_dir {
-            Some(path) => path_from(base, "store.state_dir", path)?,
-            None => PathBuf::from("/nix/var/nix"),
-        },
-        log_dir: match &store.log_dir {
-            Some(path) => path_from(base, "store.log_dir", path)?,
-            None => PathBuf::from("/nix/var/log/nix"),
-        },
-        store_dir,
-    })
-}
-
 fn check_public_keys(key: &str, texts: &[String]) -> Result<TrustedKeys, SettingsError> {
     let mut keys: Vec<NixPublicKey> = Vec::new();
     for (index, text) in texts.iter().enumerate() {
@@ -481,7 +359,7 @@ fn check_compress(text: &str) -> Result<Compress, SettingsError> {
     }
 }
 
-fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, SettingsError> {
+fn check_limits(limits: &LimitsConfig) -> Result<LimitSettings, SettingsError> {
     let paths =
         within("limits.advertised_paths_max", limits.advertised_paths_max, (1, narmesh_gossip::PATHS_MAX as u64))?;
     Ok(LimitSettings {
@@ -501,59 +379,6 @@ fn check_upload_rate(key: &str, rate: u32) -> Result<Option<NonZeroU32>, Setting
         0 => Ok(None),
         rate => within(key, rate, (UPLOAD_BYTES_PER_S_MIN, u32::MAX)).map(NonZeroU32::new),
     }
-}
-
-fn check_peers(configs: &[PeerConfig]) -> Result<Vec<PeerSettings>, SettingsError> {
-    if configs.len() > PEERS_MAX {
-        return Err(refused("peer", Count(configs.len(), "entries"), "at most 1024 [[peer]]"));
-    }
-    let mut peers: Vec<PeerSettings> = Vec::with_capacity(configs.len());
-    let mut names = BTreeSet::new();
-    for (index, config) in configs.iter().enumerate() {
-        let peer = check_peer(config, index)?;
-        let duplicate = |field: &str, value: &str, first: usize, accepted| SettingsError::Duplicate {
-            key: format!("peer[{index}].{field}"),
-            value: value.to_owned(),
-            first: format!("peer[{first}].{field}"),
-            accepted,
-        };
-        if let Some(first) = peers.iter().position(|known| known.peer_id == peer.peer_id) {
-            return Err(duplicate("peer_id", &config.peer_id, first, "one [[peer]] per peer id"));
-        }
-        if !names.insert(peer.name.clone()) {
-            let first = peers.iter().position(|known| known.name == peer.name).unwrap_or_default();
-            return Err(duplicate("name", &config.name, first, "one [[peer]] per name"));
-        }
-        peers.push(peer);
-    }
-    Ok(peers)
-}
-
-fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, SettingsError> {
-    let key = |field: &str| format!("peer[{index}].{field}");
-    if !is_name(&config.name) {
-        return Err(refused(key("name"), &config.name, NAME_FORM));
-    }
-    let peer_id = config.peer_id.parse().ok().filter(is_ed25519).ok_or_else(|| {
-        refused(
-            key("peer_id"),
-            &config.peer_id,
-            "the peer id of an Ed25519 key, 12D3KooW…, as `narmesh id` prints it on that machine",
-        )
-    })?;
-    if config.addresses.len() > ADDRESSES_MAX {
-        return Err(refused(key("addresses"), Count(config.addresses.len(), "addresses"), "at most 8 addresses"));
-    }
-    let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
-    let upload_bytes_per_s = check_upload_rate(&key("upload_bytes_per_s"), config.upload_bytes_per_s)?;
-    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses, upload_bytes_per_s })
-}
-
-/// Whether this id contains an Ed25519 key, the only kind that announcements are signed with.
-fn is_ed25519(peer_id: &PeerId) -> bool {
-    // A multihash: the code 0 of "identity", the length, then the key itself.
-    let [0, _, key @ ..] = &*peer_id.to_bytes() else { return false };
-    PublicKey::try_decode_protobuf(key).is_ok_and(|key| key.try_into_ed25519().is_ok())
 }
 
 #[cfg(test)]
