@@ -1,7 +1,7 @@
 //! Writes one body: in slices of its share, in pieces as large as the stream takes quickly. It is given up when nothing
 //! moves.
 
-use super::PeerUploads;
+use super::peer::PeerUploads;
 use super::rate::RateShare;
 use crate::framing::{write_all_of, write_frame};
 use futures::{AsyncWrite, AsyncWriteExt};
@@ -137,7 +137,7 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Waiting;
+    use super::super::peer::Waiting;
     use super::super::queue::Ticket;
     use super::super::rate::UploadRate;
     use super::*;

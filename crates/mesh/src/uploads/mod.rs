@@ -2,7 +2,7 @@
 //! share of the rate.
 //!
 //! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
-//! asker is told its place, unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body`
+//! asker is told its place (`replies`), unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body`
 //! is written piece by piece, each slice when `rate` grants it.
 //!
 //! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
@@ -14,10 +14,12 @@
 //! Invariants: no request is refused because of what another peer does; nothing waits without the asker being told.
 
 mod body;
+mod peer;
 mod queue;
 mod rate;
 mod reader;
 mod referrals;
+mod replies;
 mod shares;
 
 use super::bulk::{BulkStream, Incoming};
@@ -26,47 +28,31 @@ use super::handle::Blame;
 use super::rates::NarRates;
 use super::statistics::PeerStatistics;
 use body::BodyWriter;
-use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
-use narmesh_protocol::AudienceDigest;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
 use narmesh_store::{Offer, PartialCopies, PartialCopy, PathInfo};
 use parking_lot::Mutex;
+use peer::{PeerUploads, STREAMS_PER_PEER_MAX, Waiting, acquire};
 use queue::{Kind, Queue, Ticket};
 use rate::UploadRate;
 use reader::{ReadFailure, Reader};
 use referrals::Referrals;
+use replies::{ASK_AGAIN_MS, HEAD_STALL, name, reply, turn_away, wait_and_tell_place};
 pub use shares::UPLOAD_BYTES_PER_S_MIN;
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore};
 
-/// Streams that one peer may hold open; a further one is told *not now* and closed.
-const STREAMS_PER_PEER_MAX: usize = 64;
-/// Streams over that limit that are told so at the same time; the others are reset.
-const TURNED_AWAY_MAX: usize = 8;
 /// A NAR up to this size is read by the thread that serves its stream, if all of it is in memory.
 const AT_ONCE_BYTES_MAX: usize = 64 << 10;
-/// A wait that is over sooner is not told: the asker would wake for nothing.
-const FIRST_WORD: Duration = Duration::from_millis(50);
-/// An asker that waits is told a new place at most this often,
-const NEW_PLACE: Duration = Duration::from_secs(1);
-/// and that it still waits at least this often.
-const STILL_WAITS: Duration = Duration::from_millis(1_800);
-/// What the asker is promised: the next word comes within this.
-const NEXT_WORD_MS: u32 = 2_000;
-/// An asker that cannot be queued should ask again after this.
-const ASK_AGAIN_MS: u32 = 1_000;
-/// A head that cannot be written for this long ends its stream, as a body does.
-const HEAD_STALL: Duration = Duration::from_secs(30);
 /// A body of what is coming in here ends when nothing has come for this long; its asker looks for others much sooner.
 const COMING_MAX: Duration = Duration::from_secs(60);
+
 /// Bodies of one peer that are compressed in more than one piece at the same time; further ones wait. An encoder takes
 /// some 0.6 MiB for as long as its body is under way, also while nobody reads it. A line on which zstd helps is full
 /// with fewer.
@@ -108,46 +94,6 @@ struct Shared {
     ended: Notify,
 }
 
-/// What the streams of one peer have in common.
-#[derive(Debug)]
-struct PeerUploads {
-    streams: Arc<Semaphore>,
-    rate: UploadRate,
-    encoders: Arc<Semaphore>,
-    /// Streams over the limit that are being told so.
-    turned_away: Arc<Semaphore>,
-    /// When one of its streams last took a byte.
-    moved: Mutex<Instant>,
-    /// The number of its requests that wait for a place.
-    waiting: AtomicUsize,
-    /// Whether its last piece was taken slowly.
-    is_slow: AtomicBool,
-    /// One of its requests ended: others may have moved up.
-    advanced: Notify,
-}
-
-impl PeerUploads {
-    fn new(rate: UploadRate) -> Self {
-        Self {
-            rate,
-            streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
-            encoders: Arc::new(Semaphore::new(ENCODERS_PER_PEER_MAX)),
-            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
-            moved: Mutex::new(Instant::now()),
-            waiting: AtomicUsize::new(0),
-            is_slow: AtomicBool::new(false),
-            advanced: Notify::new(),
-        }
-    }
-
-    /// Waits until one more body may be compressed. A body that its asker does not read makes room as it does for a
-    /// request that waits in the queue.
-    async fn wait_for_encoder(&self) -> io::Result<OwnedSemaphorePermit> {
-        let _waiting = Waiting::of(self);
-        acquire(&self.encoders).await
-    }
-}
-
 /// A request that was let in, until it is done with.
 struct Turn {
     uploads: Uploads,
@@ -174,22 +120,6 @@ impl Turn {
             }
             advanced.await;
         }
-    }
-}
-
-/// One more request of a peer that waits, until it is dropped.
-struct Waiting<'p>(&'p PeerUploads);
-
-impl<'p> Waiting<'p> {
-    fn of(peer: &'p PeerUploads) -> Self {
-        peer.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(peer)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -504,56 +434,5 @@ impl Uploads {
     }
 }
 
-async fn acquire(semaphore: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
-    Arc::clone(semaphore).acquire_owned().await.map_err(io::Error::other)
-}
-
 /// The next piece of a body, or its end.
 type Piece = Result<Option<Vec<u8>>, ReadFailure>;
-
-async fn reply(stream: &mut BulkStream, reply: NarReply) -> io::Result<()> {
-    let bytes = reply.encode().map_err(io::Error::other)?;
-    let written = async {
-        write_frame(stream, &bytes).await?;
-        stream.flush().await
-    };
-    tokio::time::timeout(HEAD_STALL, written).await?
-}
-
-fn name(peers: &[PeerId]) -> NarReply {
-    NarReply::Others { peers: peers.iter().map(AudienceDigest::of).collect() }
-}
-
-async fn turn_away(mut stream: BulkStream) -> io::Result<()> {
-    reply(&mut stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await?;
-    stream.close().await
-}
-
-/// Waits for `work` as long as the asker does; meanwhile tells the asker that it waits, and its place.
-async fn wait_and_tell_place<T>(
-    stream: &mut BulkStream,
-    place: impl Fn() -> u32,
-    work: impl Future<Output = T>,
-) -> io::Result<T> {
-    let mut work = std::pin::pin!(work);
-    let mut told: Option<u32> = None;
-    let mut next_look = FIRST_WORD;
-    loop {
-        let mut byte = [0];
-        tokio::select! {
-            biased;
-            done = &mut work => return Ok(done),
-            // An asker sends nothing before it is answered: if anything can be read here, it has left.
-            _ = stream.read(&mut byte) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            () = tokio::time::sleep(next_look) => {}
-        }
-        let now = place();
-        // A new place is told after a second; the same place only after `STILL_WAITS` in all.
-        if told == Some(now) {
-            (told, next_look) = (None, STILL_WAITS - NEW_PLACE);
-        } else {
-            reply(stream, NarReply::NotNow { place: now, ask_again_ms: NEXT_WORD_MS }).await?;
-            (told, next_look) = (Some(now), NEW_PLACE);
-        }
-    }
-}
