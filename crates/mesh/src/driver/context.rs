@@ -9,7 +9,7 @@ use crate::statistics::PeerStatistics;
 use crate::unread::{Protocol, Request, UnreadReplies};
 use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, Swarm};
-use narmesh_gossip::{Gossip, Input, Misdeed};
+use narmesh_gossip::{Gossip, Input, Misdeed, Output, Record};
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{GossipReply, NarInfoReply, TreeReply};
 use narmesh_quorum::wire::QuorumReply;
@@ -27,6 +27,17 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn report_misdeed(&mut self, peer: PeerId, misdeed: Misdeed) {
         self.gossip.handle(now(), Input::Misbehaved { peer, misdeed });
+    }
+
+    /// Writes what of `outputs` must be durable before any of them is performed.
+    pub(super) fn persist(&self, outputs: &[Output]) {
+        let records: Vec<&Record> = outputs.iter().filter_map(record_of).collect();
+        if records.is_empty() {
+            return;
+        }
+        if let Err(error) = self.state.persist(&records) {
+            tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
+        }
     }
 
     /// The behaviour that carries a protocol's requests.
@@ -64,5 +75,17 @@ pub(super) fn encode_busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
         Protocol::NarInfo => NarInfoReply::Busy.encode(),
         Protocol::Tree => TreeReply::Busy.encode(),
         Protocol::Quorum => QuorumReply::Busy.encode(),
+    }
+}
+
+fn record_of(output: &Output) -> Option<&Record> {
+    match output {
+        Output::Persist(record) => Some(record),
+        Output::Publish(_)
+        | Output::Judge { .. }
+        | Output::Request { .. }
+        | Output::Respond { .. }
+        | Output::Penalize { .. }
+        | Output::Event(_) => None,
     }
 }

@@ -414,7 +414,7 @@ impl Mesh {
             if outputs.is_empty() {
                 break;
             }
-            self.persist(&outputs);
+            self.context.persist(&outputs);
             outputs.into_iter().for_each(|output| self.perform_one(output));
         }
         self.dials.tell_handshake_limits(&mut self.context);
@@ -431,16 +431,6 @@ impl Mesh {
             Output::Respond { to: _, id, bytes } => self.gossip_link.respond(context, id, bytes),
             Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
             Output::Event(event) => self.on_core_event(event),
-        }
-    }
-
-    fn persist(&self, outputs: &[Output]) {
-        let records: Vec<&Record> = outputs.iter().filter_map(record_of).collect();
-        if records.is_empty() {
-            return;
-        }
-        if let Err(error) = self.context.state.persist(&records) {
-            tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
         }
     }
 
@@ -490,17 +480,5 @@ impl Mesh {
         if let Some(writer) = &mut self.summaries {
             writer.on_changed(owner);
         }
-    }
-}
-
-fn record_of(output: &Output) -> Option<&Record> {
-    match output {
-        Output::Persist(record) => Some(record),
-        Output::Publish(_)
-        | Output::Judge { .. }
-        | Output::Request { .. }
-        | Output::Respond { .. }
-        | Output::Penalize { .. }
-        | Output::Event(_) => None,
     }
 }
