@@ -1,7 +1,7 @@
 //! What the documents name is there: tests by `path/of/file::name`, files and headings by links, and source files by their names,
 //! which comments mention, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -121,6 +121,81 @@ fn every_source_file_that_a_document_or_a_comment_names_exists() {
         }
     }
     assert!(missing.is_empty(), "source files that do not exist are named:\n{}", missing.join("\n"));
+}
+
+fn is_part_of_name(char: char) -> bool {
+    char.is_alphanumeric() || char == '_'
+}
+
+fn is_name(text: &str) -> bool {
+    text.split("::").all(|part| !part.is_empty() && part.chars().all(is_part_of_name))
+}
+
+/// Whether the file defines this, be it a function, a type, a variant or a constant.
+fn defines(source: &str, name: &str) -> bool {
+    const KEYWORDS: [&str; 8] = ["fn", "struct", "enum", "trait", "type", "const", "static", "mod"];
+    source.lines().any(|line| {
+        let words: Vec<&str> = line.split(|char| !is_part_of_name(char)).filter(|word| !word.is_empty()).collect();
+        // A variant stands at the beginning of its line.
+        words.first() == Some(&name)
+            || words.windows(2).any(|two| matches!(two, [before, word] if *word == name && KEYWORDS.contains(before)))
+    })
+}
+
+/// What the line names together with the file that it is in: a file and a name beside it, or a name "in" a file.
+fn named_in_files<'l>(line: &'l str) -> Vec<(&'l str, &'l str)> {
+    let pieces: Vec<&str> = line.split('`').collect();
+    let in_file = |three: &[&'l str]| match three {
+        [file, " ", name] if file.ends_with(".rs") => Some((*file, *name)),
+        [name, " in ", file] if file.ends_with(".rs") => Some((*file, *name)),
+        _ => None,
+    };
+    // What is in backticks has the odd places.
+    pieces.windows(3).skip(1).step_by(2).filter_map(in_file).filter(|(_, name)| is_name(name)).collect()
+}
+
+#[test]
+fn what_a_document_names_together_with_its_file_is_defined_there() {
+    let sources = sources();
+    let mut missing = Vec::new();
+    for (document, text) in documents().into_iter().filter(|(document, _)| !is_of_its_time(document)) {
+        for (file, name) in text.lines().flat_map(named_in_files) {
+            let last = name.rsplit("::").next().unwrap_or(name);
+            let mut files = sources.iter().filter(|(path, _)| path.ends_with(file));
+            if !files.any(|(_, source)| defines(source, last)) {
+                missing.push(format!("{}: `{name}` in `{file}`", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "documents name what is not in the file that they name:\n{}", missing.join("\n"));
+}
+
+/// What lies directly in `node/src`: folders with a slash at their end, and files, without those that every crate has.
+fn rooms_of_node() -> BTreeSet<String> {
+    let entries = fs::read_dir(repository_root().join("node/src")).expect("a directory of sources");
+    let name = |entry: &fs::DirEntry| {
+        let slash = if entry.path().is_dir() { "/" } else { "" };
+        entry.file_name().to_string_lossy().into_owned() + slash
+    };
+    let names = entries.map(|entry| name(&entry.expect("an entry")));
+    names.filter(|name| name != "lib.rs" && name != "main.rs").collect()
+}
+
+/// What the first column of the table with this header names.
+fn first_column(text: &str, header: &str) -> BTreeSet<String> {
+    let (_, table) = text.split_once(header).expect("the table");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.flat_map(|row| quoted(row.split('|').nth(1).unwrap_or_default()).map(str::to_owned)).collect()
+}
+
+#[test]
+fn maps_of_the_daemons_folders_are_complete() {
+    let documents = documents();
+    let text = |name: &str| &documents[Path::new(name)];
+    let rooms = rooms_of_node();
+    assert_eq!(first_column(text("docs/architecture.md"), "\n| folder or file | what it owns |"), rooms);
+    let folders: BTreeSet<String> = rooms.into_iter().filter(|room| room.ends_with('/')).collect();
+    assert_eq!(first_column(text("README.md"), "\n| folder | its one purpose |"), folders);
 }
 
 /// The anchor of a heading, as the forges make it.
