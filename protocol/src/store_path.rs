@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_nix() {
+    fn names_are_accepted_as_nix_accepts_them() {
         for good in ["a", ".gitignore", "...", ".a-b", "..a", "-", "-x", "A0+-._?=", &"x".repeat(211)] {
             assert!(StorePath::parse(&format!("{HASH}-{good}")).is_ok(), "{good}");
         }

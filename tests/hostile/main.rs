@@ -8,6 +8,8 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod addresses;
+mod announcements;
 mod attestations;
 mod bulk;
 mod disk_floods;

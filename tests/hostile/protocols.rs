@@ -74,7 +74,7 @@ fn garbage_is_blamed_on_who_sent_it() {
 /// Streams of every protocol and of one that does not exist, opened as fast as can be: closed at once, half closed, or
 /// left open.
 #[test]
-fn a_flood_of_streams() {
+fn streams_without_end_do_no_harm() {
     let peer = Peer::honest("streams");
     let stage = Stage::new(&["streams"], 64, &[&peer]);
     peer.connect(&stage.client);
@@ -204,7 +204,7 @@ const LANES: u32 = 32;
 
 /// Ten thousand requests a second; what this daemon asks of the honest one keeps its latency.
 #[test]
-fn a_flood_of_requests() {
+fn requests_without_end_do_no_harm() {
     let floods = Peer::crowd((0..8).map(|number| format!("asker{number}")));
     let tags: Vec<_> = (0..20).map(|number| format!("latency{number}")).collect();
     let tags: Vec<_> = tags.iter().map(String::as_str).collect();

@@ -1,25 +1,16 @@
-//! Lies about what a peer holds, and attacks on those who believe announcements.
+//! Lies about what a peer holds, in summaries and in the announcements of them.
 
 use crate::filter::{filter, positions, set};
 use crate::formats::hash_part_bytes;
-use crate::gossipsub::{FRAME_BYTES, MESHSUB, frame, message};
-use crate::peer::{Move, Peer, Script, now_ms, peer_id, sync_request, timed};
+use crate::peer::{Move, Peer, Script, now_ms, peer_id};
 use crate::stage::{Expect, Stage};
-use crate::wire::{
-    Address, Announcement, GOSSIP, GossipReply, GossipRequest, Summary, TOPIC, audience_digest, open_envelope, sha256,
-};
-use futures::AsyncWriteExt as _;
-use libp2p::identity::Keypair;
+use crate::wire::{Address, Announcement, GossipReply, Summary, audience_digest, sha256};
 use narmesh_tests::{get, promised, wait_until};
-use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// News is promised to be everywhere within this.
-const HEARD: Duration = Duration::from_secs(2);
+pub(crate) const HEARD: Duration = Duration::from_secs(2);
 /// A body that nobody delivers is asked for ten times, 16 s in all.
 const GIVEN_UP: Duration = Duration::from_secs(6);
 
@@ -35,7 +26,7 @@ fn row(name: &str, label: Expect, script: Script, announce: fn(&Stage, &Peer)) -
 }
 
 /// A true summary of the leaf `a` of the liar's own tag.
-fn truth(stage: &Stage, peer: &Peer) -> Summary {
+pub(crate) fn truth(stage: &Stage, peer: &Peer) -> Summary {
     let part = hash_part_bytes(&stage.path(&peer.name, "a"));
     peer.summary(&filter(&[part], 13), 1, &[peer_id(&stage.client)])
 }
@@ -45,7 +36,7 @@ fn with_filter(stage: &Stage, peer: &Peer, filter_bytes: Vec<u8>) {
     peer.announce(&Summary { filter_bytes, ..truth(stage, peer) });
 }
 
-fn announcement(body: &[u8], epoch: u64) -> Announcement {
+pub(crate) fn announcement(body: &[u8], epoch: u64) -> Announcement {
     Announcement {
         epoch,
         seq: 0,
@@ -246,12 +237,12 @@ fn play_one(stage: &Stage, row: &Row, alone: Duration) {
 }
 
 #[test]
-fn summaries_out_of_shape() {
+fn summaries_out_of_shape_are_not_used() {
     play(shapes());
 }
 
 #[test]
-fn false_announcements_and_pulls() {
+fn false_announcements_and_false_replies_are_not_used() {
     play(announcements());
 }
 
@@ -274,262 +265,11 @@ fn a_liar_about_summaries_is_set_aside() {
     stage.finish();
 }
 
-/// Announcements without end, each signed and new: the connection is closed, and no other is taken for a while, however often the
-/// peer dials.
-#[test]
-fn a_flood_of_announcements() {
-    let peer = Peer::honest("flood");
-    let stage = Stage::new(&["flood"], 64, &[&peer]);
-    stage.enter(&peer, "flood", &["a"]);
-    let (body, epoch) = (truth(&stage, &peer).encode(), now_ms());
-    let memory = stage.client.watch_memory();
-    let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
-    let (mut sent, mut messages) = (0_u64, Vec::new());
-    let started = Instant::now();
-    loop {
-        messages.clear();
-        while messages.len() < FRAME_BYTES - MESSAGE_BYTES {
-            let envelope = Announcement { seq: 10 + sent, ..announcement(&body, epoch) }.seal(&peer.keys);
-            messages.extend(message(&peer.keys, TOPIC, sent, &envelope));
-            sent += 1;
-        }
-        if peer.runtime.block_on(timed(stream.write_all(&frame(&messages)))).is_err() {
-            break;
-        }
-        assert!(started.elapsed() < promised(FLOOD), "nobody closes the connection after {sent} announcements");
-    }
-    let (closed, mut dials) = (started.elapsed(), 0_u64);
-    while started.elapsed() < FLOOD {
-        peer.dial(&stage.client);
-        dials += 1;
-        std::thread::park_timeout(Duration::from_millis(10));
-        // A connection may be there for a moment; nothing is answered on it.
-        let answer = peer.ask(&stage.client, GOSSIP, &sync_request(None).encode());
-        assert!(!answer.is_ok_and(|answer| !answer.is_empty()), "it is let in again");
-    }
-    stage.client.wait_logged(&["peer is disconnected"]);
-    let outcome = stage.build_under_attack("flood", "single", &[]);
-    stage.assert_blamed(&peer, "published announcements too fast", "announcement_flood", 1);
-    let rise = memory.rise_bytes();
-    assert!(rise <= 64 << 20, "{rise} bytes above idle after {sent} announcements");
-    stage.note("flood of announcements", |row| {
-        row.outcome = format!("closed after {sent} in {:.1} s; then {dials} dials refused", closed.as_secs_f64());
-        row.rise_bytes = Some(rise.max(outcome.rise_bytes));
-    });
-    stage.finish();
-}
-
-const FLOOD: Duration = Duration::from_secs(5);
-/// An announcement with all that gossipsub puts around it, at most.
-const MESSAGE_BYTES: usize = 500;
-
-/// Messages that are known already, messages with false signatures, and new ones of a stranger, as fast as the line takes them.
-/// Gossipsub verifies each before it drops it or hands it to us, and nobody can be blamed: an honest peer hands on what those announce
-/// whom it allows and we do not. So only the pace at which they are read bounds what they cost.
-#[test]
-fn messages_that_are_repeated_or_forged_or_of_strangers_are_read_at_a_bounded_pace() {
-    let peers = ["repeated", "forged", "stranger"].map(Peer::honest);
-    let stage = Stage::new(&["repeated", "forged", "stranger"], 64, &peers.each_ref());
-    for peer in &peers {
-        stage.enter(peer, &peer.name, &["a"]);
-        let (body, epoch) = (truth(&stage, peer).encode(), now_ms());
-        let stranger = Keypair::generate_ed25519();
-        let author = if peer.name == "stranger" { &stranger } else { &peer.keys };
-        let signed = |number: u64| {
-            message(author, TOPIC, number, &Announcement { seq: number, ..announcement(&body, epoch) }.seal(author))
-        };
-        let mut same = signed(1);
-        if peer.name == "forged" {
-            *same.last_mut().unwrap() ^= 1;
-        }
-        let mut number = 1;
-        let mut next_frame = || {
-            let mut messages = Vec::new();
-            while messages.len() < FRAME_BYTES - MESSAGE_BYTES {
-                number += 1;
-                messages.extend(if peer.name == "stranger" { signed(number) } else { same.clone() });
-            }
-            frame(&messages)
-        };
-        let memory = stage.client.watch_memory();
-        let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
-        let mut sent_bytes = 0;
-        let pushing = async {
-            loop {
-                let frame = next_frame();
-                if stream.write_all(&frame).await.is_err() {
-                    return;
-                }
-                sent_bytes += frame.len();
-            }
-        };
-        let ended = peer.runtime.block_on(async { tokio::time::timeout(FLOOD, pushing).await });
-        assert!(ended.is_err(), "the stream was closed after {sent_bytes} bytes");
-        // 4 MiB at once and 256 KiB a second are read, and windows of up to 2 MiB wait; half as much again for a busy machine.
-        assert!(sent_bytes > 2 << 20, "only {sent_bytes} bytes: no flood");
-        assert!(sent_bytes < 12 << 20, "{sent_bytes} bytes were taken");
-        let outcome = stage.build_under_attack(&peer.name, "single", &["a"]);
-        stage.assert_unblamed(peer);
-        stage.note(&format!("{} messages", peer.name), |row| {
-            row.outcome = format!("{:.1} MB read in 5 s", sent_bytes as f64 / 1e6);
-            row.rise_bytes = Some(memory.rise_bytes().max(outcome.rise_bytes));
-        });
-    }
-    stage.finish();
-}
-
-/// Messages of one byte: the pace of bytes does not bound them, and no honest peer sends any.
-#[test]
-fn empty_messages_without_end_close_the_connection() {
-    let peer = Peer::honest("empty");
-    let stage = Stage::new(&["empty"], 64, &[&peer]);
-    stage.enter(&peer, "empty", &["a"]);
-    let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
-    let frames = vec![0; 10_000];
-    let mut sent = 0;
-    let pushing = async {
-        while stream.write_all(&frames).await.is_ok() {
-            sent += frames.len();
-        }
-    };
-    let ended = peer.runtime.block_on(async { tokio::time::timeout(promised(FLOOD), pushing).await });
-    assert!(ended.is_ok(), "nobody closes the connection after {sent} messages");
-    stage.client.wait_logged(&["peer is disconnected"]);
-    let outcome = stage.build_under_attack("empty", "single", &[]);
-    stage.assert_blamed(&peer, "published announcements too fast", "announcement_flood", 1);
-    stage.note("empty messages", |row| {
-        row.outcome = format!("closed after {sent} at most");
-        row.rise_bytes = Some(outcome.rise_bytes);
-    });
-    stage.finish();
-}
-
-/// An old announcement of an honest node, replayed by somebody else, changes nothing.
-#[test]
-fn an_old_announcement_replayed() {
-    let peer = Peer::honest("replayer");
-    let stage = Stage::new(&["replay"], 64, &[&peer]);
-    peer.connect(&stage.client);
-    let good = peer_id(&stage.good);
-    let owner = |envelope: &Vec<u8>| open_envelope(envelope).is_some_and(|(key, _)| good.to_bytes().ends_with(&key));
-    let before = stage.client.status().summary_version("good").unwrap();
-    // What the replayer once got by gossip.
-    let old = stage.envelope_of_good(&peer);
-    assert!(owner(&old));
-    stage.good.store.build_fresh("newer");
-    stage.good.wait_all_advertised(&[&stage.client]);
-    let after = stage.client.status().summary_version("good").unwrap();
-    assert!(after > before);
-    peer.state(|state| state.news.push(old));
-    // Both ways in which it may be told.
-    let syncs = peer.asked().syncs.len();
-    peer.announce(&truth_of(&stage, &peer));
-    wait_until("it is compared with again", promised(Duration::from_secs(8)), || peer.asked().syncs.len() > syncs);
-    stage.wait_heard(&peer, 1);
-    assert_eq!(stage.client.status().summary_version("good").unwrap(), after);
-    stage.assert_unblamed(&peer);
-    stage.finish();
-}
-
-fn truth_of(stage: &Stage, peer: &Peer) -> Summary {
-    let part = hash_part_bytes(&stage.path("replay", "a"));
-    peer.summary(&filter(&[part], 13), 1, &[peer_id(&stage.client)])
-}
-
-/// Addresses that a peer tells are dialled only where that can do no harm.
-#[test]
-fn addresses_as_a_weapon() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let peer = Peer::honest("addresses");
-    let stage = Stage::with(&["addresses"], 64, &[&peer], |client| client.config.advertise_loopback = false);
-    peer.connect(&stage.client);
-    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
-    let mut link_local = [0; 16];
-    (link_local[0], link_local[1], link_local[15]) = (0xfe, 0x80, 1);
-    let addresses = vec![
-        Address::V4([127, 0, 0, 1], port),
-        Address::V4([127, 0, 0, 1], 22),
-        Address::V6(mapped, port),
-        Address::V4([169, 254, 169, 254], 80),
-        Address::V6(link_local, 80),
-        Address::V4([0, 0, 0, 0], port),
-        Address::V4([255, 255, 255, 255], 80),
-        Address::V4([224, 0, 0, 1], 80),
-    ];
-    let part = hash_part_bytes(&stage.path("addresses", "a"));
-    let summary = peer.summary(&filter(&[part], 13), 1, &[peer_id(&stage.client)]);
-    peer.announce(&Summary { addresses, ..summary });
-    stage.wait_heard(&peer, 1);
-    let status = stage.client.status();
-    assert_eq!(status.peer("addresses").unwrap()["addresses"], serde_json::json!([]), "none of them is kept");
-    peer.leave(&stage.client);
-    stage.client.wait_connected("addresses", false, HEARD);
-    // With nobody there, it would dial what it had learned.
-    assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
-    assert!(listener.accept().is_err(), "somebody was sent to a port of this machine");
-    stage.finish();
-}
-
-/// Whoever is at an address that a peer names sees one connection, whatever he does with it, and however often and in
-/// whatever form the peer names it.
-#[test]
-fn an_address_that_a_peer_names_sees_one_connection() {
-    let hold: fn(TcpStream) -> Option<TcpStream> = Some;
-    let close: fn(TcpStream) -> Option<TcpStream> = |_| None;
-    let refuse: fn(TcpStream) -> Option<TcpStream> = |mut socket| {
-        drop(socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
-        None
-    };
-    let targets: Vec<(u16, Arc<AtomicUsize>)> = [hold, close, refuse].map(listen).into();
-    let peer = Peer::honest("addresses");
-    let stage = Stage::new(&["addresses"], 64, &[&peer]);
-    peer.connect(&stage.client);
-    let part = hash_part_bytes(&stage.path("addresses", "a"));
-    let summary = peer.summary(&filter(&[part], 13), 1, &[peer_id(&stage.client)]);
-    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
-    let forms = |port| [Address::V4([127, 0, 0, 1], port), Address::V6(mapped, port)];
-    let mut addresses: Vec<_> = targets.iter().flat_map(|(port, _)| forms(*port)).collect();
-    addresses.extend(forms(targets[0].0));
-    peer.announce(&Summary { addresses, ..summary });
-    stage.wait_heard(&peer, 1);
-    peer.leave(&stage.client);
-    stage.client.wait_connected("addresses", false, HEARD);
-    // A lookup has it dialled, and so does gossip; the holder of the connection lets the handshake run out.
-    let port = targets[0].0.to_string();
-    wait_until("the dial has failed", HEARD, || {
-        assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
-        stage.client.status().peer("addresses").unwrap()["why"].as_str().is_some_and(|why| why.contains(&port))
-    });
-    assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
-    for (_, seen) in &targets {
-        assert_eq!(seen.load(Ordering::Relaxed), 1);
-    }
-    stage.finish();
-}
-
-/// A port of this machine where connections are counted, and given to `take`; what it returns is held open.
-fn listen(take: fn(TcpStream) -> Option<TcpStream>) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let seen = Arc::<AtomicUsize>::default();
-    let counter = Arc::clone(&seen);
-    std::thread::spawn(move || {
-        let mut held = Vec::new();
-        for socket in listener.incoming().flatten() {
-            counter.fetch_add(1, Ordering::Relaxed);
-            held.extend(take(socket));
-        }
-    });
-    (port, seen)
-}
-
 /// A filter within its bounds claims paths that its owner does not hold, be it a lie or because somebody chose paths that an honest
 /// filter claims by chance. After 21 false hits the peer is asked last, and what only it holds still arrives, as long as it is
 /// quick, however often it is asked for what it does not hold.
 #[test]
-fn a_filter_that_claims_what_it_has_not() {
+fn a_peer_whose_filter_claims_too_much_is_asked_last() {
     let peer = Peer::honest("claims");
     let stage = Stage::new(&["claims"], 64, &[&peer]);
     peer.connect(&stage.client);
@@ -560,19 +300,5 @@ fn a_filter_that_claims_what_it_has_not() {
         row.outcome = format!("404, and builds it; {asked} questions for 120 paths; what the peer holds arrives");
         row.set_aside = Some("never; asked last after 21 false hits".to_owned());
     });
-    stage.finish();
-}
-
-/// A state stolen and shown to its owner, and a `yours` that is forged.
-#[test]
-fn somebody_else_s_envelope_in_yours() {
-    let peer = Peer::honest("forger");
-    let stage = Stage::new(&["yours"], 64, &[&peer]);
-    peer.connect(&stage.client);
-    let forged = announcement(&[0; 9], now_ms()).seal(&peer.keys);
-    let GossipRequest::Sync { store_dir, software, have, .. } = sync_request(None) else { unreachable!() };
-    let sync = GossipRequest::Sync { store_dir, software, have, yours: Some(forged) };
-    peer.ask_gossip(&stage.client, &sync).unwrap();
-    stage.assert_blamed(&peer, "handed on a forged envelope", "forged_news", 1);
     stage.finish();
 }

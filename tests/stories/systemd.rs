@@ -97,7 +97,7 @@ fn a_daemon_replaced_in_the_middle_of_a_nar_fails_no_build() {
 }
 
 #[test]
-fn readiness_is_notified() {
+fn systemd_is_told_when_the_daemon_is_ready() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     let path = mesh.path().join("notify.sock");

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_whole_answers() {
+    fn only_whole_answers_are_counted() {
         let address = server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
         let seen = load(200).run(address).unwrap();
         assert_eq!(seen.requests(), 6);

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_single_ranges() {
+    fn single_range_gives_that_part() {
         assert_eq!(of("bytes=0-"), Span::Part { first: 0, last: 999 });
         assert_eq!(of("bytes=999-"), Span::Part { first: 999, last: 999 });
         assert_eq!(of("bytes=10-19"), Span::Part { first: 10, last: 19 });

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_names() {
+    fn request_with_another_host_name_is_refused() {
         for host in [
             "",
             "evil.example",

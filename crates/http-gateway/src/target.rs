@@ -118,7 +118,7 @@ mod tests {
     const PART: &str = "0c0yaa1b2d3f4g5h6i7j8k9l0m1n2p3q";
 
     #[test]
-    fn names_every_endpoint() {
+    fn every_endpoint_is_known_by_its_path() {
         assert_eq!(Target::parse("/nix-cache-info", None), Target::CacheInfo);
         assert_eq!(Target::parse("/healthz", None), Target::Health);
         assert_eq!(Target::parse("/metrics", None), Target::Metrics);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn decodes_escapes_once() {
+    fn escapes_are_decoded_once() {
         let part = HashPart::parse(PART).unwrap();
         assert_eq!(Target::parse("/nix%2Dcache%2dinfo", None), Target::CacheInfo);
         assert_eq!(Target::parse(&format!("/%30{}.narinfo", &PART[1..]), None), Target::NarInfo(Some(part)));

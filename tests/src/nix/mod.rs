@@ -1,6 +1,8 @@
 //! Real Nix stores, driven by real clients.
 
+mod client;
 mod held;
+mod narinfo_text;
 mod version;
 
 use std::collections::BTreeSet;
@@ -13,6 +15,8 @@ use crate::binary::repository_root;
 use crate::config::StorePlace;
 use crate::process::{Finished, finish};
 
+pub use client::{nix_client_environment, nix_homes, with_gateway};
+pub use narinfo_text::{NarInfoText, hash_part};
 pub use version::NixVersion;
 
 /// The `nix.conf` of a client of chroot stores. Such a store can only build inside the sandbox, where a static shell is the
@@ -35,14 +39,6 @@ sandbox = false
 build-users-group =
 require-sigs = true
 ";
-
-/// What `narmesh init` tells users to put into `nix.conf` beside the substituter and its keys, for Nix below 2.9.
-const CLIENT_OPTIONS: [(&str, &str); 4] = [
-    ("connect-timeout", "5"),
-    ("stalled-download-timeout", "30"),
-    ("download-attempts", "5"),
-    ("narinfo-cache-negative-ttl", "0"),
-];
 
 /// One store with a client configuration and a narinfo disk cache of its own.
 #[derive(Debug, Clone)]
@@ -73,19 +69,6 @@ pub struct PathRow {
     pub content_address: String,
     /// The store paths that it refers to, itself included if it refers to itself.
     pub references: BTreeSet<String>,
-}
-
-/// Those fields of a narinfo that stories look at.
-#[derive(Debug, Clone)]
-pub struct NarInfoText {
-    /// `URL`, with a leading slash.
-    pub url: String,
-    /// `NarHash`, as `sha256:` and hexadecimal digits.
-    pub nar_hash: String,
-    /// `NarSize` in bytes.
-    pub nar_size: u64,
-    /// Every `Sig`.
-    pub signatures: Vec<String>,
 }
 
 impl NixStoreFixture {
@@ -460,32 +443,6 @@ impl NixStoreFixture {
     }
 }
 
-impl NarInfoText {
-    /// Parses the narinfo that a gateway answered.
-    ///
-    /// # Panics
-    /// When a line that Nix demands is missing.
-    #[track_caller]
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        let field = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_else(|| {
-                panic!("no {name} in the narinfo:\n{text}");
-            })
-        };
-        let mut command = Command::new("nix-hash");
-        let nix32 = field("NarHash").trim_start_matches("sha256:");
-        nix_client_environment(&mut command).args(["--type", "sha256", "--to-base16", nix32]);
-        let digits = finish(&mut command).expect_success("nix-hash --to-base16");
-        Self {
-            url: format!("/{}", field("URL").trim_start_matches('/')),
-            nar_hash: format!("sha256:{digits}"),
-            nar_size: field("NarSize").parse().expect("a number"),
-            signatures: text.lines().filter_map(|line| line.strip_prefix("Sig: ")).map(str::to_owned).collect(),
-        }
-    }
-}
-
 /// Changes a byte of a file that the store has made read-only.
 fn lie_in(target: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
@@ -498,43 +455,8 @@ fn lie_in(target: &Path) {
     fs::set_permissions(target, fs::Permissions::from_mode(0o444)).expect("our own file");
 }
 
-/// The 32 characters of `/nix/store/<hash part>-name`.
-///
-/// # Panics
-/// When `path` is no store path.
-#[track_caller]
-#[must_use]
-pub fn hash_part(path: &str) -> &str {
-    let base = path.rsplit('/').next().unwrap_or_default();
-    base.get(..32).filter(|_| base.get(32..33) == Some("-")).unwrap_or_else(|| panic!("no store path: {path}"))
-}
-
-/// The environment of a separate Nix client in `dir`: its configuration is in `dir/etc`, and it has its own narinfo disk
-/// cache, since answers would leak from one client to another through a shared one.
-#[must_use]
-pub fn nix_homes(dir: &Path) -> [(String, PathBuf); 3] {
-    [("HOME", "home"), ("NIX_CONF_DIR", "etc"), ("XDG_CACHE_HOME", "cache")]
-        .map(|(name, place)| (name.to_owned(), dir.join(place)))
-}
-
-/// Removes all our variables except `PATH` from the environment of a Nix client.
-pub fn nix_client_environment(command: &mut Command) -> &mut Command {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    command.env_clear().env("PATH", path).env("LC_ALL", "C")
-}
-
 fn packages() -> PathBuf {
     repository_root().join("tests/fixtures/pkgs.nix")
-}
-
-/// Makes `command` substitute from this gateway alone, with the options of a client that `narmesh init` describes.
-pub fn with_gateway<'c>(command: &'c mut Command, gateway: SocketAddr, keys: &[String]) -> &'c mut Command {
-    command.args(["--option", "substituters", &format!("http://{gateway}")]);
-    command.args(["--option", "trusted-public-keys", &keys.join(" ")]);
-    for (name, value) in CLIENT_OPTIONS {
-        command.args(["--option", name, value]);
-    }
-    command
 }
 
 fn lines(text: &str) -> Vec<String> {

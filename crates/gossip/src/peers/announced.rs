@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn tellers_are_forgotten() {
+    fn tellers_whose_rate_is_unused_are_forgotten() {
         let mut announced = Announced::default();
         let tellers: Vec<_> = (0..250).map(teller).collect();
         for second in 0..500_u64 {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
+    fn deltas_kept_for_others_stay_within_their_bound() {
         let mut relayed = Relayed::default();
         for round in 0..40 {
             for number in 1..=9 {

@@ -8,13 +8,13 @@ use narmesh_quorum::{
 };
 
 #[test]
-fn percentages() {
+fn hostile_builder_that_is_heard_alone_does_not_win() {
     // One builder is hostile and the others are cut off: it has all the votes there are.
     assert_eq!(state(&policy("a b c d e", 3), "e2"), State::Short);
 }
 
 #[test]
-fn order_of_arrival() {
+fn order_of_arrival_does_not_change_the_verdict() {
     let policy = policy("a b c d e", 3);
     let first = verdict(&policy, "e2 d2 a1 b1 c1");
     assert_eq!(first, verdict(&policy, "a1 b1 c1 d2 e2"));
@@ -22,7 +22,7 @@ fn order_of_arrival() {
 }
 
 #[test]
-fn ten_relays() {
+fn attestation_of_ten_relays_counts_once() {
     // Ten peers hand over the same attestation, perhaps with different times of arrival.
     let mut ledger = heard(&path(1), "a1");
     for relay in 0..10 {
@@ -32,7 +32,7 @@ fn ten_relays() {
 }
 
 #[test]
-fn one_key_under_two_names() {
+fn one_key_under_two_names_counts_once() {
     let mut rules = rules("a b c", 2);
     rules.builders.push(Builder { name: "z".to_owned(), key: key("a"), group: None, signs_only_own_builds: false });
     let policy = checked(rules);
@@ -40,7 +40,7 @@ fn one_key_under_two_names() {
 }
 
 #[test]
-fn replays() {
+fn old_attestation_that_is_repeated_does_not_win() {
     // When a path was rebuilt with another result, an old attestation of it voids the builder's vote. It does not win.
     assert_eq!(state(&policy("a b", 2), "a1 b1 b2"), State::Short);
     // An attestation repeated after its key was revoked keeps the time at which it was first stored, whatever its date.
@@ -52,7 +52,7 @@ fn replays() {
 }
 
 #[test]
-fn future_and_past_dates() {
+fn date_of_a_builder_decides_nothing() {
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     for date in [0, 1, u64::MAX - 1] {
         let mut ledger = heard(&path(1), "a1");
@@ -64,14 +64,14 @@ fn future_and_past_dates() {
 }
 
 #[test]
-fn absent_builders() {
+fn two_builders_do_not_win_while_three_are_cut_off() {
     let policy = policy("a b c d e", 3);
     assert_eq!(state(&policy, "d2 e2"), State::Short, "three honest ones cut off: two colluding are two");
     assert_eq!(state(&policy, ""), State::None);
 }
 
 #[test]
-fn different_references_under_one_nar_hash() {
+fn different_references_under_one_nar_hash_are_a_conflict() {
     let store_dir = StoreDir::parse("/nix/store").unwrap();
     let mut ledger = ledger();
     let names = ["a", "b", "c"];
@@ -94,7 +94,7 @@ fn different_references_under_one_nar_hash() {
 }
 
 #[test]
-fn a_million_attestations_for_paths_nobody_asked_about() {
+fn flood_of_attestations_displaces_nothing_of_others() {
     // Fewer than a million here, under a bound that is smaller in proportion.
     let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1 << 20 });
     hear(&mut ledger, &path(1), "a1 b1 c1");
@@ -110,7 +110,7 @@ fn a_million_attestations_for_paths_nobody_asked_about() {
 }
 
 #[test]
-fn a_thousand_results_for_one_path() {
+fn statements_of_one_builder_about_one_path_are_bounded() {
     let mut ledger = heard(&path(1), "a1 b1");
     for letter in ('3'..='~').chain('A'..='Z') {
         ledger.insert(&says("c", &path(1), result(letter)), Some(WallMs(1)));
@@ -120,7 +120,7 @@ fn a_thousand_results_for_one_path() {
 }
 
 #[test]
-fn forged_signatures() {
+fn forged_signature_and_changed_date_are_refused() {
     let store_dir = StoreDir::parse("/nix/store").unwrap();
     let key = NixSecretKey::from_seed("a", &[1; 32]).unwrap();
     let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references: Vec::new() };
@@ -138,7 +138,7 @@ fn forged_signatures() {
 }
 
 #[test]
-fn strangers() {
+fn keys_that_nobody_configured_do_not_count() {
     // Keys that nobody configured, however many: `k` counts only configured builders.
     assert_eq!(state(&policy("a b c", 2), "a1 x1 y1 z1"), State::Short);
 }

@@ -10,6 +10,7 @@ mod attacks;
 mod bounds;
 mod closures;
 mod crowd;
+mod exchange_attacks;
 mod exchanging;
 mod kept_back;
 mod properties;

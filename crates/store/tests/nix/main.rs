@@ -15,6 +15,7 @@ mod harness;
 mod known_copies;
 mod nar;
 mod offer;
+mod offer_signatures;
 mod partial_copies;
 mod path_info;
 mod ranges;
