@@ -92,7 +92,7 @@ impl Judged {
 
     /// Whether one fingerprint is agreed on and our store holds another.
     pub fn held_differs(&self) -> bool {
-        let agreed = self.verdict.agreed().map(|agreed| agreed.facts.fingerprint);
+        let agreed = self.verdict.agreed().map(|agreed| agreed.claim.fingerprint);
         matches!((agreed, self.held), (Some(agreed), Some(held)) if agreed != held)
     }
 

@@ -274,7 +274,7 @@ impl PathReport {
         let by_signature = |fingerprint: FingerprintDigest, number: usize| {
             let key = policy.builders.get(number).map(|member| member.key);
             let bare = |vote: &Vote| Some(vote.builder) == key && policy.is_by_signature(vote);
-            ledger.votes(&judged.path.hash_part()).any(|vote| vote.facts.fingerprint == fingerprint && bare(&vote))
+            ledger.votes(&judged.path.hash_part()).any(|vote| vote.claim.fingerprint == fingerprint && bare(&vote))
         };
         let mut report = Self {
             path: judged.path.to_string(),
@@ -299,18 +299,18 @@ impl PathReport {
             policy: policy_sentence(policy, verdict),
             sentences: Vec::new(),
         };
-        for (number, standing) in verdict.standings.iter().enumerate() {
-            match standing {
+        for (number, ballot) in verdict.ballots.iter().enumerate() {
+            match ballot {
                 Ballot::For(_) => {}
                 Ballot::Missing => report.missing.push(name(number)),
-                Ballot::Void(facts) => report.void.push(VoidVote {
+                Ballot::Void(claims) => report.void.push(VoidVote {
                     builder: name(number),
-                    nar_hashes: facts.iter().map(|facts| facts.nar_hash.to_string()).collect(),
+                    nar_hashes: claims.iter().map(|claim| claim.nar_hash.to_string()).collect(),
                     why: "not reproducible on this builder".into(),
                 }),
-                Ballot::NotCounted(uncounted, facts) => report.not_counted.push(NotCounted {
+                Ballot::NotCounted(uncounted, claim) => report.not_counted.push(NotCounted {
                     builder: name(number),
-                    nar_hash: facts.nar_hash.to_string(),
+                    nar_hash: claim.nar_hash.to_string(),
                     why: policy.why_not_counted(number, *uncounted),
                 }),
             }
@@ -328,8 +328,8 @@ impl FingerprintReport {
         name: &impl Fn(usize) -> String,
         by_signature: &impl Fn(FingerprintDigest, usize) -> bool,
     ) -> Self {
-        let Claim { fingerprint, nar_hash, nar_size, name: _ } = attested.facts;
-        let same_nar = verdict.attested.iter().filter(|other| other.facts.nar_hash == nar_hash).count();
+        let Claim { fingerprint, nar_hash, nar_size, name: _ } = attested.claim;
+        let same_nar = verdict.attested.iter().filter(|other| other.claim.nar_hash == nar_hash).count();
         Self {
             fingerprint: fingerprint.to_string(),
             nar_hash: nar_hash.to_string(),
@@ -343,7 +343,7 @@ impl FingerprintReport {
                 .map(|it| name(*it))
                 .collect(),
             same_nar_as_another: same_nar > 1,
-            other_name: attested.facts.name != path_name,
+            other_name: attested.claim.name != path_name,
         }
     }
 }
@@ -366,7 +366,7 @@ impl Policy {
 }
 
 fn held(judged: &Judged) -> Held {
-    let ours = |attested: &Attested| Some(attested.facts.fingerprint) == judged.held;
+    let ours = |attested: &Attested| Some(attested.claim.fingerprint) == judged.held;
     match judged.verdict.agreed() {
         Some(agreed) if ours(agreed) => Held::Agreed,
         Some(_) => Held::Differs,
@@ -401,7 +401,7 @@ fn policy_sentence(policy: &Policy, verdict: &Verdict) -> String {
             (mode, _) => unasked(mode).to_owned(),
         };
     };
-    match (policy.mode(), policy.rule_on(verdict, first.facts.fingerprint)) {
+    match (policy.mode(), policy.rule_on(verdict, first.claim.fingerprint)) {
         (Mode::Off | Mode::Observe | Mode::Prefer, _) => unasked(policy.mode()).to_owned(),
         (Mode::Require, _) if verdict.state == State::ContentAddressed => {
             "served: checked against its own address".to_owned()
@@ -445,7 +445,7 @@ fn report_if_turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option
     }
     let mut revoked_builders: Vec<String> = ledger
         .votes(&served.path.hash_part())
-        .filter(|vote| vote.facts.fingerprint == served.fingerprint)
+        .filter(|vote| vote.claim.fingerprint == served.fingerprint)
         .filter(|vote| policy.is_void(vote))
         .filter_map(|vote| policy.name_of(&vote.builder).map(str::to_owned))
         .collect();

@@ -93,7 +93,7 @@ impl Policy {
                 let verdict = self.judge(ledger, path);
                 Ruling::Prefer(match verdict.agreed() {
                     _ if content_addressed => Preference::Agreed,
-                    Some(agreed) if agreed.facts.fingerprint == fingerprint => Preference::Agreed,
+                    Some(agreed) if agreed.claim.fingerprint == fingerprint => Preference::Agreed,
                     Some(_) => Preference::Other,
                     None => Preference::Open,
                 })
@@ -107,7 +107,7 @@ impl Policy {
     /// grace and it is not among the builders.
     pub fn find_vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
         let verdict = self.judge(ledger, path);
-        let attested = verdict.attested.iter().find(|attested| attested.facts.fingerprint == fingerprint);
+        let attested = verdict.attested.iter().find(|attested| attested.claim.fingerprint == fingerprint);
         let numbers = attested.into_iter().flat_map(|attested| &attested.builders);
         let own =
             self.own.filter(|_| verdict.own.contains(&fingerprint) && self.grace_of(&verdict) == Some(fingerprint));
@@ -116,7 +116,7 @@ impl Policy {
 
     pub(crate) fn rule_on(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Ruling {
         match verdict.agreed() {
-            Some(agreed) if agreed.facts.fingerprint == fingerprint => Ruling::Serve(Grounds::Agreed),
+            Some(agreed) if agreed.claim.fingerprint == fingerprint => Ruling::Serve(Grounds::Agreed),
             Some(_) => Ruling::Refuse(Refusal::OtherFingerprint),
             None if self.grace_of(verdict) == Some(fingerprint) => Ruling::Serve(Grounds::Grace),
             None => Ruling::Refuse(Refusal::NotAgreed(verdict.state)),
@@ -128,14 +128,14 @@ impl Policy {
     /// other builders.
     pub(crate) fn grace_of(&self, verdict: &Verdict) -> Option<FingerprintDigest> {
         let (Some(_), State::Short | State::None) = (&self.grace, verdict.state) else { return None };
-        let attested = verdict.attested.iter().map(|attested| attested.facts.fingerprint);
+        let attested = verdict.attested.iter().map(|attested| attested.claim.fingerprint);
         let said: BTreeSet<FingerprintDigest> = attested.chain(verdict.own.iter().copied()).collect();
         let only = said.first().filter(|_| said.len() == 1)?;
-        let silent_or_graced = |(number, standing): (usize, &Ballot)| match standing {
+        let silent_or_graced = |(number, ballot): (usize, &Ballot)| match ballot {
             Ballot::Missing => true,
             Ballot::For(_) => self.has_grace(number),
             Ballot::Void(_) | Ballot::NotCounted(..) => false,
         };
-        verdict.standings.iter().enumerate().all(silent_or_graced).then_some(*only)
+        verdict.ballots.iter().enumerate().all(silent_or_graced).then_some(*only)
     }
 }

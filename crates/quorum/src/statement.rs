@@ -35,7 +35,7 @@ pub struct Claim {
 pub struct VerifiedStatement {
     pub(crate) builder: BuilderKey,
     pub(crate) hash_part: HashPart,
-    pub(crate) facts: Claim,
+    pub(crate) claim: Claim,
     /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub(crate) attested_at: Option<WallMs>,
     pub(crate) bytes: u32,
@@ -69,7 +69,7 @@ impl fmt::Debug for FingerprintDigest {
 }
 
 impl Claim {
-    /// The facts of a statement.
+    /// The claim of a statement.
     pub fn of(store_dir: &StoreDir, statement: &Statement) -> Self {
         Self {
             fingerprint: FingerprintDigest::of(store_dir, statement),
@@ -91,7 +91,7 @@ impl VerifiedStatement {
         attestation.verify(store_dir, key).then(|| Self {
             builder: attestation.builder,
             hash_part: attestation.statement.path.hash_part(),
-            facts: Claim::of(store_dir, &attestation.statement),
+            claim: Claim::of(store_dir, &attestation.statement),
             attested_at: Some(WallMs(attestation.attested_at_ms)),
             bytes,
         })
@@ -109,7 +109,7 @@ impl VerifiedStatement {
         key.verify(&statement.fingerprint(store_dir), signature).then(|| Self {
             builder: BuilderKey(key.bytes()),
             hash_part: statement.path.hash_part(),
-            facts: Claim::of(store_dir, statement),
+            claim: Claim::of(store_dir, statement),
             attested_at: None,
             bytes,
         })
@@ -120,11 +120,11 @@ impl VerifiedStatement {
     pub fn from_record(
         builder: BuilderKey,
         hash_part: HashPart,
-        facts: Claim,
+        claim: Claim,
         attested_at: Option<WallMs>,
         bytes: u32,
     ) -> Self {
-        Self { builder, hash_part, facts, attested_at, bytes }
+        Self { builder, hash_part, claim, attested_at, bytes }
     }
 
     /// Whether it is an attestation and not a bare Nix signature.
@@ -148,7 +148,7 @@ impl VerifiedStatement {
     }
 
     /// What the statement says.
-    pub fn facts(&self) -> &Claim {
-        &self.facts
+    pub fn claim(&self) -> &Claim {
+        &self.claim
     }
 }

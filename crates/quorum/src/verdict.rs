@@ -40,7 +40,7 @@ impl State {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {
     /// The digest of the fingerprint, and its NarHash and NarSize.
-    pub facts: Claim,
+    pub claim: Claim,
     /// The builders' numbers in the policy, ascending.
     pub builders: Vec<usize>,
     /// How many groups count for it.
@@ -86,7 +86,7 @@ pub struct Verdict {
     /// The fingerprints attested by builders that count: those with most groups first, then by fingerprint.
     pub attested: Vec<Attested>,
     /// One for each builder of the policy, in the policy's order.
-    pub standings: Vec<Ballot>,
+    pub ballots: Vec<Ballot>,
     /// Whether the conflict comes from a veto by dissent below `k`.
     pub vetoed: bool,
     /// What our own builder key attests when it is not among the builders: this counts for `grace` only.
@@ -112,15 +112,15 @@ impl Policy {
     /// Counts the statements that the ledger holds about a path. A path that is its own content address needs nobody's
     /// word; for it use [`Policy::judge_content_addressed`].
     pub fn judge(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
-        let standings = self.collect_standings(ledger, &path.hash_part());
-        let (standings, attested) = self.count(standings);
+        let ballots = self.collect_ballots(ledger, &path.hash_part());
+        let (ballots, attested) = self.count(ballots);
         let name = NameDigest::of(path.name());
-        let is_name_disputed = attested.iter().any(|attested| attested.facts.name != name);
+        let is_name_disputed = attested.iter().any(|attested| attested.claim.name != name);
         let k = if is_name_disputed { self.k_of_disputed_name() } else { self.k(path.name()) };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
         let vetoed = self.require.veto && reached == 1 && attested.len() > 1;
         // The one with most groups comes first, so this is the fingerprint that reached `k`.
-        let is_ours = attested.first().is_some_and(|first| first.facts.name == name);
+        let is_ours = attested.first().is_some_and(|first| first.claim.name == name);
         let state = match (reached, attested.len()) {
             (1, _) if !vetoed && is_ours => State::Agreed,
             (0, 0) => State::None,
@@ -128,7 +128,7 @@ impl Policy {
             _ => State::Conflict,
         };
         let own = self.collect_own_word(ledger, &path.hash_part());
-        Verdict { state, k, of: self.groups(), attested, standings, vetoed, own }
+        Verdict { state, k, of: self.groups(), attested, ballots, vetoed, own }
     }
 
     /// Like [`Policy::judge`], for a path whose content address was proven.
@@ -139,16 +139,16 @@ impl Policy {
     fn collect_own_word(&self, ledger: &Ledger, hash_part: &HashPart) -> BTreeSet<FingerprintDigest> {
         let Some(own) = self.own.filter(|own| !self.knows(own)) else { return BTreeSet::new() };
         let counts = |vote: &Vote| vote.builder == own && vote.attested_at.is_some() && !self.is_void(vote);
-        ledger.votes(hash_part).filter(counts).map(|vote| vote.facts.fingerprint).collect()
+        ledger.votes(hash_part).filter(counts).map(|vote| vote.claim.fingerprint).collect()
     }
 
     /// Each builder by itself: its vote is void if it said two things, and does not count if its statement must not.
-    fn collect_standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
+    fn collect_ballots(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
         let mut said: Vec<Vec<(Option<Uncounted>, Claim)>> = vec![Vec::new(); self.builders.len()];
         for vote in ledger.votes(hash_part) {
             let Some(number) = self.numbers.get(&vote.builder) else { continue };
             let (Some(member), Some(said)) = (self.builders.get(*number), said.get_mut(*number)) else { continue };
-            said.push((self.why_not(member, &vote), vote.facts));
+            said.push((self.why_not(member, &vote), vote.claim));
         }
         said.into_iter().map(|said| decide_standing(&said)).collect()
     }
@@ -184,14 +184,14 @@ impl Policy {
     }
 
     /// Counts each group once, and not at all when its builders disagree.
-    fn count(&self, standings: Vec<(Ballot, Option<Claim>)>) -> (Vec<Ballot>, Vec<Attested>) {
+    fn count(&self, ballots: Vec<(Ballot, Option<Claim>)>) -> (Vec<Ballot>, Vec<Attested>) {
         let mut by_fingerprint: BTreeMap<FingerprintDigest, Attested> = BTreeMap::new();
         let mut by_group: BTreeMap<usize, BTreeSet<FingerprintDigest>> = BTreeMap::new();
-        for (number, ((_, facts), member)) in standings.iter().zip(&self.builders).enumerate() {
-            let Some(facts) = facts else { continue };
-            let new = || Attested { facts: *facts, builders: Vec::new(), groups: 0 };
-            by_fingerprint.entry(facts.fingerprint).or_insert_with(new).builders.push(number);
-            by_group.entry(member.group).or_default().insert(facts.fingerprint);
+        for (number, ((_, claim), member)) in ballots.iter().zip(&self.builders).enumerate() {
+            let Some(claim) = claim else { continue };
+            let new = || Attested { claim: *claim, builders: Vec::new(), groups: 0 };
+            by_fingerprint.entry(claim.fingerprint).or_insert_with(new).builders.push(number);
+            by_group.entry(member.group).or_default().insert(claim.fingerprint);
         }
         // A group with two fingerprints is divided, and counts for neither.
         for fingerprints in by_group.values() {
@@ -203,26 +203,26 @@ impl Policy {
             }
         }
         let disagrees = |group| by_group.get(&group).is_some_and(|fingerprints| fingerprints.len() > 1);
-        let standings = standings.into_iter().zip(&self.builders).map(|((standing, facts), member)| match facts {
-            Some(facts) if disagrees(member.group) => Ballot::NotCounted(Uncounted::GroupDisagrees, facts),
-            Some(_) | None => standing,
+        let ballots = ballots.into_iter().zip(&self.builders).map(|((ballot, claim), member)| match claim {
+            Some(claim) if disagrees(member.group) => Ballot::NotCounted(Uncounted::GroupDisagrees, claim),
+            Some(_) | None => ballot,
         });
-        let standings = standings.collect();
+        let ballots = ballots.collect();
         let mut attested: Vec<Attested> = by_fingerprint.into_values().collect();
-        attested.sort_by_key(|attested| (usize::MAX - attested.groups, attested.facts.fingerprint));
-        (standings, attested)
+        attested.sort_by_key(|attested| (usize::MAX - attested.groups, attested.claim.fingerprint));
+        (ballots, attested)
     }
 }
 
-/// The standing that follows from one builder's statements, and the facts that it votes for, if any.
+/// The ballot that follows from one builder's statements, and the claim that it votes for, if any.
 fn decide_standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
     let mut counted: Vec<Claim> =
-        said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, facts)| *facts).collect();
+        said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, claim)| *claim).collect();
     counted.sort_unstable();
     match (counted.as_slice(), said.iter().min()) {
         ([], None) => (Ballot::Missing, None),
-        ([], Some((why_not, facts))) => (Ballot::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *facts), None),
-        ([facts], _) => (Ballot::For(facts.fingerprint), Some(*facts)),
+        ([], Some((why_not, claim))) => (Ballot::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *claim), None),
+        ([claim], _) => (Ballot::For(claim.fingerprint), Some(*claim)),
         (_, _) => (Ballot::Void(counted), None),
     }
 }

@@ -81,7 +81,7 @@ pub fn find_unheard_signatures(
         let said = |ledger: &narmesh_quorum::Ledger| {
             ledger
                 .votes(&statement.path.hash_part())
-                .any(|vote| vote.builder == builder && vote.facts.fingerprint == fingerprint)
+                .any(|vote| vote.builder == builder && vote.claim.fingerprint == fingerprint)
         };
         ledger.read(said)
     };

@@ -144,7 +144,7 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u
         return Judged::Stranger;
     }
     match verify_attestation(store_dir, &key, &attestation) {
-        Some(evidence) => Judged::Verified(Box::new((StoredStatement { key, attestation }, evidence))),
+        Some(verified) => Judged::Verified(Box::new((StoredStatement { key, attestation }, verified))),
         None => Judged::Bad(
             number,
             format!("the signatures of {} over {} do not verify", key.name(), attestation.statement.path),

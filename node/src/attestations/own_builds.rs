@@ -162,15 +162,15 @@ impl OwnBuilds<'_> {
         }
         let (public, statement) = (self.key.public(), statement_of(info));
         let attestation = Attestation::sign(self.key, store_dir, statement, now().0);
-        let evidence = verify_attestation(store_dir, &public, &attestation)?;
-        Some((StoredStatement { key: public, attestation }, evidence))
+        let verified = verify_attestation(store_dir, &public, &attestation)?;
+        Some((StoredStatement { key: public, attestation }, verified))
     }
 
     /// Whether our key already attested the path as it is here now.
     fn is_attested(&self, info: &PathInfo) -> bool {
         let own = BuilderKey(self.key.public().bytes());
         let fingerprint = FingerprintDigest::of(self.store.store_dir(), &statement_of(info));
-        let said = |vote: narmesh_quorum::Vote| vote.builder == own && vote.facts.fingerprint == fingerprint;
+        let said = |vote: narmesh_quorum::Vote| vote.builder == own && vote.claim.fingerprint == fingerprint;
         self.ledger.read(|ledger| ledger.votes(&info.path.hash_part()).any(said))
     }
 }

@@ -283,15 +283,15 @@ mod tests {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let path = |number| StorePath::new(HashPart([number; 20]), "hello-2.10").unwrap();
         let mut say = |seed: u8, number: u8, result: u8| {
-            let facts = Claim {
+            let claim = Claim {
                 fingerprint: FingerprintDigest([result; 32]),
                 nar_hash: NarHash([result; 32]),
                 nar_size: 1,
                 name: NameDigest::of("hello-2.10"),
             };
             let hash_part = path(number).hash_part();
-            let evidence = VerifiedStatement::from_record(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
-            ledger.insert(&evidence, Some(WallMs(1)));
+            let verified = VerifiedStatement::from_record(BuilderKey([seed; 32]), hash_part, claim, Some(WallMs(1)), 1);
+            ledger.insert(&verified, Some(WallMs(1)));
         };
         say(1, 1, 1);
         say(2, 1, 1);

@@ -26,9 +26,9 @@ pub(super) fn verify_bare(
     signature: &NixSignature,
 ) -> Option<(BareSignature, VerifiedStatement)> {
     let bytes = on_disk_bytes(statement);
-    let evidence = VerifiedStatement::bare_signature(store_dir, statement, signature, key, bytes)?;
+    let verified = VerifiedStatement::bare_signature(store_dir, statement, signature, key, bytes)?;
     let bare = BareSignature { key: key.clone(), statement: statement.clone(), signature: signature.bytes };
-    Some((bare, evidence))
+    Some((bare, verified))
 }
 
 /// Those attestations of which both signatures are by `key`, in their order.
@@ -36,10 +36,10 @@ pub(super) fn verify_all(
     store_dir: &StoreDir,
     attestations: Vec<(NixPublicKey, Attestation)>,
 ) -> Vec<(StoredStatement, VerifiedStatement)> {
-    let evidence = on_all_cores(&attestations, |(key, attestation)| verify_attestation(store_dir, key, attestation));
-    let verified = attestations.into_iter().zip(evidence);
-    verified
-        .filter_map(|((key, attestation), evidence)| Some((StoredStatement { key, attestation }, evidence?)))
+    let statements = on_all_cores(&attestations, |(key, attestation)| verify_attestation(store_dir, key, attestation));
+    let judged = attestations.into_iter().zip(statements);
+    judged
+        .filter_map(|((key, attestation), verified)| Some((StoredStatement { key, attestation }, verified?)))
         .collect()
 }
 

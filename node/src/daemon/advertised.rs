@@ -10,9 +10,9 @@ pub(super) fn collect_advertised(offer: &Offer, store: &NixStore) -> AdvertisedR
     // The list leaves derivations out that are not offered, so every valid path that is not in it is one of these.
     let derivations = store.valid_paths().saturating_sub(listed.len());
     let mut report = AdvertisedReport { never: derivations as u64, ..AdvertisedReport::default() };
-    for (path, nar_size, standing) in listed {
+    for (path, nar_size, ballot) in listed {
         let full = store_dir.display(&path);
-        match standing {
+        match ballot {
             Offering::Offered => {
                 let offered = offer.find_offered(&path.hash_part());
                 let signed_by = offered.map(|it| it.map(|offered| signers(&offered.narinfo_text, store_dir)));
@@ -53,9 +53,8 @@ pub(super) fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashP
         view.advertised = true;
         return;
     };
-    let standing =
-        offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part).map(|(_, _, standing)| standing);
-    view.reason = Some(match standing {
+    let ballot = offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part).map(|(_, _, ballot)| ballot);
+    view.reason = Some(match ballot {
         Some(Offering::Offered) => kept,
         Some(Offering::Withheld(why)) => why.sentence().to_owned(),
         None => "it was not looked at yet, or it is a derivation (advertise.derivations)".to_owned(),

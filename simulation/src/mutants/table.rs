@@ -195,7 +195,7 @@ pub const QUORUM: &[Mutant] = &[
             "verdict.rs",
             "(Ballot::Void(counted), None)",
             "match counted.first() {
-                Some(facts) => (Ballot::For(facts.fingerprint), Some(*facts)),
+                Some(claim) => (Ballot::For(claim.fingerprint), Some(*claim)),
                 None => (Ballot::Missing, None),
             }",
         )],
@@ -206,13 +206,13 @@ pub const QUORUM: &[Mutant] = &[
         &[
             change(
                 "verdict.rs",
-                "by_fingerprint.entry(facts.fingerprint)",
-                "by_fingerprint.entry(FingerprintDigest(facts.nar_hash.0))",
+                "by_fingerprint.entry(claim.fingerprint)",
+                "by_fingerprint.entry(FingerprintDigest(claim.nar_hash.0))",
             ),
             change(
                 "verdict.rs",
-                "by_group.entry(member.group).or_default().insert(facts.fingerprint);",
-                "by_group.entry(member.group).or_default().insert(FingerprintDigest(facts.nar_hash.0));",
+                "by_group.entry(member.group).or_default().insert(claim.fingerprint);",
+                "by_group.entry(member.group).or_default().insert(FingerprintDigest(claim.nar_hash.0));",
             ),
         ],
     ),

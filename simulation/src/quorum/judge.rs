@@ -55,7 +55,7 @@ impl Judge {
         for (veto, policy) in [false, true].into_iter().zip(&self.policies) {
             let expected = self.count(stored, veto);
             let verdict = policy.judge(ledger, path);
-            let agreed = verdict.agreed().map(|agreed| agreed.facts.fingerprint);
+            let agreed = verdict.agreed().map(|agreed| agreed.claim.fingerprint);
             if (verdict.state, agreed) != (expected.state, expected.agreed) {
                 let (is, should) = (verdict.state, expected.state);
                 broken.push(format!(

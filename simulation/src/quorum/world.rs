@@ -135,7 +135,7 @@ impl World {
                     let said =
                         VerifiedStatement::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
                     let path = attestation.statement.path.clone();
-                    self.judge.honest.entry(path).or_default().extend(said.map(|said| said.facts().fingerprint));
+                    self.judge.honest.entry(path).or_default().extend(said.map(|said| said.claim().fingerprint));
                 }
                 self.take(machine, attestation);
                 self.feed(machine, Input::Grew);
@@ -248,10 +248,10 @@ impl World {
 
     /// Puts an attestation into the ledger and among the kept attestations. Returns whether it is new.
     fn take(&mut self, number: Number, attestation: Attestation) -> bool {
-        let Some(evidence) = self.verify_once(&attestation) else { return false };
-        let key = (evidence.builder(), evidence.hash_part());
+        let Some(verified) = self.verify_once(&attestation) else { return false };
+        let key = (verified.builder(), verified.hash_part());
         let path = attestation.statement.path.clone();
-        let new = self.store(number, &evidence, &path, true);
+        let new = self.store(number, &verified, &path, true);
         if new {
             self.counts[1] += 1;
             self.machine_mut(number).kept.entry(key).or_default().push(attestation);
@@ -262,21 +262,21 @@ impl World {
     fn hear_bare(&mut self, number: Number, signer: Number, statement: &Statement) {
         let it = self.machine(signer);
         let (signature, public): (NixSignature, _) = (it.secret.sign(&statement.fingerprint(&store_dir())), &it.public);
-        let evidence = VerifiedStatement::bare_signature(&store_dir(), statement, &signature, public, BYTES);
-        if let Some(evidence) = evidence {
-            self.store(number, &evidence, &statement.path, false);
+        let verified = VerifiedStatement::bare_signature(&store_dir(), statement, &signature, public, BYTES);
+        if let Some(verified) = verified {
+            self.store(number, &verified, &statement.path, false);
         }
     }
 
-    fn store(&mut self, number: Number, evidence: &VerifiedStatement, path: &StorePath, dated: bool) -> bool {
+    fn store(&mut self, number: Number, verified: &VerifiedStatement, path: &StorePath, dated: bool) -> bool {
         let at = WallMs(WALL_MS + self.schedule.now_ms());
-        let Some(builder) = self.numbers.get(&evidence.builder()).copied() else { return false };
+        let Some(builder) = self.numbers.get(&verified.builder()).copied() else { return false };
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
-        let inserted = machine.ledger.insert(evidence, Some(at));
+        let inserted = machine.ledger.insert(verified, Some(at));
         let new = matches!(inserted, Insertion::New { .. } | Insertion::Upgraded);
         if new {
             let stored = machine.taken_in.entry(path.clone()).or_default();
-            stored.push(Stored { builder, fingerprint: evidence.facts().fingerprint, dated, at });
+            stored.push(Stored { builder, fingerprint: verified.claim().fingerprint, dated, at });
             if number >= self.scenario.hostile {
                 self.judge.judge(number, &machine.ledger, path, stored);
             }
@@ -291,7 +291,7 @@ impl World {
         (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
             let verdict = |machine: &Machine| {
                 let verdict = policy.judge(&machine.ledger, &path);
-                (verdict.state, verdict.agreed().map(|agreed| agreed.facts.fingerprint))
+                (verdict.state, verdict.agreed().map(|agreed| agreed.claim.fingerprint))
             };
             let first = verdict(self.machines.get(self.scenario.hostile)?);
             let (other, differs) = honest

@@ -112,7 +112,7 @@ fn path(number: u32) -> anyhow::Result<StorePath> {
     Ok(StorePath::new(HashPart(bytes), &format!("package-{number}-1.0"))?)
 }
 
-fn facts(number: u32) -> Claim {
+fn claim(number: u32) -> Claim {
     let mut digest = [7; 32];
     digest[..4].copy_from_slice(&number.to_le_bytes());
     Claim {
@@ -143,12 +143,12 @@ fn filled(paths: u32, missing: impl Fn(u32) -> bool) -> anyhow::Result<Ledger> {
     let keys: Vec<BuilderKey> = policy()?.keys().collect();
     let mut number = 0;
     for at in 0..paths {
-        let (hash_part, facts) = (path(at)?.hash_part(), facts(at));
+        let (hash_part, claim) = (path(at)?.hash_part(), claim(at));
         for builder in &keys {
             number += 1;
             if !missing(number) {
-                let evidence = VerifiedStatement::from_record(*builder, hash_part, facts, Some(WallMs(1)), 500);
-                ledger.insert(&evidence, Some(WallMs(1)));
+                let verified = VerifiedStatement::from_record(*builder, hash_part, claim, Some(WallMs(1)), 500);
+                ledger.insert(&verified, Some(WallMs(1)));
             }
         }
     }
@@ -208,9 +208,9 @@ fn store_dir() -> anyhow::Result<StoreDir> {
 /// so that path 0 needs all others.
 fn signed(number: u32, key: &NixSecretKey, references: u32) -> anyhow::Result<Attestation> {
     let needed = (1..=references).map(|at| path(number * references + at)).collect::<Result<_, _>>()?;
-    let facts = facts(number);
+    let claim = claim(number);
     let statement =
-        Statement { path: path(number)?, nar_hash: facts.nar_hash, nar_size: facts.nar_size, references: needed };
+        Statement { path: path(number)?, nar_hash: claim.nar_hash, nar_size: claim.nar_size, references: needed };
     Ok(Attestation::sign(key, &store_dir()?, statement, 1_790_000_000_000))
 }
 

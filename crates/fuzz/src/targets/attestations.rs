@@ -88,14 +88,14 @@ pub(super) fn ledger() -> Ledger {
     for number in 0..200u8 {
         let mut hash_part = [0; 20];
         hash_part.fill(number.wrapping_mul(37));
-        let facts = Claim {
+        let claim = Claim {
             fingerprint: FingerprintDigest([number; 32]),
             nar_hash: NarHash([1; 32]),
             nar_size: 1,
             name: NameDigest::of("x"),
         };
         let builder = BuilderKey([number % 3; 32]);
-        ledger.insert(&VerifiedStatement::from_record(builder, HashPart(hash_part), facts, Some(WallMs(1)), 1), None);
+        ledger.insert(&VerifiedStatement::from_record(builder, HashPart(hash_part), claim, Some(WallMs(1)), 1), None);
     }
     ledger
 }

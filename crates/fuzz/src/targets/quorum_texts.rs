@@ -202,14 +202,14 @@ fn ledger() -> Ledger {
     for (builder, path, result) in
         [(1, 1, 1), (2, 1, 1), (3, 1, 2), (1, 2, 3), (2, 2, 4), (1, 3, 5), (1, 3, 6), (3, 4, 7)]
     {
-        let facts = Claim {
+        let claim = Claim {
             fingerprint: FingerprintDigest([result; 32]),
             nar_hash: NarHash([result; 32]),
             nar_size: 1,
             name: NameDigest::of("x"),
         };
         let said =
-            VerifiedStatement::from_record(BuilderKey([builder; 32]), HashPart([path; 20]), facts, Some(WallMs(1)), 1);
+            VerifiedStatement::from_record(BuilderKey([builder; 32]), HashPart([path; 20]), claim, Some(WallMs(1)), 1);
         ledger.insert(&said, Some(WallMs(5)));
     }
     let path = StorePath::new(HashPart([4; 20]), "x").expect("a name");

@@ -5,7 +5,7 @@ use crate::statement::{Claim, WallMs};
 /// One path. Boxed slices instead of vectors halve the memory of a ledger with a million attestations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entry {
-    pub(super) facts: Box<[Claim]>,
+    pub(super) claims: Box<[Claim]>,
     pub(super) records: Box<[Record]>,
     pub(super) pins: u8,
 }
@@ -21,8 +21,8 @@ pub(super) struct Record {
     pub(super) dated_after_s: u32,
     pub(super) bytes: u32,
     pub(super) builder: u16,
-    /// The index of its facts in the entry.
-    pub(super) fact: u16,
+    /// The index of its claim in the entry.
+    pub(super) claim: u16,
     /// Whether it is in its builder's queue.
     pub(super) queued: bool,
 }
@@ -56,16 +56,16 @@ impl Record {
 }
 
 impl Entry {
-    /// Removes a record, and its facts if no other record states them.
+    /// Removes a record, and its claim if no other record makes it.
     pub(super) fn remove(&mut self, at: usize) {
         let mut records = std::mem::take(&mut self.records).into_vec();
         let gone = records.remove(at);
-        if !records.iter().any(|record| record.fact == gone.fact) {
-            let mut facts = std::mem::take(&mut self.facts).into_vec();
-            facts.remove(usize::from(gone.fact));
-            self.facts = facts.into_boxed_slice();
-            for record in records.iter_mut().filter(|record| record.fact > gone.fact) {
-                record.fact -= 1;
+        if !records.iter().any(|record| record.claim == gone.claim) {
+            let mut claims = std::mem::take(&mut self.claims).into_vec();
+            claims.remove(usize::from(gone.claim));
+            self.claims = claims.into_boxed_slice();
+            for record in records.iter_mut().filter(|record| record.claim > gone.claim) {
+                record.claim -= 1;
             }
         }
         self.records = records.into_boxed_slice();

@@ -11,7 +11,7 @@ use std::ops::{Bound, RangeInclusive};
 
 /// The most builders that a ledger can tell apart.
 pub const BUILDERS_MAX: usize = 1_024;
-/// The most statements kept of one builder for one path: two make its vote void, the others are evidence.
+/// The most statements kept of one builder for one path: two make its vote void, the others show that it contradicts itself.
 pub const STATEMENTS_PER_PATH_MAX: usize = 4;
 /// The most paths remembered as asked for; beyond it, the oldest question is forgotten.
 pub const ASKED_MAX: usize = 1 << 17;
@@ -64,7 +64,7 @@ impl Pin {
     }
 }
 
-/// What became of a piece of evidence.
+/// What became of a statement.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Insertion {
     /// It is new. The builder's oldest attestations may have been evicted for it.
@@ -101,7 +101,7 @@ pub struct Vote {
     /// The builder that made the statement.
     pub builder: BuilderKey,
     /// What the statement says.
-    pub facts: Claim,
+    pub claim: Claim,
     /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub attested_at: Option<WallMs>,
     /// When this node first stored the statement, with a date or without; `None` when that is not on record.
@@ -185,13 +185,13 @@ impl Ledger {
 
     /// Takes a statement that this node first stored at `stored_at`. `None` means that nobody knows; then a revocation of
     /// its key voids it whatever its date.
-    pub fn insert(&mut self, evidence: &VerifiedStatement, stored_at: Option<WallMs>) -> Insertion {
-        let Some(builder) = self.assign_number(evidence.builder) else { return Insertion::TooManyBuilders };
-        let entry = self.paths.entry(evidence.hash_part).or_default();
+    pub fn insert(&mut self, statement: &VerifiedStatement, stored_at: Option<WallMs>) -> Insertion {
+        let Some(builder) = self.assign_number(statement.builder) else { return Insertion::TooManyBuilders };
+        let entry = self.paths.entry(statement.hash_part).or_default();
         let (attested_at, stored_at) =
-            (evidence.attested_at.map_or(NO_TIME, |at| at.0), stored_at.map_or(NO_TIME, |at| at.0));
-        let fact = entry.facts.iter().position(|known| known.fingerprint == evidence.facts.fingerprint);
-        let known = entry.records.iter_mut().find(|it| it.builder == builder && Some(usize::from(it.fact)) == fact);
+            (statement.attested_at.map_or(NO_TIME, |at| at.0), stored_at.map_or(NO_TIME, |at| at.0));
+        let claim = entry.claims.iter().position(|known| known.fingerprint == statement.claim.fingerprint);
+        let known = entry.records.iter_mut().find(|it| it.builder == builder && Some(usize::from(it.claim)) == claim);
         // The same statement again: all that can be new is its date.
         if let Some(known) = known {
             if known.attested_at != NO_TIME || attested_at == NO_TIME {
@@ -199,36 +199,36 @@ impl Ledger {
             }
             known.upgrade(attested_at, stored_at);
             self.bare -= 1;
-            self.forget_digest(builder, &evidence.hash_part);
+            self.forget_digest(builder, &statement.hash_part);
             if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
                 builder_ledger.tally.attestations += 1;
             }
             return Insertion::Upgraded;
         }
         let said = entry.records.iter().filter(|it| it.builder == builder).count();
-        let fact = fact.unwrap_or(entry.facts.len());
-        let Ok(fact_number) = u16::try_from(fact) else { return Insertion::EnoughStatements };
+        let claim = claim.unwrap_or(entry.claims.len());
+        let Ok(claim_number) = u16::try_from(claim) else { return Insertion::EnoughStatements };
         if said >= STATEMENTS_PER_PATH_MAX {
             return Insertion::EnoughStatements;
         }
         let is_pinned = entry.pins != 0;
         if is_pinned
             && let Some(builder_ledger) = self.builders.get(usize::from(builder))
-            && !builder_ledger.has_room_for_pinned(evidence.bytes, self.limits.bytes_per_builder)
+            && !builder_ledger.has_room_for_pinned(statement.bytes, self.limits.bytes_per_builder)
         {
             return Insertion::TooLong;
         }
-        if fact == entry.facts.len() {
-            push(&mut entry.facts, evidence.facts);
+        if claim == entry.claims.len() {
+            push(&mut entry.claims, statement.claim);
         }
         // Only votes on paths without a pin use up the builder's bounds and can be evicted.
         let queued = !is_pinned;
-        let (bytes, fact) = (evidence.bytes, fact_number);
-        let record = Record { attested_at, stored_at, dated_after_s: 0, bytes, builder, fact, queued };
+        let (bytes, claim) = (statement.bytes, claim_number);
+        let record = Record { attested_at, stored_at, dated_after_s: 0, bytes, builder, claim, queued };
         push(&mut entry.records, record);
         self.votes += 1;
         self.bare += usize::from(attested_at == NO_TIME);
-        self.forget_digest(builder, &evidence.hash_part);
+        self.forget_digest(builder, &statement.hash_part);
         if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder))
             && attested_at != NO_TIME
         {
@@ -237,10 +237,10 @@ impl Ledger {
         }
         if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
             if queued {
-                builder_ledger.queue.push_back(evidence.hash_part);
-                builder_ledger.bytes += u64::from(evidence.bytes);
+                builder_ledger.queue.push_back(statement.hash_part);
+                builder_ledger.bytes += u64::from(statement.bytes);
             } else {
-                builder_ledger.count_pinned(evidence.bytes);
+                builder_ledger.count_pinned(statement.bytes);
             }
         }
         Insertion::New { evicted: self.evict(builder) }
@@ -251,8 +251,8 @@ impl Ledger {
         let (Some(builder), Some(entry)) = (self.number_of(&gone.builder), self.paths.get_mut(&gone.hash_part)) else {
             return;
         };
-        let fact = entry.facts.iter().position(|facts| facts.fingerprint == gone.fingerprint);
-        let is_it = |it: &Record| it.builder == builder && Some(usize::from(it.fact)) == fact;
+        let claim = entry.claims.iter().position(|claim| claim.fingerprint == gone.fingerprint);
+        let is_it = |it: &Record| it.builder == builder && Some(usize::from(it.claim)) == claim;
         let Some(at) = entry.records.iter().position(is_it) else { return };
         let Some(Record { queued, bytes, attested_at, .. }) = entry.records.get(at).copied() else { return };
         entry.remove(at);
@@ -274,11 +274,11 @@ impl Ledger {
     }
 
     /// Whether inserting it would change nothing: the ledger holds it, with a date if it has one.
-    pub fn knows(&self, evidence: &VerifiedStatement) -> bool {
-        self.votes(&evidence.hash_part).any(|vote| {
-            vote.builder == evidence.builder
-                && vote.facts.fingerprint == evidence.facts.fingerprint
-                && (vote.attested_at.is_some() || evidence.attested_at.is_none())
+    pub fn knows(&self, statement: &VerifiedStatement) -> bool {
+        self.votes(&statement.hash_part).any(|vote| {
+            vote.builder == statement.builder
+                && vote.claim.fingerprint == statement.claim.fingerprint
+                && (vote.attested_at.is_some() || statement.attested_at.is_none())
         })
     }
 
@@ -369,7 +369,7 @@ impl Ledger {
             entry.records.iter().filter_map(move |record| {
                 Some(Vote {
                     builder: self.builders.get(usize::from(record.builder))?.key,
-                    facts: *entry.facts.get(usize::from(record.fact))?,
+                    claim: *entry.claims.get(usize::from(record.claim))?,
                     attested_at: time(record.attested_at),
                     stored_at: time(record.stored_at),
                     dated_stored_at: record.dated_stored_at(),
@@ -404,7 +404,7 @@ impl Ledger {
     ) -> impl Iterator<Item = (HashPart, Vec<(u16, FingerprintDigest)>)> {
         self.paths.range(range).map(move |(hash_part, entry)| {
             let wanted = |it: &&Record| it.attested_at != NO_TIME && builders.binary_search(&it.builder).is_ok();
-            let fingerprint = |it: &Record| Some((it.builder, entry.facts.get(usize::from(it.fact))?.fingerprint));
+            let fingerprint = |it: &Record| Some((it.builder, entry.claims.get(usize::from(it.claim))?.fingerprint));
             let mut said: Vec<_> = entry.records.iter().filter(wanted).filter_map(fingerprint).collect();
             said.sort_unstable();
             (*hash_part, said)
@@ -481,8 +481,8 @@ impl Ledger {
                 continue;
             }
             builder_ledger.tally.attestations -= usize::from(record.attested_at != NO_TIME);
-            let (key, fact) = (builder_ledger.key, usize::from(record.fact));
-            let fingerprint = entry.facts.get(fact).map(|facts| facts.fingerprint);
+            let (key, claim) = (builder_ledger.key, usize::from(record.claim));
+            let fingerprint = entry.claims.get(claim).map(|claim| claim.fingerprint);
             self.bare -= usize::from(record.attested_at == NO_TIME);
             entry.remove(at);
             if entry.records.is_empty() {

@@ -18,7 +18,7 @@ fn order_of_arrival_does_not_change_the_verdict() {
     let policy = policy("a b c d e", 3);
     let first = verdict(&policy, "e2 d2 a1 b1 c1");
     assert_eq!(first, verdict(&policy, "a1 b1 c1 d2 e2"));
-    assert_eq!(first.agreed().unwrap().facts, result('1'));
+    assert_eq!(first.agreed().unwrap().claim, result('1'));
 }
 
 #[test]
@@ -81,8 +81,8 @@ fn different_references_under_one_nar_hash_are_a_conflict() {
         let references = if number == 2 { vec![path(9)] } else { Vec::new() };
         let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references };
         let attestation = Attestation::sign(key, &store_dir, statement, 1);
-        let evidence = VerifiedStatement::attestation(&store_dir, &attestation, &key.public(), 300).unwrap();
-        ledger.insert(&evidence, Some(WallMs(1)));
+        let verified = VerifiedStatement::attestation(&store_dir, &attestation, &key.public(), 300).unwrap();
+        ledger.insert(&verified, Some(WallMs(1)));
     }
     let mut rules = rules("a b c", 3);
     for (builder, key) in rules.builders.iter_mut().zip(&keys) {
@@ -90,7 +90,7 @@ fn different_references_under_one_nar_hash_are_a_conflict() {
     }
     let verdict = checked(rules).judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Conflict);
-    assert_eq!(verdict.attested.iter().map(|it| it.facts.nar_hash).collect::<Vec<_>>(), [NarHash([1; 32]); 2]);
+    assert_eq!(verdict.attested.iter().map(|it| it.claim.nar_hash).collect::<Vec<_>>(), [NarHash([1; 32]); 2]);
 }
 
 #[test]

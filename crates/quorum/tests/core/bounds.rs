@@ -117,8 +117,8 @@ fn builders_and_questions_are_bounded() {
     for number in 0..BUILDERS_MAX + 3 {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
-        let evidence = VerifiedStatement::from_record(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
-        let insertion = ledger.insert(&evidence, None);
+        let verified = VerifiedStatement::from_record(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
+        let insertion = ledger.insert(&verified, None);
         assert_eq!(insertion == Insertion::TooManyBuilders, number >= BUILDERS_MAX, "{number}");
     }
     let mut ledger = small(1);
@@ -182,22 +182,22 @@ fn a_withdrawn_statement_leaves_no_trace() {
     let compared = narmesh_quorum::reconcile::Shared::new([key("a"), key("b")]);
     let root = |ledger: &Ledger| narmesh_quorum::reconcile::Session::start(ledger, compared.clone()).1;
     assert_eq!(root(&before), root(&ledger));
-    for evidence in [&one, &two] {
-        ledger.insert(evidence, None);
+    for verified in [&one, &two] {
+        ledger.insert(verified, None);
     }
     assert_ne!(root(&before), root(&ledger));
     assert_eq!(ledger.hash_parts_of(&key("a")), [path(1).hash_part()]);
     ledger.pin(path(1).hash_part(), Pin::Held);
-    for evidence in [&one, &two, &one] {
-        let fingerprint = evidence.facts().fingerprint;
-        ledger.withdraw(&Evicted { builder: key("a"), hash_part: evidence.hash_part(), fingerprint });
+    for verified in [&one, &two, &one] {
+        let fingerprint = verified.claim().fingerprint;
+        ledger.withdraw(&Evicted { builder: key("a"), hash_part: verified.hash_part(), fingerprint });
     }
     assert_eq!((ledger.len(), root(&ledger)), (before.len(), root(&before)));
     assert!(ledger.hash_parts_of(&key("a")).is_empty() && ledger.is_pinned(&path(1).hash_part(), Pin::Held));
     assert_eq!(ledger.tally_of(&key("a")).attestations, 0);
     let bare = signs("a", &path(1), result('1'));
     ledger.insert(&bare, None);
-    ledger.withdraw(&Evicted { builder: key("a"), hash_part: bare.hash_part(), fingerprint: bare.facts().fingerprint });
+    ledger.withdraw(&Evicted { builder: key("a"), hash_part: bare.hash_part(), fingerprint: bare.claim().fingerprint });
     assert_eq!((ledger.bare_signatures(), ledger.tally_of(&key("a")).attestations), (0, 0));
     // Its place in the queue is free for others.
     for number in 2..20 {
@@ -210,12 +210,12 @@ fn a_withdrawn_statement_leaves_no_trace() {
 fn long_statements_about_pinned_paths_are_bounded_and_usual_ones_are_not() {
     let mut ledger = Ledger::new(LedgerLimits { per_builder: 10, bytes_per_builder: 1 << 20 });
     let long = |number: u32, letter| {
-        let facts = result(letter);
-        VerifiedStatement::from_record(key("a"), path(number).hash_part(), facts, Some(WallMs(1_000)), 60_000)
+        let claim = result(letter);
+        VerifiedStatement::from_record(key("a"), path(number).hash_part(), claim, Some(WallMs(1_000)), 60_000)
     };
-    let insert = |ledger: &mut Ledger, evidence: &VerifiedStatement| {
-        ledger.pin(evidence.hash_part(), Pin::Held);
-        ledger.insert(evidence, None)
+    let insert = |ledger: &mut Ledger, verified: &VerifiedStatement| {
+        ledger.pin(verified.hash_part(), Pin::Held);
+        ledger.insert(verified, None)
     };
     let taken = (1..200).take_while(|number| insert(&mut ledger, &long(*number, '1')) != Insertion::TooLong).count();
     let bytes = u64::try_from(taken).unwrap() * 60_000;

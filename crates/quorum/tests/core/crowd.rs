@@ -54,10 +54,10 @@ pub(crate) fn attestation(builder: &str, path: &StorePath, letter: char) -> Atte
     }
 }
 
-fn evidence(attestation: &Attestation) -> VerifiedStatement {
-    let facts = Claim::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
+fn verified(attestation: &Attestation) -> VerifiedStatement {
+    let claim = Claim::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
     let path = attestation.statement.path.hash_part();
-    VerifiedStatement::from_record(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
+    VerifiedStatement::from_record(attestation.builder, path, claim, Some(WallMs(attestation.attested_at_ms)), 400)
 }
 
 /// Both sides may tell each other of these builders, and count them.
@@ -214,14 +214,14 @@ impl Crowd {
                 continue;
             }
             taken.verified += 1;
-            let evidence = evidence(&attestation);
-            if let Insertion::New { evicted } = it.ledger.insert(&evidence, Some(WallMs(self.now))) {
+            let verified = verified(&attestation);
+            if let Insertion::New { evicted } = it.ledger.insert(&verified, Some(WallMs(self.now))) {
                 taken.new += 1;
                 taken.full.extend(evicted.iter().map(|gone| gone.builder).collect::<BTreeSet<_>>());
                 for gone in evicted {
                     it.kept.remove(&(gone.builder, gone.hash_part));
                 }
-                it.kept.entry((evidence.builder(), evidence.hash_part())).or_default().push(attestation);
+                it.kept.entry((verified.builder(), verified.hash_part())).or_default().push(attestation);
             }
         }
         taken

@@ -103,14 +103,14 @@ fn few_of_a_between_many_of_b() -> Ledger {
         bytes[19] = top;
         HashPart(bytes)
     };
-    let facts = Claim {
+    let claim = Claim {
         fingerprint: FingerprintDigest([1; 32]),
         nar_hash: NarHash([1; 32]),
         nar_size: 1,
         name: NameDigest::of("x"),
     };
     let mut insert =
-        |name, part| ledger.insert(&VerifiedStatement::from_record(key(name), part, facts, Some(WallMs(1)), 1), None);
+        |name, part| ledger.insert(&VerifiedStatement::from_record(key(name), part, claim, Some(WallMs(1)), 1), None);
     for top in 0..=255 {
         insert("a", part(top, 0));
         (1..400).for_each(|number| drop(insert("b", part(top, number))));

@@ -27,7 +27,7 @@ fn withholding_attestations_after_a_comparison_is_not_a_fault() {
         let gone = attestation("a", &path(number), '1');
         let (builder, hash_part) = (gone.builder, path(number).hash_part());
         let node = &mut crowd.nodes[0];
-        let fingerprint = node.ledger.votes(&hash_part).next().unwrap().facts.fingerprint;
+        let fingerprint = node.ledger.votes(&hash_part).next().unwrap().claim.fingerprint;
         node.ledger.withdraw(&Evicted { builder, hash_part, fingerprint });
     }
     assert!(crowd.run(120_000, |crowd| crowd.knows(1, "a", &path(1))));

@@ -29,16 +29,16 @@ fn statement() -> impl Strategy<Value = (VerifiedStatement, Option<WallMs>)> {
 /// A builder's statement is first stored once, so only the first of equal statements is taken.
 fn once_each(statements: Vec<(VerifiedStatement, Option<WallMs>)>) -> Vec<(VerifiedStatement, Option<WallMs>)> {
     let mut first = BTreeMap::new();
-    for (evidence, stored) in statements {
-        first.entry((evidence.builder(), evidence.facts().fingerprint)).or_insert((evidence, stored));
+    for (verified, stored) in statements {
+        first.entry((verified.builder(), verified.claim().fingerprint)).or_insert((verified, stored));
     }
     first.into_values().collect()
 }
 
 fn filled(statements: &[(VerifiedStatement, Option<WallMs>)]) -> Ledger {
     let mut ledger = ledger();
-    for (evidence, stored) in statements {
-        ledger.insert(evidence, *stored);
+    for (verified, stored) in statements {
+        ledger.insert(verified, *stored);
     }
     ledger
 }
@@ -53,11 +53,11 @@ fn by_the_book(k: usize, veto: bool, statements: &[(VerifiedStatement, Option<Wa
     let mut attested: Vec<(String, [u8; 32])> = Vec::new();
     for name in &BUILDERS[..7] {
         let mut said: Vec<[u8; 32]> = Vec::new();
-        for (evidence, stored) in statements.iter().filter(|(evidence, _)| evidence.builder() == key(name)) {
-            let bare = *evidence == signs(name, &path(1), *evidence.facts());
+        for (verified, stored) in statements.iter().filter(|(verified, _)| verified.builder() == key(name)) {
+            let bare = *verified == signs(name, &path(1), *verified.claim());
             let revoked = *name == "d" && stored.is_none_or(|at| at.0 >= 50);
             if !revoked && (!bare || *name == "c") {
-                said.push(evidence.facts().fingerprint.0);
+                said.push(verified.claim().fingerprint.0);
             }
         }
         if let [only] = said[..] {
@@ -113,9 +113,9 @@ proptest! {
         let mut ledger = filled(&statements);
         let (len, policy) = (ledger.len(), a_policy(k, false));
         let verdict = policy.judge(&ledger, &path(1));
-        for (evidence, _) in &statements {
+        for (verified, _) in &statements {
             // Repeated later, with another time.
-            prop_assert_eq!(ledger.insert(evidence, Some(WallMs(99))), Insertion::Known);
+            prop_assert_eq!(ledger.insert(verified, Some(WallMs(99))), Insertion::Known);
         }
         prop_assert_eq!((ledger.len(), policy.judge(&ledger, &path(1))), (len, verdict));
     }
@@ -130,10 +130,10 @@ proptest! {
         let policy = a_policy(k, veto);
         let mut ledger = filled(&statements);
         let before = policy.judge(&ledger, &path(1));
-        let truth = before.agreed().map_or(result('1'), |agreed| agreed.facts);
+        let truth = before.agreed().map_or(result('1'), |agreed| agreed.claim);
         for number in honest {
             let said_else = ledger.votes(&path(1).hash_part())
-                .any(|vote| vote.builder == key(BUILDERS[number]) && vote.facts != truth);
+                .any(|vote| vote.builder == key(BUILDERS[number]) && vote.claim != truth);
             if said_else {
                 continue; // It is not honest, or the path not reproducible on it.
             }
@@ -141,7 +141,7 @@ proptest! {
             if before.state == State::Agreed && !group_divided(&policy, &ledger) {
                 let after = policy.judge(&ledger, &path(1));
                 prop_assert_eq!(after.state, State::Agreed);
-                prop_assert_eq!(after.agreed().unwrap().facts, truth);
+                prop_assert_eq!(after.agreed().unwrap().claim, truth);
             }
         }
     }
@@ -155,13 +155,13 @@ proptest! {
         let hostile_groups: std::collections::BTreeSet<_> = hostile.iter().map(|number| groups[*number]).collect();
         prop_assume!(hostile_groups.len() < 3);
         // Honest builders say 1 or nothing, hostile ones anything.
-        let statements: Vec<_> = once_each(statements).into_iter().filter(|(evidence, _)| {
-            let number = BUILDERS.iter().position(|name| key(name) == evidence.builder()).unwrap();
-            hostile.contains(&number) || number == 7 || *evidence.facts() == result('1')
+        let statements: Vec<_> = once_each(statements).into_iter().filter(|(verified, _)| {
+            let number = BUILDERS.iter().position(|name| key(name) == verified.builder()).unwrap();
+            hostile.contains(&number) || number == 7 || *verified.claim() == result('1')
         }).collect();
         let verdict = policy.judge(&filled(&statements), &path(1));
         if let Some(agreed) = verdict.agreed() {
-            prop_assert_eq!(agreed.facts, result('1'));
+            prop_assert_eq!(agreed.claim, result('1'));
         }
     }
 
@@ -170,7 +170,7 @@ proptest! {
         statements in prop::collection::vec(statement(), 0..14), k in 1..=5usize,
     ) {
         let mut statements = once_each(statements);
-        statements.retain(|(evidence, _)| evidence.builder() != key("e"));
+        statements.retain(|(verified, _)| verified.builder() != key("e"));
         let policy = a_policy(k, false);
         let without = policy.judge(&filled(&statements), &path(1));
         let mut ledger = filled(&statements);
@@ -178,14 +178,13 @@ proptest! {
         ledger.insert(&says("e", &path(1), result('3')), Some(WallMs(1)));
         let with = policy.judge(&ledger, &path(1));
         prop_assert_eq!(with.state, without.state);
-        prop_assert!(matches!(with.standings[4], Ballot::Void(_)));
+        prop_assert!(matches!(with.ballots[4], Ballot::Void(_)));
     }
 }
 
 /// Whether a group is divided, because an honest member says something else than another one. Then it
 /// must count for neither.
 fn group_divided(policy: &Policy, ledger: &Ledger) -> bool {
-    let divided =
-        |standing: &Ballot| matches!(standing, Ballot::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
-    policy.judge(ledger, &path(1)).standings.iter().any(divided)
+    let divided = |ballot: &Ballot| matches!(ballot, Ballot::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
+    policy.judge(ledger, &path(1)).ballots.iter().any(divided)
 }

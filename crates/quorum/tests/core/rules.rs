@@ -15,7 +15,7 @@ fn agreed_is_one_fingerprint_with_k_groups_or_more() {
     let policy = policy("a b c d e", 3);
     assert_eq!(state(&policy, "a1 b1 c1"), State::Agreed);
     assert_eq!(state(&policy, "a1 b1 c1 d1 e1"), State::Agreed);
-    assert_eq!(verdict(&policy, "a1 b1 c1").agreed().unwrap().facts, result('1'));
+    assert_eq!(verdict(&policy, "a1 b1 c1").agreed().unwrap().claim, result('1'));
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn short_is_one_fingerprint_below_k_and_none_is_nothing() {
     let policy = policy("a b c", 2);
     assert_eq!(state(&policy, "a1"), State::Short);
     assert_eq!(state(&policy, ""), State::None);
-    assert!(verdict(&policy, "").standings.iter().all(|standing| *standing == Ballot::Missing));
+    assert!(verdict(&policy, "").ballots.iter().all(|ballot| *ballot == Ballot::Missing));
 }
 
 #[test]
@@ -62,8 +62,8 @@ fn a_content_address_needs_nobody() {
 fn k_is_absolute_and_the_missing_are_missing() {
     let policy = policy("a b c d e", 3);
     assert_eq!(state(&policy, "a1 b1"), State::Short, "two of the two that answered are not three");
-    let missing = verdict(&policy, "a1 b1").standings;
-    assert_eq!(missing.iter().filter(|standing| **standing == Ballot::Missing).count(), 3);
+    let missing = verdict(&policy, "a1 b1").ballots;
+    assert_eq!(missing.iter().filter(|ballot| **ballot == Ballot::Missing).count(), 3);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     let policy = policy("a=acme b=acme c d", 2);
     let verdict = verdict(&policy, "a1 b2 c1");
     assert_eq!(verdict.state, State::Conflict);
-    assert!(matches!(verdict.standings[0], Ballot::NotCounted(Uncounted::GroupDisagrees, _)));
+    assert!(matches!(verdict.ballots[0], Ballot::NotCounted(Uncounted::GroupDisagrees, _)));
     assert_eq!(state(&policy, "a1 b2 c1 d1"), State::Agreed);
     // The group counts for neither result, however many of its builders attest one of them.
     let more = checked(rules("a=acme b=acme c=acme d", 2));
@@ -133,7 +133,7 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     let split = more.judge(&heard(&path(1), "a1 b1 c2 d1"), &path(1));
     assert_eq!((split.state, split.attested[0].groups, split.attested[1].groups), (State::Conflict, 1, 0));
     let split = more.judge(&heard(&path(1), "a1 b1 c2 d2"), &path(1));
-    assert_eq!((split.state, split.attested[0].facts, split.attested[0].groups), (State::Conflict, result('2'), 1));
+    assert_eq!((split.state, split.attested[0].claim, split.attested[0].groups), (State::Conflict, result('2'), 1));
     // What they attest is shown as dissent, and vetoes if dissent has a veto.
     assert_eq!(policy.judge(&heard(&path(1), "a1 b2 c1 d1"), &path(1)).disputed_by().len(), 1);
     let mut veto = rules("a=acme b=acme c d", 2);
@@ -150,7 +150,7 @@ fn a_bare_signature_is_no_vote() {
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
     let verdict = policy.judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
-    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::BareSignature, result('1')));
+    assert_eq!(verdict.ballots[1], Ballot::NotCounted(Uncounted::BareSignature, result('1')));
     assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2))), Insertion::Upgraded);
     assert_eq!(policy.judge(&ledger, &path(1)).state, State::Agreed);
 }
@@ -177,7 +177,7 @@ fn two_fingerprints_void_the_vote_for_that_path_only() {
     let mut ledger = heard(&path(1), "a1 b1 b2");
     let verdict = policy.judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
-    assert_eq!(verdict.standings[1], Ballot::Void(vec![result('1'), result('2')]));
+    assert_eq!(verdict.ballots[1], Ballot::Void(vec![result('1'), result('2')]));
     hear(&mut ledger, &path(2), "a1 b1");
     assert_eq!(policy.judge(&ledger, &path(2)).state, State::Agreed, "never a penalty elsewhere");
 }
@@ -206,7 +206,7 @@ fn revocation_looks_at_when_we_first_stored_it() {
     for from in [0, 1_001, 5_000] {
         let verdict = revoked(from).judge(&ledger, &path(1));
         assert_eq!(verdict.state, State::Short, "revoked from {from}");
-        assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
+        assert_eq!(verdict.ballots[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     }
 }
 
@@ -217,7 +217,7 @@ fn statements_of_a_revoked_key_without_a_storing_time_are_void() {
     assert_eq!(policy("a b", 2).judge(&ledger, &path(1)).state, State::Agreed);
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", u64::MAX)], ..rules("a b", 2) });
     let verdict = revoked.judge(&ledger, &path(1));
-    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
+    assert_eq!(verdict.ballots[1], Ballot::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_date_added_to_a_bare_signature_counts_from_when_it_came() {
         assert_eq!(state(&ledger, true, from), flagged, "the signature, which counts, revoked from {from}");
     }
     let verdict = policy(false, 6_000).judge(&ledger, &path(1));
-    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
+    assert_eq!(verdict.ballots[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     // Only its date does not count: it is reported as the bare signature that it was.
     let vote = ledger.votes(&path(1).hash_part()).find(|vote| vote.builder == key("b")).unwrap();
     assert_eq!((vote.stored_at, vote.dated_stored_at), (Some(WallMs(5_000)), Some(WallMs(7_000))));

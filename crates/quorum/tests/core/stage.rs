@@ -46,13 +46,13 @@ pub(crate) fn key(name: &str) -> BuilderKey {
 }
 
 /// An attestation.
-pub(crate) fn says(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
-    VerifiedStatement::from_record(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
+pub(crate) fn says(builder: &str, path: &StorePath, claim: Claim) -> VerifiedStatement {
+    VerifiedStatement::from_record(key(builder), path.hash_part(), claim, Some(WallMs(1_000)), 300)
 }
 
 /// A bare Nix signature.
-pub(crate) fn signs(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
-    VerifiedStatement::from_record(key(builder), path.hash_part(), facts, None, 300)
+pub(crate) fn signs(builder: &str, path: &StorePath, claim: Claim) -> VerifiedStatement {
+    VerifiedStatement::from_record(key(builder), path.hash_part(), claim, None, 300)
 }
 
 /// An empty ledger.
@@ -71,8 +71,8 @@ pub(crate) fn heard(path: &StorePath, votes: &str) -> Ledger {
 pub(crate) fn hear(ledger: &mut Ledger, path: &StorePath, votes: &str) {
     for vote in votes.split_whitespace() {
         let (builder, letter) = vote.split_at(vote.len() - 1);
-        let facts = Claim { name: NameDigest::of(path.name()), ..result(letter.chars().next().unwrap()) };
-        assert!(matches!(ledger.insert(&says(builder, path, facts), Some(WallMs(5_000))), Insertion::New { .. }));
+        let claim = Claim { name: NameDigest::of(path.name()), ..result(letter.chars().next().unwrap()) };
+        assert!(matches!(ledger.insert(&says(builder, path, claim), Some(WallMs(5_000))), Insertion::New { .. }));
     }
 }
 

@@ -316,20 +316,20 @@ impl OfferIndex {
         change
     }
 
-    /// All paths with NarSize and standing, sorted by path.
+    /// All paths with NarSize and offering, sorted by path.
     pub(super) fn list(&self, rules: &Rules) -> Vec<(StorePath, u64, Offering)> {
         let mut list: Vec<_> = self
             .lines
             .values()
             .map(|line| {
-                let standing = match line.verdict(rules) {
+                let offering = match line.verdict(rules) {
                     _ if line.is_offered => Offering::Offered,
                     Some(reason) => Offering::Withheld(reason),
                     None if !rules.is_serving() => Offering::Withheld(Withheld::NotServing),
                     None if self.has_warned => Offering::Withheld(Withheld::TooMany),
                     None => Offering::Withheld(Withheld::Unchecked),
                 };
-                (line.entry.path.clone(), line.entry.nar_size, standing)
+                (line.entry.path.clone(), line.entry.nar_size, offering)
             })
             .collect();
         let unreadable = self.unreadable.values().flatten();

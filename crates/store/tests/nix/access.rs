@@ -199,7 +199,7 @@ fn wal_without_its_index_is_read_through_the_daemon() {
         .unwrap();
     eventually("the derivation is read", || {
         let withheld = Offering::Withheld(Withheld::SubstitutesForbidden);
-        !offer.is_busy() && offer.list().iter().any(|(path, _, standing)| *path == local && *standing == withheld)
+        !offer.is_busy() && offer.list().iter().any(|(path, _, offering)| *path == local && *offering == withheld)
     });
     assert_eq!(offer.find_offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);
 }

@@ -49,8 +49,8 @@ pub(crate) fn wait_until_told(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>
     });
 }
 
-pub(crate) fn standings(offer: &Offer) -> BTreeMap<String, Offering> {
-    offer.list().into_iter().map(|(path, _, standing)| (path.name().to_owned(), standing)).collect()
+pub(crate) fn offerings(offer: &Offer) -> BTreeMap<String, Offering> {
+    offer.list().into_iter().map(|(path, _, offering)| (path.name().to_owned(), offering)).collect()
 }
 
 pub(crate) fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
@@ -91,10 +91,10 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
         ("etc", by_default),
         ("nixos-system-host-1", by_default),
     ];
-    let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
-    assert_eq!(standings(&offer), expected);
-    for (path, _, standing) in offer.list() {
-        assert_eq!(offer.find_offered(&path.hash_part()).unwrap().is_some(), standing == Offering::Offered, "{path}");
+    let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, offering)| (name.to_owned(), offering)).collect();
+    assert_eq!(offerings(&offer), expected);
+    for (path, _, offering) in offer.list() {
+        assert_eq!(offer.find_offered(&path.hash_part()).unwrap().is_some(), offering == Offering::Offered, "{path}");
     }
     // No derivation is offered, although all of them are valid.
     assert!(nix.open().valid_paths() > offer.list().len());
@@ -102,7 +102,7 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
 
     let everything = OfferPolicy { withhold_defaults: false, ..policy() };
     offer.set_policy(everything);
-    eventually("the defaults are lifted", || standings(&offer).values().all(|standing| *standing == Offering::Offered));
+    eventually("the defaults are lifted", || offerings(&offer).values().all(|offering| *offering == Offering::Offered));
 }
 
 #[test]
@@ -113,10 +113,10 @@ fn source_is_offered_only_with_an_offered_referrer() {
     fs::write(&alone, "of nobody's business").unwrap();
     nix.run("nix-store", &["--add", alone.to_str().unwrap()]);
     let (offer, believed) = start(&nix, policy());
-    let of_source = |offer: &Offer| standings(offer)["a-source"];
+    let of_source = |offer: &Offer| offerings(offer)["a-source"];
     let source = offer.list().into_iter().find(|line| line.0.name() == "a-source").unwrap().0;
     assert_eq!(of_source(&offer), Offering::Offered);
-    assert_eq!(standings(&offer)["alone"], Offering::Withheld(Withheld::Source));
+    assert_eq!(offerings(&offer)["alone"], Offering::Withheld(Withheld::Source));
     let told = narinfo(&nix, &offer, &source);
     assert!(told.signatures.is_empty() && told.proven_content_address(&nix.location.store_dir).is_some());
     assert!(offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().is_some());
@@ -139,7 +139,7 @@ fn source_is_offered_only_with_an_offered_referrer() {
     }
     offer.set_policy(OfferPolicy { exclude: vec!["a-source".to_owned()], ..policy() });
     wait_until_told(&offer, &believed);
-    assert_eq!(standings(&offer)["withsource-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
+    assert_eq!(offerings(&offer)["withsource-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
 
     // A path is withheld if its source cannot be sent.
     offer.set_policy(policy());
@@ -152,7 +152,7 @@ fn source_is_offered_only_with_an_offered_referrer() {
     assert!(nar.fill(&mut Vec::new(), 1 << 20).is_err());
     eventually("both are withheld", || {
         of_source(&offer) == Offering::Withheld(Withheld::CopyFailed)
-            && standings(&offer)["withsource-1.0"] == Offering::Withheld(Withheld::ClosureWithheld)
+            && offerings(&offer)["withsource-1.0"] == Offering::Withheld(Withheld::ClosureWithheld)
     });
     assert_eq!(offer.find_offered(&output.hash_part()).unwrap(), None);
 }
@@ -165,7 +165,7 @@ fn path_that_no_nar_can_hold_is_withheld_as_not_archivable() {
     let mut nar = offer.find_nar(&deep.hash_part(), |_| Some(0)).unwrap().unwrap();
     assert!(matches!(nar.fill(&mut Vec::new(), 1 << 20), Err(NarStreamError::NotArchivable { .. })));
     eventually("it is withheld, and not for damage", || {
-        standings(&offer)["deep-1.0"] == Offering::Withheld(Withheld::NotArchivable)
+        offerings(&offer)["deep-1.0"] == Offering::Withheld(Withheld::NotArchivable)
     });
     let store = nix.open();
     let info = store.read_path_info(&deep.hash_part()).unwrap().unwrap();
@@ -181,8 +181,8 @@ fn path_whose_row_gives_it_an_absurd_size_is_withheld() {
     update(&nix, &lib, "narSize = 281474976710656");
     update(&nix, &deep, "narSize = 9223372036854775807");
     let (offer, believed) = start(&nix, policy());
-    let standings = standings(&offer);
-    assert_eq!(standings["deep-1.0"], Offering::Withheld(Withheld::NarTooLarge));
+    let offerings = offerings(&offer);
+    assert_eq!(offerings["deep-1.0"], Offering::Withheld(Withheld::NarTooLarge));
     assert_eq!(offer.find_offered(&deep.hash_part()).unwrap(), None);
     assert!(
         believed.lock().unwrap().contains(&lib.hash_part()) && !believed.lock().unwrap().contains(&deep.hash_part())
@@ -216,18 +216,18 @@ fn unreadable_row_withholds_only_itself_and_its_referrers() {
     let (started, _) = start(&nix, OfferPolicy { exclude: vec!["lib*".to_owned()], ..policy() });
     for offer in [&running, &started] {
         eventually("nothing is known of it", || {
-            standings(offer)["lib-1.0"] == Offering::Withheld(Withheld::RowUnreadable)
+            offerings(offer)["lib-1.0"] == Offering::Withheld(Withheld::RowUnreadable)
         });
         eventually("nor of what refers to it", || {
-            standings(offer)["app-1.0"] == Offering::Withheld(Withheld::ClosureUnreadable)
+            offerings(offer)["app-1.0"] == Offering::Withheld(Withheld::ClosureUnreadable)
         });
-        assert_eq!(standings(offer)["file-1.0"], Offering::Offered);
+        assert_eq!(offerings(offer)["file-1.0"], Offering::Offered);
         assert_eq!(offer.find_offered(&app.hash_part()).unwrap(), None);
         offer.set_policy(policy());
     }
     update(&nix, &lib, &format!("hash = '{right}'"));
     for offer in [&running, &started] {
-        eventually("it can be read again", || standings(offer).values().all(|it| *it == Offering::Offered));
+        eventually("it can be read again", || offerings(offer).values().all(|it| *it == Offering::Offered));
     }
 }
 
@@ -241,13 +241,13 @@ fn patterns_decide_by_name() {
     offer.set_policy(OfferPolicy { include: vec!["app-?.?".to_owned()], ..policy() });
     assert_eq!(offer.hash_parts(), BTreeSet::from([app.hash_part()]), "at once");
     wait_until_told(&offer, &believed);
-    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotIncluded));
+    assert_eq!(offerings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotIncluded));
     // Whatever refers to an excluded path is withheld too.
     offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
     assert_eq!(offer.find_offered(&app.hash_part()).unwrap(), None, "at once");
     wait_until_told(&offer, &believed);
-    assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
-    assert_eq!(standings(&offer)["file-1.0"], Offering::Offered);
+    assert_eq!(offerings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
+    assert_eq!(offerings(&offer)["file-1.0"], Offering::Offered);
     offer.set_policy(policy());
     eventually("all are back", || offer.hash_parts().len() == 3);
 }
@@ -301,11 +301,11 @@ fn derivation_that_comes_after_its_output_withholds_it() {
         ],
     );
     let (offer, believed) = start(&nix, policy());
-    assert_eq!(standings(&offer)["local-1.0"], Offering::Offered, "nothing says that it must not be");
+    assert_eq!(offerings(&offer)["local-1.0"], Offering::Offered, "nothing says that it must not be");
     let file = nix.dir.path().join("derivations.nix");
     nix.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "local"]);
     eventually("the derivation is read", || {
-        standings(&offer)["local-1.0"] == Offering::Withheld(Withheld::SubstitutesForbidden)
+        offerings(&offer)["local-1.0"] == Offering::Withheld(Withheld::SubstitutesForbidden)
     });
     wait_until_told(&offer, &believed);
 }
@@ -320,7 +320,7 @@ fn output_of_a_valid_derivation_whose_file_is_gone_is_withheld() {
     fs::remove_file(file).unwrap();
     let (offer, _) = start(&nix, policy());
     let withheld = Offering::Withheld(Withheld::DerivationUnreadable);
-    assert_eq!(standings(&offer)["lib-1.0"], withheld, "it may have said allowSubstitutes = false");
+    assert_eq!(offerings(&offer)["lib-1.0"], withheld, "it may have said allowSubstitutes = false");
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn newest_paths_are_withheld_beyond_the_limit() {
     eventually("two are offered", || offer.hash_parts().len() == 2);
     assert_eq!(offer.hash_parts(), BTreeSet::from([first, second]));
     assert_eq!(offer.find_offered(&third).unwrap(), None);
-    assert_eq!(standings(&offer)["symlink-1.0"], Offering::Withheld(Withheld::TooMany));
+    assert_eq!(offerings(&offer)["symlink-1.0"], Offering::Withheld(Withheld::TooMany));
     let path = offer.find_offered(&first).unwrap().unwrap().info.path.clone();
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
     eventually("the third moves up", || offer.hash_parts() == BTreeSet::from([second, third]));

@@ -1,7 +1,7 @@
 //! Tests who vouches for an offered path, and which signatures peers see.
 
 use crate::harness::{Kind, TestNix, eventually};
-use crate::offer::{builder, narinfo, policy, standings, start, update, wait_until_told};
+use crate::offer::{builder, narinfo, offerings, policy, start, update, wait_until_told};
 use narmesh_protocol::{Fingerprint, NarInfo, NixPublicKey, StorePath, TrustedKeys};
 use narmesh_store::{OfferPolicy, Offering, Withheld};
 use std::fs;
@@ -29,11 +29,11 @@ fn false_deriver_does_not_withhold_a_path() {
     }
     update(&nix, &fod, "ultimate = NULL, deriver = NULL");
     let (offer, _) = start(&nix, OfferPolicy { trusted, ..policy() });
-    let standings = standings(&offer);
+    let offerings = offerings(&offer);
     for name in ["app-1.0", "lib-1.0", "fod-1.0"] {
-        assert_eq!(standings[name], Offering::Offered, "{name}");
+        assert_eq!(offerings[name], Offering::Offered, "{name}");
     }
-    assert_eq!(standings["local-1.0"], Offering::Withheld(Withheld::SubstitutesForbidden));
+    assert_eq!(offerings["local-1.0"], Offering::Withheld(Withheld::SubstitutesForbidden));
     assert_eq!(narinfo(&nix, &offer, &app).deriver, None, "nor is it handed on");
 }
 
@@ -47,14 +47,14 @@ fn fixed_output_from_elsewhere_needs_a_signature_or_a_derivation() {
     builder.run("nix", &["copy", "--no-check-sigs", "--to", &client.url(), &full]);
     update(&client, &fod, "deriver = NULL");
     let (offer, believed) = start(&client, OfferPolicy { trusted, ..policy() });
-    assert_eq!(standings(&offer)["fod-1.0"], Offering::Offered, "a trusted key signed it");
+    assert_eq!(offerings(&offer)["fod-1.0"], Offering::Offered, "a trusted key signed it");
     offer.set_policy(policy());
     eventually("without that it may be a source", || {
-        standings(&offer)["fod-1.0"] == Offering::Withheld(Withheld::Source)
+        offerings(&offer)["fod-1.0"] == Offering::Withheld(Withheld::Source)
     });
     let file = client.dir.path().join("derivations.nix");
     client.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "fod"]);
-    eventually("a derivation here makes it", || standings(&offer)["fod-1.0"] == Offering::Offered);
+    eventually("a derivation here makes it", || offerings(&offer)["fod-1.0"] == Offering::Offered);
     wait_until_told(&offer, &believed);
 }
 
@@ -71,20 +71,20 @@ fn unknown_content_address_is_withheld_until_a_trusted_key_signs() {
     for unknown in [format!("fixed:git:sha1:{}", "0".repeat(32)), "sha256-AAAA".to_owned()] {
         update(&nix, &lib, &format!("ca = '{unknown}'"));
         let (offer, believed) = start(&nix, policy());
-        let now = standings(&offer);
+        let now = offerings(&offer);
         assert_eq!(now["lib-1.0"], Offering::Withheld(Withheld::NotUnderstood));
         assert_eq!(now["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
         assert_eq!(now["file-1.0"], Offering::Offered);
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), ..policy() });
-        eventually("its signature lets it go", || standings(&offer)["lib-1.0"] == Offering::Offered);
+        eventually("its signature lets it go", || offerings(&offer)["lib-1.0"] == Offering::Offered);
         wait_until_told(&offer, &believed);
-        assert_eq!(standings(&offer)["app-1.0"], Offering::Offered);
+        assert_eq!(offerings(&offer)["app-1.0"], Offering::Offered);
         let told = offer.find_offered(&lib.hash_part()).unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&told.narinfo_text).contains("CA:"), "an older Nix could not read it");
         // The name still withholds everything that refers to it.
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), exclude: vec!["lib*".to_owned()], ..policy() });
         wait_until_told(&offer, &believed);
-        assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
+        assert_eq!(offerings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
     }
     assert!(nix.open().contains(&file.hash_part()));
 }
@@ -123,7 +123,7 @@ fn peers_see_only_our_and_trusted_signatures() {
     assert_eq!(narinfo(&nix, &offer, &app).signatures.len(), 1);
     let certified = narinfo(&nix, &offer, &fod);
     assert!(certified.signatures.is_empty() && certified.content_address.is_some());
-    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(offerings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
 
     // A signature that names a trusted key but was not made by it does not count.
     let impostor = NixPublicKey::parse(&format!(
@@ -146,7 +146,7 @@ fn copied_path_without_signature_is_not_offered() {
     let store = client.open();
     assert!(store.contains(&lib.hash_part()));
     let (offer, _) = start(&client, policy());
-    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(offerings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
     assert_eq!(offer.find_offered(&lib.hash_part()).unwrap(), None);
 }
 
@@ -168,9 +168,9 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     assert!(builder.open().read_path_info(&app.hash_part()).unwrap().unwrap().ultimate, "it was built there");
 
     let (offer, believed) = start(&client, policy());
-    assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(offerings(&offer)["app-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
     offer.set_policy(OfferPolicy { sign_remote_builds: true, ..policy() });
-    eventually("the operator wants it", || standings(&offer)["app-1.0"] == Offering::Offered);
+    eventually("the operator wants it", || offerings(&offer)["app-1.0"] == Offering::Offered);
     wait_until_told(&offer, &believed);
     let signed = narinfo(&client, &offer, &app);
     let fingerprint = signed.fingerprint(&client.location.store_dir);
@@ -185,7 +185,7 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     }
     for name in ["file-1.0", "symlink-1.0"] {
         eventually("they are known", || {
-            standings(&offer).get(name) == Some(&Offering::Withheld(Withheld::NotVouchedFor))
+            offerings(&offer).get(name) == Some(&Offering::Withheld(Withheld::NotVouchedFor))
         });
     }
     wait_until_told(&offer, &believed);

@@ -22,7 +22,7 @@ fn wait_for(changes: &Receiver<OfferChange>, what: &str, is_it: impl Fn(&OfferCh
     }
 }
 
-fn standing(offer: &Offer, part: &HashPart) -> Offering {
+fn offering(offer: &Offer, part: &HashPart) -> Offering {
     offer.list().into_iter().find(|(path, _, _)| path.hash_part() == *part).unwrap().2
 }
 
@@ -50,7 +50,7 @@ fn damaged_copy_is_withheld_until_nix_repairs_it() {
     assert_eq!(offer.find_offered(&part).unwrap(), None, "offered at once after it failed");
     wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
     assert!(matches!(store.open_nar(&info), Err(StoreError::CopyFailed { .. })));
-    assert_eq!(standing(&offer, &part), Offering::Withheld(Withheld::CopyFailed));
+    assert_eq!(offering(&offer, &part), Offering::Withheld(Withheld::CopyFailed));
     assert!(store.contains(&part), "it is valid as ever");
     // A change elsewhere in the store does not bring it back.
     let other = nix.build("file").hash_part();
@@ -79,7 +79,7 @@ fn missing_copy_is_offered_again_when_it_is_put_back() {
     let refused = read_all(store.open_nar(&info(&store, &part)).unwrap(), 4096);
     assert!(matches!(refused, Err(NarStreamError::Io { .. })), "{refused:?}");
     wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
-    assert_eq!(standing(&offer, &part), Offering::Withheld(Withheld::CopyGone), "it is no matter of its hash");
+    assert_eq!(offering(&offer, &part), Offering::Withheld(Withheld::CopyGone), "it is no matter of its hash");
     let again = store.open_nar(&info(&store, &part)).map(drop).unwrap_err().to_string();
     assert!(again.contains("is gone from the disk"), "{again}");
     fs::rename(&aside, &real).unwrap();

@@ -228,35 +228,35 @@ impl LiveLedger {
     /// Stores verified attestations, first in the file, then in memory. `now` is when they count as first stored.
     pub fn take(
         &self,
-        verified: &[(StoredStatement, VerifiedStatement)],
+        statements: &[(StoredStatement, VerifiedStatement)],
         now: WallMs,
     ) -> Result<TakeOutcome, LedgerDbError> {
-        self.take_all(verified, now)
+        self.take_all(statements, now)
     }
 
     /// The same for bare signatures.
     pub fn take_bare(
         &self,
-        verified: &[(BareSignature, VerifiedStatement)],
+        statements: &[(BareSignature, VerifiedStatement)],
         now: WallMs,
     ) -> Result<TakeOutcome, LedgerDbError> {
-        self.take_all(verified, now)
+        self.take_all(statements, now)
     }
 
-    fn take_all<T>(&self, verified: &[(T, VerifiedStatement)], now: WallMs) -> Result<TakeOutcome, LedgerDbError>
+    fn take_all<T>(&self, statements: &[(T, VerifiedStatement)], now: WallMs) -> Result<TakeOutcome, LedgerDbError>
     where
         for<'a> NewStatement<'a>: From<&'a T>,
     {
         let names = self.names();
         self.with_file(|db| {
-            let is_new = |(_, evidence): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(evidence));
-            let new = verified.iter().filter(is_new);
-            let new: Vec<_> = new.map(|(vote, evidence)| (NewStatement::from(vote).under(&names), evidence)).collect();
-            let mut taken = TakeOutcome { known: verified.len() - new.len(), ..TakeOutcome::default() };
+            let is_new = |(_, verified): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(verified));
+            let new = statements.iter().filter(is_new);
+            let new: Vec<_> = new.map(|(vote, verified)| (NewStatement::from(vote).under(&names), verified)).collect();
+            let mut taken = TakeOutcome { known: statements.len() - new.len(), ..TakeOutcome::default() };
             if !new.is_empty() {
                 // The file first: what memory shows has to survive the death of the process.
                 db.store(&new, now)?;
-                let gone = self.show(new.iter().map(|(_, evidence)| (*evidence, Some(now))), &mut taken);
+                let gone = self.show(new.iter().map(|(_, verified)| (*verified, Some(now))), &mut taken);
                 if !gone.is_empty() {
                     db.remove(&gone)?;
                 }
@@ -396,7 +396,7 @@ impl LiveLedger {
     fn read_rows(&self, db: &LedgerDb, last_row: &mut i64) -> Result<(), LedgerDbError> {
         loop {
             let (rows, last) = db.read_stored_after(*last_row, ROWS)?;
-            let gone = self.show(rows.iter().map(|(evidence, at)| (evidence, *at)), &mut TakeOutcome::default());
+            let gone = self.show(rows.iter().map(|(verified, at)| (verified, *at)), &mut TakeOutcome::default());
             if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;
             }
@@ -415,11 +415,11 @@ impl LiveLedger {
     ) -> Vec<Evicted> {
         let mut gone = Vec::new();
         let before = (taken.new, taken.upgraded);
-        self.in_portions(statements, |ledger, (evidence, stored_at)| {
-            if (self.is_held)(&evidence.hash_part()) {
-                ledger.pin(evidence.hash_part(), Pin::Held);
+        self.in_portions(statements, |ledger, (verified, stored_at)| {
+            if (self.is_held)(&verified.hash_part()) {
+                ledger.pin(verified.hash_part(), Pin::Held);
             }
-            match ledger.insert(evidence, stored_at) {
+            match ledger.insert(verified, stored_at) {
                 Insertion::New { evicted } => {
                     taken.new += 1;
                     taken.full.extend(evicted.iter().map(|gone| gone.builder));
@@ -429,16 +429,16 @@ impl LiveLedger {
                 Insertion::Known => taken.known += 1,
                 Insertion::EnoughStatements => {
                     taken.enough_statements += 1;
-                    gone.push(itself(evidence));
+                    gone.push(itself(verified));
                 }
                 Insertion::TooLong => {
                     // As with any bound that a builder has reached, its rest is not asked for again for a while.
-                    taken.full.insert(evidence.builder());
-                    gone.push(itself(evidence));
+                    taken.full.insert(verified.builder());
+                    gone.push(itself(verified));
                 }
                 Insertion::TooManyBuilders => {
                     taken.too_many_builders += 1;
-                    gone.push(itself(evidence));
+                    gone.push(itself(verified));
                 }
             }
         });
@@ -467,7 +467,7 @@ impl LiveLedger {
 }
 
 /// The statement itself, as one that has to be removed from the file.
-fn itself(evidence: &VerifiedStatement) -> Evicted {
-    let builder: BuilderKey = evidence.builder();
-    Evicted { builder, hash_part: evidence.hash_part(), fingerprint: evidence.facts().fingerprint }
+fn itself(verified: &VerifiedStatement) -> Evicted {
+    let builder: BuilderKey = verified.builder();
+    Evicted { builder, hash_part: verified.hash_part(), fingerprint: verified.claim().fingerprint }
 }

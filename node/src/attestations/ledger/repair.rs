@@ -68,11 +68,11 @@ impl LiveLedger {
             paths.iter().flat_map(|path| old.read_attestations(path).unwrap_or_default()).collect();
         let attestations = verify_all(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
         let bare = paths.iter().flat_map(|path| old.read_bare_signatures(path).unwrap_or_default());
-        let verified = |bare: BareSignature| {
+        let verify = |bare: BareSignature| {
             let signature = NixSignature { key_name: bare.key.name().to_owned(), bytes: bare.signature };
             verify_bare(&self.store_dir, &bare.key, &bare.statement, &signature)
         };
-        Readable { attestations, bare: bare.filter_map(verified).collect() }
+        Readable { attestations, bare: bare.filter_map(verify).collect() }
     }
 
     /// Writes those statements that memory knows, with the times that it knows. Returns what was written.
@@ -82,13 +82,13 @@ impl LiveLedger {
         found: &Readable,
     ) -> Result<BTreeSet<(BuilderKey, FingerprintDigest)>, LedgerDbError> {
         let names = self.names();
-        let dated = found.attestations.iter().map(|(stored, evidence)| (NewStatement::from(stored), evidence));
-        let bare = found.bare.iter().map(|(bare, evidence)| (NewStatement::from(bare), evidence));
-        let undated: Vec<VerifiedStatement> = dated.clone().map(|(_, evidence)| evidence.undated()).collect();
+        let dated = found.attestations.iter().map(|(stored, verified)| (NewStatement::from(stored), verified));
+        let bare = found.bare.iter().map(|(bare, verified)| (NewStatement::from(bare), verified));
+        let undated: Vec<VerifiedStatement> = dated.clone().map(|(_, verified)| verified.undated()).collect();
         let (mut rows, mut kept) = (Vec::new(), BTreeSet::new());
         // The dated ones come first, so exactly these have an entry in `undated`.
-        for (number, (vote, evidence)) in dated.chain(bare).enumerate() {
-            let Some(known) = self.read(|ledger| find_known(ledger, evidence)) else { continue };
+        for (number, (vote, verified)) in dated.chain(bare).enumerate() {
+            let Some(known) = self.read(|ledger| find_known(ledger, verified)) else { continue };
             let vote = vote.under(&names);
             let stored_at: Option<WallMs> = match (known.dated_stored_at, undated.get(number)) {
                 // It was first a bare signature, so both are written, each with its time.
@@ -99,8 +99,8 @@ impl LiveLedger {
                 (dated, Some(_)) => dated,
                 (_, None) => known.stored_at,
             };
-            rows.push((vote, evidence, stored_at));
-            kept.insert((evidence.builder(), evidence.facts().fingerprint));
+            rows.push((vote, verified, stored_at));
+            kept.insert((verified.builder(), verified.claim().fingerprint));
         }
         db.restore(&rows)?;
         Ok(kept)
@@ -108,18 +108,18 @@ impl LiveLedger {
 }
 
 /// What memory knows of the same statement in the same form, as an attestation or as a bare signature.
-fn find_known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
-    let what = itself(evidence);
+fn find_known(ledger: &Ledger, verified: &VerifiedStatement) -> Option<Vote> {
+    let what = itself(verified);
     ledger.votes(&what.hash_part).find(|vote| {
-        (vote.builder, vote.facts.fingerprint) == (what.builder, what.fingerprint)
-            && vote.attested_at.is_some() == evidence.is_dated()
+        (vote.builder, vote.claim.fingerprint) == (what.builder, what.fingerprint)
+            && vote.attested_at.is_some() == verified.is_dated()
     })
 }
 
 /// Statements about `paths` in memory that are not among `kept`.
 fn not_among(ledger: &Ledger, paths: &[HashPart], kept: &BTreeSet<(BuilderKey, FingerprintDigest)>) -> Vec<Evicted> {
     let votes = paths.iter().flat_map(|path| ledger.votes(path).map(|vote| (*path, vote)));
-    let gone = votes.filter(|(_, vote)| !kept.contains(&(vote.builder, vote.facts.fingerprint)));
-    gone.map(|(hash_part, vote)| Evicted { builder: vote.builder, hash_part, fingerprint: vote.facts.fingerprint })
+    let gone = votes.filter(|(_, vote)| !kept.contains(&(vote.builder, vote.claim.fingerprint)));
+    gone.map(|(hash_part, vote)| Evicted { builder: vote.builder, hash_part, fingerprint: vote.claim.fingerprint })
         .collect()
 }

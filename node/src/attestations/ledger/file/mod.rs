@@ -165,24 +165,24 @@ impl LedgerDb {
             let (mut found, mut last) = (Vec::new(), after);
             while let Some(row) = rows.next()? {
                 last = row.get(0)?;
-                let facts = Claim {
+                let claim = Claim {
                     fingerprint: FingerprintDigest(row.get(3)?),
                     nar_hash: NarHash(row.get(4)?),
                     nar_size: row.get::<_, i64>(5)?.cast_unsigned(),
                     name: NameDigest::of(row.get_ref(10)?.as_str()?.get(33..).unwrap_or_default()),
                 };
-                let evidence = VerifiedStatement::from_record(
+                let verified = VerifiedStatement::from_record(
                     BuilderKey(row.get(1)?),
                     HashPart(row.get(2)?),
-                    facts,
+                    claim,
                     wall(row.get(6)?),
                     bytes_with_references(row.get::<_, i64>(8)?.try_into().unwrap_or(0)),
                 );
                 let (stored_at, dated_stored_at) = (wall(row.get(7)?), wall(row.get(9)?));
                 match dated_stored_at {
-                    None => found.push((evidence, stored_at)),
+                    None => found.push((verified, stored_at)),
                     // It was first a bare signature. Without that its earlier time would be lost.
-                    Some(_) => found.extend([(evidence.undated(), stored_at), (evidence, dated_stored_at)]),
+                    Some(_) => found.extend([(verified.undated(), stored_at), (verified, dated_stored_at)]),
                 }
             }
             Ok((found, last))
@@ -190,10 +190,14 @@ impl LedgerDb {
     }
 
     /// Stores verified statements that are not stored yet, in one transaction.
-    pub fn store(&self, verified: &[(NewStatement<'_>, &VerifiedStatement)], at: WallMs) -> Result<(), LedgerDbError> {
+    pub fn store(
+        &self,
+        statements: &[(NewStatement<'_>, &VerifiedStatement)],
+        at: WallMs,
+    ) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            verified.iter().try_for_each(|(vote, evidence)| insert(&transaction, *vote, evidence, Some(at)))?;
+            statements.iter().try_for_each(|(vote, verified)| insert(&transaction, *vote, verified, Some(at)))?;
             transaction.commit()
         })
     }
@@ -206,7 +210,7 @@ impl LedgerDb {
     ) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            known.iter().try_for_each(|(vote, evidence, at)| insert(&transaction, *vote, evidence, *at))?;
+            known.iter().try_for_each(|(vote, verified, at)| insert(&transaction, *vote, verified, *at))?;
             transaction.commit()
         })
     }

@@ -85,7 +85,7 @@ pub(super) fn wall(ms: Option<i64>) -> Option<WallMs> {
 pub(super) fn insert(
     connection: &Connection,
     vote: NewStatement<'_>,
-    evidence: &VerifiedStatement,
+    verified: &VerifiedStatement,
     at: Option<WallMs>,
 ) -> rusqlite::Result<()> {
     let NewStatement { key, statement, nix_signature, dated } = vote;
@@ -98,7 +98,7 @@ pub(super) fn insert(
         )?
         .execute(params![
             statement.path.hash_part().0,
-            evidence.facts().fingerprint.0,
+            verified.claim().fingerprint.0,
             statement.path.to_string(),
             statement.nar_hash.0,
             statement.nar_size.cast_signed(),
@@ -114,7 +114,7 @@ pub(super) fn insert(
                 "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
                  AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
             )?
-            .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row(params![key.bytes(), verified.claim().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?,
     };
     if let Some((id, _)) = known {
@@ -131,7 +131,7 @@ pub(super) fn insert(
         )?
         .execute(params![
             key.bytes(),
-            evidence.facts().fingerprint.0,
+            verified.claim().fingerprint.0,
             stored_at,
             dated.map(|(at_ms, _)| at_ms.cast_signed()),
             nix_signature,

@@ -12,10 +12,10 @@ fn a_configured_key_name_wins_over_the_name_in_a_file() {
         NixPublicKey::parse(&format!("{name}:{}", key(seed).public().to_string().split_once(':').unwrap().1)).unwrap()
     };
     let named = |seed, number| {
-        let (stored, evidence) = said(seed, number, 1);
-        (StoredStatement { key: under("cache.nixos.org-1", seed), ..stored }, evidence)
+        let (stored, verified) = said(seed, number, 1);
+        (StoredStatement { key: under("cache.nixos.org-1", seed), ..stored }, verified)
     };
-    let fingerprint = said(1, 1, 1).1.facts().fingerprint;
+    let fingerprint = said(1, 1, 1).1.claim().fingerprint;
     let names = |ledger: &LiveLedger| {
         let stored = ledger.read_attestations(&path(1).hash_part()).unwrap();
         let signed = ledger.read_signatures(fingerprint).unwrap();
@@ -86,7 +86,7 @@ fn a_ledger_that_only_reads_removes_nothing_whatever_its_bounds() {
     assert_eq!(rows(&open(dir.path()), "votes"), 1);
     // It does not remove what is beyond the bound of one path either.
     let more: Vec<_> = (1..=6).map(|result| said(2, 1, result)).collect();
-    let rows_of: Vec<_> = more.iter().map(|(stored, evidence)| (NewStatement::from(stored), evidence)).collect();
+    let rows_of: Vec<_> = more.iter().map(|(stored, verified)| (NewStatement::from(stored), verified)).collect();
     open(dir.path()).store(&rows_of, WallMs(1)).unwrap();
     looking.catch_up().unwrap();
     assert_eq!((votes(&looking, 1).len(), rows(&open(dir.path()), "votes")), (5, 7));
@@ -143,7 +143,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
 
         // The next reader or writer notices the damage, and the next `catch_up` repairs it.
         let (builder, hash_part) = (lost.1.builder(), lost.1.hash_part());
-        let gone = Evicted { builder, hash_part, fingerprint: lost.1.facts().fingerprint };
+        let gone = Evicted { builder, hash_part, fingerprint: lost.1.claim().fingerprint };
         let seen = match (is_whole, is_writer) {
             (_, false) => ledger.read_attestations(&hash_part).map(drop),
             (true, true) => ledger.take(&[said(2, 3, 1)], WallMs(8)).map(drop),

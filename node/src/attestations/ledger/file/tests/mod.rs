@@ -29,8 +29,8 @@ fn said(seed: u8, number: u8, result: u8) -> (StoredStatement, VerifiedStatement
     };
     let attestation = Attestation::sign(&key(seed), &store_dir(), statement, 1_000);
     let public = key(seed).public();
-    let evidence = VerifiedStatement::attestation(&store_dir(), &attestation, &public, 500).unwrap();
-    (StoredStatement { key: public, attestation }, evidence)
+    let verified = VerifiedStatement::attestation(&store_dir(), &attestation, &public, 500).unwrap();
+    (StoredStatement { key: public, attestation }, verified)
 }
 
 /// The same, signed as any Nix tool signs.
@@ -38,8 +38,8 @@ fn signed(seed: u8, number: u8, result: u8) -> (BareSignature, VerifiedStatement
     let (StoredStatement { key: public, attestation }, _) = said(seed, number, result);
     let statement = attestation.statement;
     let signature = key(seed).sign(&statement.fingerprint(&store_dir()));
-    let evidence = VerifiedStatement::bare_signature(&store_dir(), &statement, &signature, &public, 500).unwrap();
-    (BareSignature { key: public, statement, signature: signature.bytes }, evidence)
+    let verified = VerifiedStatement::bare_signature(&store_dir(), &statement, &signature, &public, 500).unwrap();
+    (BareSignature { key: public, statement, signature: signature.bytes }, verified)
 }
 
 fn open(dir: &Path) -> LedgerDb {
@@ -157,7 +157,7 @@ fn a_bare_signature_survives_a_restart_and_is_upgraded_by_its_attestation() {
     // It is not an attestation that could be exported or handed over, but its signature goes with an answer to Nix.
     assert_eq!(ledger.read_attestations(&path(1).hash_part()).unwrap(), []);
     let db = open(dir.path());
-    assert_eq!(db.read_signatures(signed(1, 1, 1).1.facts().fingerprint).unwrap().len(), 2);
+    assert_eq!(db.read_signatures(signed(1, 1, 1).1.claim().fingerprint).unwrap().len(), 2);
     assert_eq!(db.read_paths().unwrap(), [path(1)]);
     // With its date it becomes an attestation, which counts from when the date came, and it stays one.
     assert_eq!(ledger.take(&[said(1, 1, 1)], WallMs(6_500)).unwrap().upgraded, 1);
@@ -229,15 +229,15 @@ fn a_ledger_of_schema_version_1_keeps_its_content_and_takes_bare_signatures() {
     let dir = tempfile::tempdir().unwrap();
     let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
     connection.execute_batch(VERSION_1).unwrap();
-    let (StoredStatement { key: public, attestation }, evidence) = said(1, 1, 1);
-    let facts = evidence.facts();
+    let (StoredStatement { key: public, attestation }, verified) = said(1, 1, 1);
+    let claim = verified.claim();
     connection.execute("INSERT INTO builders VALUES (1, ?1, ?2)", params![public.bytes(), public.to_string()]).unwrap();
     let references: Vec<_> = attestation.statement.references.iter().map(StorePath::to_string).collect();
     let row = params![
         path(1).hash_part().0,
-        facts.fingerprint.0,
+        claim.fingerprint.0,
         path(1).to_string(),
-        facts.nar_hash.0,
+        claim.nar_hash.0,
         references.join(" ")
     ];
     connection.execute("INSERT INTO statements VALUES (1, ?1, ?2, ?3, ?4, 1, ?5)", row).unwrap();
@@ -261,8 +261,8 @@ fn an_unfinished_transaction_leaves_nothing() {
     // As SIGKILL in the middle of a `take` leaves it: statements and builders are written, but not committed. A copy of
     // the files is what the next process finds.
     db.connection.execute_batch("BEGIN").unwrap();
-    let (stored, evidence) = said(2, 2, 2);
-    insert(&db.connection, NewStatement::from(&stored), &evidence, Some(WallMs(2))).unwrap();
+    let (stored, verified) = said(2, 2, 2);
+    insert(&db.connection, NewStatement::from(&stored), &verified, Some(WallMs(2))).unwrap();
     let copy = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
         let name = format!("{FILE_NAME}{suffix}");
