@@ -288,7 +288,7 @@ impl Figures {
         self.joiner = Some(Joiner { number, since_us: now_us, full_us: None, received: 0 });
     }
 
-    /// The measured time begins.
+    /// Begins the time that is measured: what was counted before does not count.
     pub(crate) fn begin<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         self.begun_us = Some(now_us);
         self.before_begin = traffic.cloned().collect();

@@ -28,7 +28,7 @@ pub(crate) struct Malice {
     bodies: BTreeMap<Generation, Vec<u8>>,
     /// Its newest envelope, true or false.
     newest: Option<Vec<u8>>,
-    /// Its older envelopes.
+    /// The envelopes that it signed before the newest, to replay them.
     old: Vec<Vec<u8>>,
     /// Envelopes of others: the first that it heard, at most `STOLEN_MAX`.
     stolen: Vec<Vec<u8>>,

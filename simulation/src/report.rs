@@ -16,7 +16,7 @@ const CURVE_POINTS: usize = 100;
 /// One figure, and what was promised.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Row {
-    /// What is measured.
+    /// The name of the figure.
     pub name: &'static str,
     /// The figure; `None` when nothing of the kind happened.
     pub value: Option<f64>,

@@ -21,7 +21,7 @@ pub(crate) const HANDSHAKE_BYTES: usize = 2_800;
 const PING_BYTES: u64 = 740;
 const PING_INTERVAL_S: u64 = 120;
 
-/// What bytes are for.
+/// The purpose of bytes that were sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a liar does.
+/// One kind of lie.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trick {

@@ -60,7 +60,7 @@ pub enum Input {
     Probe {
         /// The candidate that was asked.
         peer: PeerId,
-        /// What it said.
+        /// Whether it holds the path.
         outcome: ProbeOutcome,
     },
     /// The caller caught this peer lying, in a narinfo or in a NAR.

@@ -67,7 +67,7 @@ pub enum Record {
     OwnEpoch(u64),
     /// The newest envelope of a peer; replaces the one before.
     Newest {
-        /// Who signed it.
+        /// The peer that signed it.
         peer: PeerId,
         /// The envelope's bytes.
         envelope: Vec<u8>,
@@ -179,7 +179,7 @@ pub enum Event {
     SetAside {
         /// The peer that is set aside.
         peer: PeerId,
-        /// When that ends.
+        /// The moment from which it is asked again.
         until: Moment,
         /// Its last misdeed.
         misdeed: Misdeed,
@@ -188,7 +188,7 @@ pub enum Event {
     Demoted {
         /// The peer that is demoted.
         peer: PeerId,
-        /// When that ends at the latest.
+        /// The moment from which it is asked like the others again, at the latest.
         until: Moment,
     },
 }

@@ -114,16 +114,16 @@ pub struct StoreDirectory {
 pub struct DirectoryRow {
     /// The name, any bytes but a slash and NUL.
     pub name: Vec<u8>,
-    /// What has that name.
+    /// Whether it is a file, a directory or a link.
     pub kind: RowKind,
 }
 
-/// What is in a row.
+/// What a row of a directory stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowKind {
     /// A regular file.
     File {
-        /// Its size.
+        /// The size of its contents, bytes.
         size_bytes: u64,
     },
     /// A directory.

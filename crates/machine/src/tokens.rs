@@ -2,12 +2,12 @@
 
 use crate::Moment;
 
-/// What is granted.
+/// A rate, and how much may be used at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    /// So many tokens at once.
+    /// How many tokens may be used at once.
     pub burst: u64,
-    /// And so many more in each second; not 0.
+    /// How many come back in each second; not 0.
     pub per_s: u64,
 }
 

@@ -79,7 +79,7 @@ pub fn find_outward_v4() -> Option<IpAddr> {
     find_own_address("0.0.0.0:0", "192.0.2.1:9")
 }
 
-/// The same for IPv6.
+/// The IPv6 address by which this machine reaches others, found as [`find_outward_v4`] finds that of IPv4.
 pub fn find_outward_v6() -> Option<IpAddr> {
     find_own_address("[::]:0", "[2001:db8::1]:9")
 }

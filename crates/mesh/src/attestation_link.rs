@@ -83,7 +83,7 @@ pub struct ExchangeLink {
 pub struct DriverEnd {
     /// Tells the thread.
     pub link: ExchangeLink,
-    /// What the thread wants.
+    /// What the thread wants sent.
     pub(super) orders: mpsc::Receiver<ExchangeOrder>,
 }
 

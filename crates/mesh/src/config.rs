@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// A builder whose attestations are kept here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CountedBuilder {
-    /// Its key.
+    /// Its builder key, which its attestations are signed with.
     pub key: NixPublicKey,
     /// Its node in the mesh; the audience of that node is also the audience of its attestations.
     pub peer: Option<PeerId>,
@@ -18,7 +18,7 @@ pub struct CountedBuilder {
 pub struct MeshConfig {
     /// The allowlist with its configured addresses.
     pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
-    /// Where to listen.
+    /// The addresses to listen on.
     pub listen: Vec<Multiaddr>,
     /// Addresses told to peers besides the listen addresses.
     pub external_addresses: Vec<Multiaddr>,

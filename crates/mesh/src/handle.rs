@@ -236,7 +236,7 @@ impl MeshHandle {
         drop(self.call(|done| Command::Reconfigure(config, done)).await);
     }
 
-    /// What `status` shows.
+    /// Asks the driver for what `status` shows of the mesh.
     pub async fn ask_view(&self) -> Result<MeshView, AskError> {
         self.call(Command::View).await
     }

@@ -147,7 +147,7 @@ impl VerifiedStatement {
         self.hash_part
     }
 
-    /// What the statement says.
+    /// What it says of the path.
     pub fn claim(&self) -> &Claim {
         &self.claim
     }

@@ -21,7 +21,7 @@ const OVERTAKEN_UNTIL_SILENT: u32 = 3;
 const SAME_MOMENT: Duration = Duration::from_millis(100);
 /// How long a cache that answers 429 is left alone, if it does not say; it doubles each time in a row.
 const LIMITED_PAUSE: Duration = Duration::from_secs(1);
-/// The longest such pause.
+/// The longest pause that it doubles to.
 const LIMITED_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest pause that a `Retry-After` can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -200,7 +200,7 @@ impl Health {
         Some(pause)
     }
 
-    /// What is known now.
+    /// The state, the pause that is left, and the counters, as `status` shows them.
     pub(crate) fn report(&self, now: Instant) -> HealthReport {
         let limited_for = self.limited_for(now);
         let down_for = self.down_until.map(|until| until.saturating_duration_since(now)).max(limited_for);

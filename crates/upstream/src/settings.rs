@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct UpstreamSettings {
     /// Its name in `status`, metrics and logs.
     pub name: String,
-    /// Where it is.
+    /// The URL or directory that it is asked at.
     pub place: Place,
     /// The keys that count for its narinfos, and for no others.
     pub trusted: TrustedKeys,
@@ -105,9 +105,9 @@ pub enum Credentials {
     Token(String),
     /// `Authorization: Basic`.
     User {
-        /// The name.
+        /// The user name of HTTP's basic authentication.
         user: String,
-        /// The password.
+        /// The password of that user.
         password: String,
     },
 }

@@ -65,7 +65,7 @@ impl Keeper {
         Ok(Self { stop, verdicts, thread: Some(thread) })
     }
 
-    /// What was found last.
+    /// How many paths have which verdict, as counted last.
     pub(super) fn verdicts(&self) -> Verdicts {
         Arc::clone(&self.verdicts)
     }

@@ -323,7 +323,7 @@ pub enum ConfigError {
     Toml {
         /// The path of the configuration file.
         path: PathBuf,
-        /// Where and why.
+        /// The line and the reason.
         source: Box<toml::de::Error>,
         /// The full name of the key and what is accepted, on a line of its own; may be empty.
         remark: String,

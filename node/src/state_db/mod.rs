@@ -192,7 +192,7 @@ impl StateDb {
         }
     }
 
-    /// What the mesh keeps.
+    /// What the gossip core had written: our epoch, the newest envelopes of peers, and the audiences.
     fn read_persisted(&self) -> Result<Persisted, StateDbError> {
         Ok(Persisted {
             own_epoch: self.read_own_epoch()?,

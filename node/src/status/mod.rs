@@ -115,7 +115,7 @@ pub struct StoreStatus {
 /// Our own summary.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct OwnStatus {
-    /// Its epoch.
+    /// The epoch of its generation.
     pub epoch: u64,
     /// Its number within the epoch.
     pub seq: u64,
@@ -173,7 +173,7 @@ pub struct UpstreamStatus {
 /// A summary of a peer.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct SummaryStatus {
-    /// Its epoch.
+    /// The epoch of its generation.
     pub epoch: u64,
     /// Its number within the epoch.
     pub seq: u64,

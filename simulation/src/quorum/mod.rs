@@ -62,7 +62,7 @@ pub struct QuorumScenario {
     pub bound_s: u64,
 }
 
-/// What a run showed.
+/// The outcome of a run, with what was counted in it.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct QuorumReport {
     /// The scenario's sentence.

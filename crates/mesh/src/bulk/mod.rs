@@ -54,7 +54,7 @@ struct Shared {
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct AskToDial {
     pub(super) peer: PeerId,
-    /// Of that dial.
+    /// The number of that dial; a later one has a higher number.
     pub(super) number: u64,
 }
 

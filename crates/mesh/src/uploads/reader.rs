@@ -22,7 +22,7 @@ struct Encoder {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Where the bytes are.
+/// The copy that is read: our own, or one that is still coming in.
 enum Nar {
     Own(Box<NarStream>),
     /// The copy that is coming in, and the next byte to read of it.

@@ -86,6 +86,7 @@ pub(super) fn on_request(cx: &mut Context, ledger: &Ledger, from: PeerId, id: u6
     let Some(peer) = cx.peers.get_mut(&from).filter(|peer| peer.is_connected) else {
         return respond(cx, from, id, &QuorumReply::Busy);
     };
+    // Charged before it is answered, by its length; what the ledger had to look at is charged afterwards.
     let beyond = match &request {
         QuorumRequest::Compare { query, .. } => u64::try_from(query.nodes.len() / NODES_PER_UNIT).unwrap_or(u64::MAX),
         QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => HAND_OVER_UNITS,
@@ -132,6 +133,7 @@ fn answer_comparison(
     }
     let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
     let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
+    // It has what we lack, so we compare in turn. Only its first query says so: the others go deeper into one difference.
     if news && differs && whole {
         let at = cx.now + cx.chance.draw_below(ASK_BACK_SPREAD_MS);
         if let Some(peer) = cx.peers.get_mut(&from) {

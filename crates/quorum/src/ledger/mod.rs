@@ -100,7 +100,7 @@ pub struct Evicted {
 pub struct Vote {
     /// The builder that made the statement.
     pub builder: BuilderKey,
-    /// What the statement says.
+    /// What it says of the path.
     pub claim: Claim,
     /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub attested_at: Option<WallMs>,

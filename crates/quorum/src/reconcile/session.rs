@@ -33,7 +33,7 @@ pub struct Difference {
     pub complete: bool,
 }
 
-/// What to do next.
+/// The next step of a comparison.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Next {
     /// Send this query and pass the answer to [`Session::on_answer`].

@@ -220,7 +220,7 @@ impl Proofs {
         }
     }
 
-    /// Whether a tree counts.
+    /// Whether there is a tree that leaves are compared with.
     pub(super) fn have_tree(&self) -> bool {
         self.counting().is_some()
     }

@@ -20,7 +20,7 @@ const RETURN_MAX: Duration = Duration::from_secs(3);
 const MOMENT_MAX: Duration = Duration::from_secs(5);
 /// The first pause before such a source is asked again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// The longest such pause.
+/// The longest pause before a source is asked again.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The assumed rate of a line that was never measured, bytes per second (a guess: an ordinary home line, so that a line
 /// measured as quick is preferred to it, and one measured as crawling is not).

@@ -21,7 +21,7 @@ impl Drop for Felt {
 }
 
 impl Shortage {
-    /// Whether there are any.
+    /// Whether any NAR has waited so long that slow clients are closed.
     pub(super) fn is_felt(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 0
     }

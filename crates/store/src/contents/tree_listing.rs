@@ -168,6 +168,7 @@ impl TreeListing {
         self.count_structure();
     }
 
+    /// Adds what a NAR has between the contents of files; it is written only to be counted.
     fn count_structure(&mut self) {
         self.nar_offset += self.structure.len() as u64;
         self.structure.clear();

@@ -20,7 +20,7 @@ const SLICE_BYTES_MAX: u64 = 256 << 10;
 /// Slices per second of a body that is alone: enough to be smooth, and cheap.
 const SLICES_PER_S: u64 = 16;
 
-/// What [`Shares::next`] found.
+/// Who may send now, or when to ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// This body may send this many bytes now.

@@ -53,7 +53,7 @@ struct Guesses {
     /// How many NARs of the plan are read ahead; 0 until a guess comes true.
     window: usize,
     reading: HashMap<NarUrl, Reading>,
-    /// Whether [`throw_away`] is running.
+    /// Whether a task runs that drops what nobody asks for ([`throw_away`]).
     is_tidied: bool,
 }
 
