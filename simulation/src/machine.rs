@@ -24,13 +24,13 @@ pub(crate) enum State {
 
 /// A path and the versions of its store that have it: from `since` up to but not including `until`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldPath {
     pub(crate) path: Path,
     pub(crate) since: u32,
     pub(crate) until: u32,
 }
 
-impl Held {
+impl HeldPath {
     pub(crate) fn is_in(&self, version: u32) -> bool {
         self.since <= version && version < self.until
     }
@@ -40,7 +40,7 @@ impl Held {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) version: u32,
-    pub(crate) held: Vec<Held>,
+    pub(crate) held: Vec<HeldPath>,
     pub(crate) live: BTreeSet<Path>,
     /// How many paths each version added and removed; the first entry is version 1.
     changes: Vec<(u32, u32)>,
@@ -52,7 +52,7 @@ impl Store {
         let before = self.live.len();
         for path in paths {
             if self.live.insert(path) {
-                self.held.push(Held { path, since: self.version, until: u32::MAX });
+                self.held.push(HeldPath { path, since: self.version, until: u32::MAX });
             }
         }
         self.changes.push((u32::try_from(self.live.len() - before).unwrap_or(0), 0));
@@ -201,7 +201,7 @@ impl Machine {
         Input::Paths(PathChange::Replace(self.store.live.iter().copied().map(part).collect()))
     }
 
-    /// Where it listens.
+    /// The addresses that it listens on; they change when it moves.
     pub(crate) fn addresses(&self, number: Number) -> Vec<SocketAddr> {
         let [.., high, low] = u32::try_from(number).unwrap_or(0).to_be_bytes();
         vec![SocketAddr::from(([10, high, low, self.moves + 1], 7280))]

@@ -40,7 +40,7 @@ mod nar_client;
 #[cfg(test)]
 mod peer_costs;
 mod probe;
-mod rates;
+mod request_rates;
 mod shut_out;
 mod state;
 mod statistics;

@@ -30,7 +30,7 @@ const DIALLED_MAX: usize = 24;
 /// Asks the system for the addresses of a name.
 type System = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 /// `None` until it is known.
-type Answer = Option<Result<Vec<IpAddr>, String>>;
+type LookedUp = Option<Result<Vec<IpAddr>, String>>;
 
 /// Resolves names; cheap to clone.
 #[derive(Clone)]
@@ -38,10 +38,10 @@ pub(super) struct Names(Arc<Shared>);
 
 struct Shared {
     system: Box<System>,
-    under_way: Mutex<HashMap<String, watch::Receiver<Answer>>>,
+    under_way: Mutex<HashMap<String, watch::Receiver<LookedUp>>>,
 }
 
-/// What a dial gets.
+/// The addresses of a peer after its host names were looked up.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
     /// IP addresses only, at most [`DIALLED_MAX`].
@@ -105,7 +105,7 @@ impl Names {
 
     /// Starts a lookup on a thread of its own, so that neither a stop of the daemon nor other work of the runtime waits
     /// for it.
-    fn ask(&self, host: &str) -> Result<watch::Receiver<Answer>, String> {
+    fn ask(&self, host: &str) -> Result<watch::Receiver<LookedUp>, String> {
         let mut under_way = self.0.under_way.lock();
         if let Some(answer) = under_way.get(host) {
             return Ok(answer.clone());

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// One path as the caller's store, or a narinfo, describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// The path.
+pub struct ClosurePath {
+    /// A path of the closure.
     pub path: StorePath,
     /// The paths that it refers to; it may be among them itself.
     pub references: Vec<StorePath>,
@@ -24,9 +24,9 @@ pub struct Member {
 /// One path of a closure, with its verdict.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Judged {
-    /// The path.
+    /// A path of the closure.
     pub path: StorePath,
-    /// Its verdict.
+    /// What the builders together say of it.
     pub verdict: Verdict,
     /// The fingerprint of what our store holds under this path, if it holds it.
     pub held: Option<FingerprintDigest>,
@@ -70,7 +70,7 @@ impl ClosureVerdict {
 
 impl Judged {
     /// Judges a path by itself, without what it needs.
-    pub fn alone(policy: &Policy, ledger: &Ledger, member: &Member) -> Self {
+    pub fn alone(policy: &Policy, ledger: &Ledger, member: &ClosurePath) -> Self {
         let path = member.path.clone();
         let verdict = match member.content_addressed {
             true => policy.judge_content_addressed(ledger, &path),
@@ -115,8 +115,8 @@ impl Judged {
 
 /// Judges `root` and what it needs. `members` may hold more paths than that. A path that no member describes is judged too,
 /// and counts as one whose references are unknown.
-pub fn judge_closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member]) -> ClosureVerdict {
-    let by_path: BTreeMap<&StorePath, &Member> = members.iter().map(|member| (&member.path, member)).collect();
+pub fn judge_closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[ClosurePath]) -> ClosureVerdict {
+    let by_path: BTreeMap<&StorePath, &ClosurePath> = members.iter().map(|member| (&member.path, member)).collect();
     let mut reached_from: BTreeMap<StorePath, Option<StorePath>> = BTreeMap::from([(root.clone(), None)]);
     // Breadth first, so that `needed_by` leads back to the root on a shortest way.
     let mut open = VecDeque::from([root.clone()]);
@@ -135,7 +135,7 @@ pub fn judge_closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members
         let judged = match by_path.get(&path) {
             Some(member) => Judged::alone(policy, ledger, member),
             None => {
-                let stranger = Member { path, references: Vec::new(), content_addressed: false, held: None };
+                let stranger = ClosurePath { path, references: Vec::new(), content_addressed: false, held: None };
                 Judged { known: false, ..Judged::alone(policy, ledger, &stranger) }
             }
         };

@@ -89,7 +89,7 @@ pub struct PolicyRules {
 pub struct Policy {
     pub(crate) mode: Mode,
     pub(crate) require: Require,
-    pub(crate) builders: Vec<Member>,
+    pub(crate) builders: Vec<GroupedBuilder>,
     pub(crate) numbers: BTreeMap<BuilderKey, usize>,
     /// The groups by number. `None` for a builder without a group, which is a group by itself.
     pub(crate) groups: Vec<Option<String>>,
@@ -100,7 +100,7 @@ pub struct Policy {
 
 /// A builder and the number of its group.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Member {
+pub(crate) struct GroupedBuilder {
     pub(crate) name: String,
     pub(crate) key: BuilderKey,
     pub(crate) group: usize,
@@ -316,7 +316,7 @@ impl Policy {
             self.groups.len() - 1
         });
         self.numbers.insert(builder.key, self.builders.len());
-        self.builders.push(Member {
+        self.builders.push(GroupedBuilder {
             name: builder.name,
             key: builder.key,
             group,

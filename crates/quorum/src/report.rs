@@ -3,7 +3,7 @@
 //! A report is produced part by part ([`ReportPart`]), because a path in words takes some kilobytes: all paths are judged
 //! at once, but only one at a time is put into words. The parts in sequence are the fields of the report.
 
-use crate::closure::{ClosureVerdict, Judged, Member, judge_closure};
+use crate::closure::{ClosurePath, ClosureVerdict, Judged, judge_closure};
 use crate::ledger::{Ledger, Vote};
 use crate::policy::{Mode, Policy};
 use crate::ruling::Ruling;
@@ -215,7 +215,7 @@ pub struct TurnedReport {
 
 impl Report {
     /// The report on a closure.
-    pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member], now: WallMs) -> Self {
+    pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[ClosurePath], now: WallMs) -> Self {
         let judged = judge_closure(policy, ledger, root, members);
         let weakest = judged.breaks_at().or(judged.paths.first()).map(|weakest| Link {
             path: weakest.path.to_string(),

@@ -2,7 +2,7 @@
 
 use crate::Claim;
 use crate::ledger::{Ledger, Vote};
-use crate::policy::{Member, Policy};
+use crate::policy::{GroupedBuilder, Policy};
 use crate::statement::{FingerprintDigest, NameDigest, WallMs};
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,10 +150,10 @@ impl Policy {
             let (Some(member), Some(said)) = (self.builders.get(*number), said.get_mut(*number)) else { continue };
             said.push((self.why_not(member, &vote), vote.claim));
         }
-        said.into_iter().map(|said| decide_standing(&said)).collect()
+        said.into_iter().map(|said| decide_ballot(&said)).collect()
     }
 
-    fn why_not(&self, member: &Member, vote: &Vote) -> Option<Uncounted> {
+    fn why_not(&self, member: &GroupedBuilder, vote: &Vote) -> Option<Uncounted> {
         if self.is_void(vote) {
             return Some(match self.since(vote) {
                 Some(_) => Uncounted::Revoked,
@@ -215,7 +215,7 @@ impl Policy {
 }
 
 /// The ballot that follows from one builder's statements, and the claim that it votes for, if any.
-fn decide_standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
+fn decide_ballot(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
     let mut counted: Vec<Claim> =
         said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, claim)| *claim).collect();
     counted.sort_unstable();

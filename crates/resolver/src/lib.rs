@@ -44,7 +44,7 @@ use narmesh_store::{NixStore, Offer, PartialCopies};
 use prometheus_client::metrics::counter::Counter;
 
 use nar::{ContentsCheck, NarContext, Nars};
-use narinfo::{Given, InMemory, NarInfos};
+use narinfo::{GivenNarInfo, InMemory, NarInfos};
 use shared::Shared;
 
 /// What may change while the daemon runs.
@@ -229,7 +229,7 @@ impl Resolver {
         self.narinfos.find(part, find_user).await.map(|given| self.give(part, given))
     }
 
-    fn give(&self, part: HashPart, given: Given) -> Bytes {
+    fn give(&self, part: HashPart, given: GivenNarInfo) -> Bytes {
         // A NAR of our own store is read from the disk, so there is nothing to read ahead.
         if !given.is_own {
             self.nars.expect(part);

@@ -55,7 +55,7 @@ pub use nar_trees::OfferedTree;
 pub use nix_daemon::DaemonError;
 pub use nix_store::NixStore;
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, OfferedRealisation, Offering, Withheld};
-pub use partial_copies::{Given, PartialCopies, PartialCopy, PartialWriter};
+pub use partial_copies::{GiveAway, PartialCopies, PartialCopy, PartialWriter};
 pub use path_info::PathInfo;
 pub use realisations::OwnRealisation;
 pub use watch::Watcher;

@@ -87,10 +87,10 @@ enum End {
 
 /// What may be given of a copy that is not whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Given {
-    /// What is proven.
+pub enum GiveAway {
+    /// Only the bytes that a signed tree proves.
     Proven,
-    /// What has come.
+    /// Every byte that has come.
     AsItComes,
 }
 
@@ -233,14 +233,14 @@ impl PartialCopies {
 
     /// Begins the copy of a NAR that is coming in, if this machine would offer it, and if there is room for it. Reads the
     /// disk.
-    pub fn begin(&self, info: &NarInfo, given: Given) -> Option<PartialWriter> {
+    pub fn begin(&self, info: &NarInfo, give_away: GiveAway) -> Option<PartialWriter> {
         if info.nar_size > self.0.bytes_max.load(Ordering::Relaxed) || !self.0.offer.would_offer(info) {
             return None;
         }
         let file = self.open_file(info.nar_size).inspect_err(|error| {
             tracing::debug!(dir = %self.0.dir.display(), %error, "a NAR cannot be passed on while it comes");
         });
-        let proven = if given == Given::AsItComes { info.nar_size } else { 0 };
+        let proven = if give_away == GiveAway::AsItComes { info.nar_size } else { 0 };
         let progress = Progress { written: 0, proven, end: End::Open, wakers: Vec::new() };
         let copy = PartialCopy { info: info.clone(), file: file.ok()?, progress: Mutex::new(progress) };
         let copy = Arc::new(copy);

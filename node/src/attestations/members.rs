@@ -5,7 +5,7 @@ use super::ledger::LedgerDb;
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, Statement, StorePath};
 use narmesh_quorum::FingerprintDigest;
-use narmesh_quorum::closure::Member;
+use narmesh_quorum::closure::ClosurePath;
 use narmesh_store::{NixStore, PathInfo, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +15,7 @@ const CLOSURE_MAX: usize = 1 << 20;
 
 /// A path as the store has it. If the store does not have it, its references are all that any statement gives it.
 /// `None` if nothing is known of it.
-fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
+fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<ClosurePath>> {
     let info = store.read_path_info(&path.hash_part()).context("the Nix store")?;
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
@@ -28,7 +28,7 @@ fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::
         .flat_map(|statement| statement.references.into_iter().chain([statement.path]))
         .collect();
     let known = !references.is_empty();
-    let member = Member {
+    let member = ClosurePath {
         path: path.clone(),
         references: references.into_iter().collect(),
         content_addressed: false,
@@ -38,8 +38,8 @@ fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::
 }
 
 /// The same; a path of which nothing is known has no references.
-pub(super) fn find_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Member> {
-    let unknown = || Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
+pub(super) fn find_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<ClosurePath> {
+    let unknown = || ClosurePath { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
     Ok(look_up_member(store, db, path)?.unwrap_or_else(unknown))
 }
 
@@ -50,7 +50,7 @@ pub(super) fn find_closure_members(
     db: &LedgerDb,
     root: &StorePath,
     mut progress: impl FnMut(usize) -> io::Result<()>,
-) -> anyhow::Result<Vec<Member>> {
+) -> anyhow::Result<Vec<ClosurePath>> {
     let mut members = BTreeMap::new();
     let mut seen = BTreeSet::from([root.clone()]);
     let mut open = vec![root.clone()];
@@ -64,9 +64,9 @@ pub(super) fn find_closure_members(
     Ok(members.into_values().collect())
 }
 
-fn held_member(store: &NixStore, info: &PathInfo) -> Member {
+fn held_member(store: &NixStore, info: &PathInfo) -> ClosurePath {
     let statement = statement_of(info);
-    Member {
+    ClosurePath {
         path: info.path.clone(),
         references: info.references.clone(),
         content_addressed: info.is_certified_by_content(store.store_dir()),

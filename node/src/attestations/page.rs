@@ -260,7 +260,7 @@ filter();
 mod tests {
     use super::*;
     use narmesh_protocol::{BuilderKey, HashPart, NarHash, StorePath};
-    use narmesh_quorum::closure::{Judged, Member};
+    use narmesh_quorum::closure::{ClosurePath, Judged};
     use narmesh_quorum::{
         Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules, Report,
         Require, TurnedReport, VerifiedStatement, WallMs,
@@ -298,7 +298,7 @@ mod tests {
         say(1, 2, 1);
         say(2, 2, 2);
         let member =
-            |number| Member { path: path(number), references: Vec::new(), content_addressed: false, held: None };
+            |number| ClosurePath { path: path(number), references: Vec::new(), content_addressed: false, held: None };
         let judged = [1, 2, 3].map(|number| Judged::alone(&policy, &ledger, &member(number)));
         let report = Report::paths(&policy, ReportScope::All, judged.into(), WallMs(1));
         let mut page = Page::default();

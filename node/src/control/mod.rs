@@ -10,7 +10,7 @@
 mod places;
 mod stream;
 
-pub use self::stream::{AT_ONCE_MAX, Answer, Asker, Input, Output, STREAMS_MAX, ask_in_parts};
+pub use self::stream::{AT_ONCE_MAX, Asker, Input, Output, PartReader, STREAMS_MAX, ask_in_parts};
 
 use self::places::Places;
 use self::stream::Turns;

@@ -33,7 +33,7 @@ pub(crate) fn is_present(number: usize) -> bool {
 
 /// What became of one mutant.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct MutantOutcome {
     /// The mutant's name; of the cores as they are, which of them.
     pub name: &'static str,
     /// Whether the cores lacked something.
@@ -42,7 +42,7 @@ pub struct Verdict {
     pub red: Option<(u64, &'static str, String)>,
 }
 
-impl Verdict {
+impl MutantOutcome {
     /// Red for a mutant, green for the cores as they are.
     pub fn is_right(&self) -> bool {
         self.is_mutant == self.red.is_some()
@@ -50,8 +50,8 @@ impl Verdict {
 }
 
 /// All mutants, those of each core after the core as it is.
-pub fn judge_all() -> impl Iterator<Item = Verdict> {
-    let verdict = |(name, number): (_, Option<usize>), red| Verdict { name, is_mutant: number.is_some(), red };
+pub fn judge_all() -> impl Iterator<Item = MutantOutcome> {
+    let verdict = |(name, number): (_, Option<usize>), red| MutantOutcome { name, is_mutant: number.is_some(), red };
     let gossip = numbered("none", GOSSIP, 0).map(move |mutant| verdict(mutant, find_red(mutant.1)));
     let quorum = numbered("none, quorum", QUORUM, GOSSIP.len());
     gossip.chain(quorum.map(move |mutant| verdict(mutant, find_red_of_quorum(mutant.1))))

@@ -6,7 +6,7 @@ use crate::memory::MemoryBound;
 use narmesh::attestations::{ImportError, Imported, Page, read_file};
 use narmesh_protocol::{Attestation, BuilderKey, NixSecretKey, StoreDir, attestation_file};
 use narmesh_protocol::{HashPart, NarHash, StorePath};
-use narmesh_quorum::closure::{Judged, Member};
+use narmesh_quorum::closure::{ClosurePath, Judged};
 use narmesh_quorum::{
     Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, NameDigest, PathReport, Policy, PolicyRules, Report,
     ReportPart, ReportScope, Require, Revocation, Served, VerifiedStatement, WallMs, find_no_longer_agreed,
@@ -237,7 +237,7 @@ fn parts(names: &Names<'_>) -> Vec<ReportPart> {
     let ledger = ledger();
     let judged = (1..=5).map(|number| {
         let path = StorePath::new(HashPart([number; 20]), "x").expect("a name");
-        let member = Member { path, references: Vec::new(), content_addressed: number == 5, held: None };
+        let member = ClosurePath { path, references: Vec::new(), content_addressed: number == 5, held: None };
         Judged::alone(&policy, &ledger, &member)
     });
     let report = Report::paths(&policy, ReportScope::Path(names.why.to_owned()), judged.collect(), WallMs(9));

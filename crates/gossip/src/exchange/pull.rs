@@ -2,11 +2,11 @@
 //! number of times.
 
 use super::Context;
-use super::requests::Question;
+use super::requests::Purpose;
 use crate::io::Timer;
 use crate::output::Event;
 use crate::peers::body::Flaw;
-use crate::peers::entry::{Held, Newest};
+use crate::peers::entry::{HeldBody, Newest};
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
@@ -184,7 +184,7 @@ impl Pulls {
             self.by_owner.remove(&owner);
             return;
         };
-        let (digest, held) = (entry.digest(), entry.held().map(Held::generation));
+        let (digest, held) = (entry.digest(), entry.held().map(HeldBody::generation));
         let Some(pull) = self.by_owner.get_mut(&owner) else { return };
         // A newer announcement came while this pull waited. Start over for it, but keep the peers that told us.
         if pull.generation() != wanted.announcement().generation {
@@ -196,7 +196,7 @@ impl Pulls {
         let generation = pull.generation();
         let have_seq = held.filter(|held| held.epoch == generation.epoch && !pull.whole).map(|held| held.seq);
         let request = GossipRequest::Pull { owner: digest, generation, have_seq };
-        let id = cx.requests.send(&mut cx.io, source, Question::Pull { owner, have_seq }, &request);
+        let id = cx.requests.send(&mut cx.io, source, Purpose::Pull { owner, have_seq }, &request);
         pull.phase = Phase::Asking(id);
     }
 

@@ -11,7 +11,7 @@ const TIMEOUT_MS: u64 = 10_000;
 
 /// What one of our requests was for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Question {
+pub(crate) enum Purpose {
     Sync,
     Pull {
         owner: PeerId,
@@ -20,7 +20,7 @@ pub(crate) enum Question {
     },
 }
 
-impl Question {
+impl Purpose {
     fn is_pull(&self) -> bool {
         matches!(self, Self::Pull { .. })
     }
@@ -29,7 +29,7 @@ impl Question {
 /// All of them: at most one sync for each connection, and 16 pulls.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    sent: RequestTable<PeerId, Question>,
+    sent: RequestTable<PeerId, Purpose>,
     pulls: usize,
 }
 
@@ -41,9 +41,9 @@ impl Default for Requests {
 
 impl Requests {
     /// Asks a peer.
-    pub(crate) fn send(&mut self, io: &mut Io, to: PeerId, question: Question, request: &GossipRequest) -> u64 {
-        self.pulls += usize::from(question.is_pull());
-        let id = self.sent.add(io.now.moment, to, question);
+    pub(crate) fn send(&mut self, io: &mut Io, to: PeerId, purpose: Purpose, request: &GossipRequest) -> u64 {
+        self.pulls += usize::from(purpose.is_pull());
+        let id = self.sent.add(io.now.moment, to, purpose);
         io.timers.set(Timer::Requests, self.sent.deadline());
         let bytes = request.encode().expect("a sync has at most 2,048 entries, a pull is small");
         io.push(Output::Request { to, id, bytes });
@@ -52,19 +52,19 @@ impl Requests {
 
     /// Takes a request off the list; an answer that comes later is ignored.
     pub(crate) fn take(&mut self, io: &mut Io, id: u64) {
-        let question = self.sent.take(id);
-        self.note_taken(io, question.as_ref());
+        let purpose = self.sent.take(id);
+        self.note_taken(io, purpose.as_ref());
     }
 
     /// Takes a request that `from` has answered; `None` when it was not asked that.
-    pub(crate) fn take_answered(&mut self, io: &mut Io, from: PeerId, id: u64) -> Option<Question> {
-        let question = self.sent.take_answered(from, id);
-        self.note_taken(io, question.as_ref());
-        question
+    pub(crate) fn take_answered(&mut self, io: &mut Io, from: PeerId, id: u64) -> Option<Purpose> {
+        let purpose = self.sent.take_answered(from, id);
+        self.note_taken(io, purpose.as_ref());
+        purpose
     }
 
-    fn note_taken(&mut self, io: &mut Io, question: Option<&Question>) {
-        self.pulls -= usize::from(question.is_some_and(Question::is_pull));
+    fn note_taken(&mut self, io: &mut Io, purpose: Option<&Purpose>) {
+        self.pulls -= usize::from(purpose.is_some_and(Purpose::is_pull));
         io.timers.set(Timer::Requests, self.sent.deadline());
     }
 
@@ -86,7 +86,7 @@ impl Requests {
     /// How many there are; asserts that pulls are counted right.
     #[cfg(test)]
     pub(crate) fn check(&self) -> usize {
-        assert_eq!(self.pulls, self.sent.questions().filter(|question| question.is_pull()).count());
+        assert_eq!(self.pulls, self.sent.questions().filter(|purpose| purpose.is_pull()).count());
         self.sent.questions().count()
     }
 }

@@ -7,7 +7,7 @@
 use super::Context;
 use super::announcement::{open_charged, receive_envelope};
 use super::pull::Pulls;
-use super::requests::Question;
+use super::requests::Purpose;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
@@ -98,7 +98,7 @@ impl Syncs {
             yours: newest_of(&cx.peers, &peer),
             have: collect_haves(&cx.peers),
         };
-        cx.requests.send(&mut cx.io, peer, Question::Sync, &GossipRequest::Sync(sync));
+        cx.requests.send(&mut cx.io, peer, Purpose::Sync, &GossipRequest::Sync(sync));
     }
 
     /// Answers a peer's request.
@@ -201,6 +201,7 @@ impl Syncs {
                 cx.connections.note_heard(&from);
                 self.note_store_dir_differs(cx, pulls, from, &store_dir);
             }
+            // These answer a pull, and this was a sync.
             Some(GossipReply::Body(_) | GossipReply::Delta(_)) => {
                 cx.penalize(pulls, from, Misdeed::MalformedReply);
                 cx.connections.retry_later(&mut cx.io, from);

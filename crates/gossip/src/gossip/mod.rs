@@ -7,7 +7,7 @@ use crate::exchange::Context;
 use crate::exchange::announcement::receive_announcement;
 use crate::exchange::connections::Connections;
 use crate::exchange::pull::Pulls;
-use crate::exchange::requests::{Question, Requests};
+use crate::exchange::requests::{Purpose, Requests};
 use crate::exchange::sync::Syncs;
 use crate::input::Input;
 use crate::io::{Io, Timer};
@@ -286,15 +286,15 @@ impl Gossip {
     /// Takes the answer to one of our requests, or `None` when there was none.
     fn on_response(&mut self, from: PeerId, id: u64, bytes: Option<&[u8]>) {
         let Self { context: cx, pulls, syncs, .. } = self;
-        let Some(question) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
+        let Some(purpose) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
         let reply = bytes.map(GossipReply::decode);
         if matches!(reply, Some(Err(_))) {
             cx.penalize(pulls, from, Misdeed::MalformedReply);
         }
         let reply = reply.and_then(Result::ok);
-        match question {
-            Question::Sync => syncs.on_reply(cx, pulls, from, reply),
-            Question::Pull { owner, have_seq } => pulls.on_reply(cx, owner, from, have_seq, reply),
+        match purpose {
+            Purpose::Sync => syncs.on_reply(cx, pulls, from, reply),
+            Purpose::Pull { owner, have_seq } => pulls.on_reply(cx, owner, from, have_seq, reply),
         }
     }
 

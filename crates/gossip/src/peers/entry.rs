@@ -30,7 +30,7 @@ const UNDELIVERED_MS: u64 = 60_000;
 pub(crate) struct Entry {
     digest: AudienceDigest,
     newest: Option<Newest>,
-    held: Option<Held>,
+    held: Option<HeldBody>,
     /// A generation whose body was received but is not usable, so it is not pulled again.
     refused: Option<Generation>,
     /// The generation that the peer itself last called its newest on the present connection. After a restart, an owner does
@@ -67,7 +67,7 @@ pub(crate) struct Acceptance {
 
 /// A body that is in the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldBody {
     /// The announcement that proves it.
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) class: FilterClass,
@@ -79,7 +79,7 @@ pub(crate) struct Held {
     pub(crate) remembered: bool,
 }
 
-impl Held {
+impl HeldBody {
     pub(crate) fn generation(&self) -> Generation {
         self.envelope.announcement().generation
     }
@@ -157,7 +157,7 @@ impl Entry {
         self.newest.as_ref()
     }
 
-    pub(crate) fn held(&self) -> Option<&Held> {
+    pub(crate) fn held(&self) -> Option<&HeldBody> {
         self.held.as_ref()
     }
 
@@ -277,7 +277,7 @@ impl Entry {
     }
 
     /// Notes a body whose filter is in the table. Returns whether the owner is now at other addresses.
-    pub(super) fn hold(&mut self, held: Held, addresses: &[SocketAddr]) -> bool {
+    pub(super) fn hold(&mut self, held: HeldBody, addresses: &[SocketAddr]) -> bool {
         self.undelivered = None;
         self.audience = Arc::clone(&held.audience);
         self.held = Some(held);

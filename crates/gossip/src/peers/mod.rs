@@ -9,7 +9,7 @@ pub(crate) mod misdeed;
 pub(crate) mod view;
 
 use self::body::{Flaw, Usable, count_ones};
-use self::entry::{Acceptance, Entry, Held, Newest, claimed_signer};
+use self::entry::{Acceptance, Entry, HeldBody, Newest, claimed_signer};
 use self::kept::{KeptSummary, Unfit};
 use self::misdeed::Misdeed;
 use crate::input::ProbeOutcome;
@@ -174,7 +174,7 @@ impl Peers {
     pub(crate) fn count_probe(&mut self, io: &mut Io, peer: PeerId, outcome: ProbeOutcome) {
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(&peer) else { return };
-        let Some(rate) = entry.held().map(Held::false_positive_rate) else { return };
+        let Some(rate) = entry.held().map(HeldBody::false_positive_rate) else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
                 entry.conduct.count_held_hit();
@@ -212,7 +212,7 @@ impl Peers {
     pub(crate) fn adopt_renewed(&mut self, io: &mut Io, peer: &PeerId) -> bool {
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(peer) else { return false };
-        let before = entry.held().map(Held::generation);
+        let before = entry.held().map(HeldBody::generation);
         if !entry.adopt(io.now.moment, lookups) {
             return false;
         }
@@ -290,7 +290,7 @@ impl Peers {
         // Only a floor has no acceptance, and floors are never pulled.
         let expired = Acceptance { wall_ms: io.now.wall_ms, expires: io.now.moment };
         let accepted = target.accepted.unwrap_or(expired);
-        let held = Held {
+        let held = HeldBody {
             envelope: Arc::clone(&target.envelope),
             class: filter.class(),
             ones: count_ones(filter.as_bytes()),

@@ -1,6 +1,6 @@
 //! Which peers may hold a path: the filters of all peers, read from any thread while the core writes.
 
-use super::view::{Member, Rank, View, mix};
+use super::view::{FilterOwner, Rank, View, mix};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{BitPositions, HashPart};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -62,14 +62,15 @@ impl FilterTable {
                 (*rank, member.false_share.load(Relaxed), mix(member.salt ^ salt), member.peer)
             });
         }
-        let candidate = |(rank, member): (_, &Member)| Candidate { peer: member.peer, is_demoted: rank == Rank::Last };
+        let candidate =
+            |(rank, member): (_, &FilterOwner)| Candidate { peer: member.peer, is_demoted: rank == Rank::Last };
         found.into_iter().map(candidate).collect()
     }
 
     /// Whether this peer's filter says maybe, whatever its conduct. Not counted as a lookup.
     pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
         let positions = BitPositions::of(part);
-        let salt = Member::salt_of(peer);
+        let salt = FilterOwner::salt_of(peer);
         let mut found = false;
         for (class, members) in &self.view().classes {
             // The salts are compared first, because that is cheap and rules out all but one of a thousand members.

@@ -4,14 +4,14 @@
 //! bits share a line. So new filters go there, and when its columns are used up they move to the matrix in one pass.
 
 use super::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
-use super::view::{ClassView, Member, PlainFilter, Word};
+use super::view::{ClassView, FilterOwner, PlainFilter, Word};
 use libp2p_identity::PeerId;
 use narmesh_protocol::FilterClass;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Filters that are kept one by one, outside of a matrix.
-pub(crate) type PlainFilters = BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>;
+pub(crate) type PlainFilters = BTreeMap<PeerId, (Arc<FilterOwner>, Arc<PlainFilter>)>;
 
 /// The writing side of [`ClassView::Sliced`].
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Sliced {
     }
 
     /// Writes a filter to a column that no reader sees.
-    pub(crate) fn write(&mut self, member: Arc<Member>, filter_bytes: &[u8]) {
+    pub(crate) fn write(&mut self, member: Arc<FilterOwner>, filter_bytes: &[u8]) {
         if self.recent.free.is_empty() && self.recent.unused.is_empty() {
             self.settle_recent();
         }
@@ -148,7 +148,7 @@ impl Sliced {
     fn settle_recent(&mut self) {
         let word = self.words.first().expect("the recent word is always there");
         let members = (0..WORD_COLUMNS).filter_map(|at| Some((at, Arc::clone(word.get(at)?))));
-        let members: Vec<(usize, Arc<Member>)> = members.collect();
+        let members: Vec<(usize, Arc<FilterOwner>)> = members.collect();
         if self.free.len() < members.len().div_ceil(2) {
             self.grow();
         }
@@ -195,7 +195,7 @@ impl Sliced {
     }
 
     /// Sets the member of a column. Views that show the word keep their own copy of it.
-    fn set_member(&mut self, column: usize, member: Option<Arc<Member>>) {
+    fn set_member(&mut self, column: usize, member: Option<Arc<FilterOwner>>) {
         if let Some(word) = self.words.get_mut(column / WORD_COLUMNS) {
             Arc::make_mut(word).set(column, member);
         }

@@ -39,7 +39,7 @@ pub(super) fn mix(seed: u64) -> u64 {
 
 /// What readers need to know of a peer. All views share it, and it changes in place.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct FilterOwner {
     pub(crate) peer: PeerId,
     /// Orders equally good candidates.
     pub(crate) salt: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Member {
     rank: AtomicU8,
 }
 
-impl Member {
+impl FilterOwner {
     pub(crate) fn new(peer: PeerId, rank: Rank) -> Self {
         let salt = Self::salt_of(&peer);
         Self { peer, salt, false_share: AtomicU32::new(0), rank: AtomicU8::new(rank as u8) }
@@ -89,7 +89,7 @@ impl View {
 /// The filters of one class at one moment.
 #[derive(Debug)]
 pub(crate) enum ClassView {
-    Plain(Vec<(Arc<Member>, Arc<PlainFilter>)>),
+    Plain(Vec<(Arc<FilterOwner>, Arc<PlainFilter>)>),
     Sliced {
         /// The first block holds the recent filters and is one word wide; of the others, all but the last are full.
         blocks: Vec<Arc<Block>>,
@@ -104,7 +104,7 @@ pub(crate) enum ClassView {
 #[derive(Clone, Debug)]
 pub(crate) struct Word {
     live: u64,
-    members: [Option<Arc<Member>>; WORD_COLUMNS],
+    members: [Option<Arc<FilterOwner>>; WORD_COLUMNS],
 }
 
 impl Default for Word {
@@ -114,7 +114,7 @@ impl Default for Word {
 }
 
 impl Word {
-    pub(crate) fn set(&mut self, bit: usize, member: Option<Arc<Member>>) {
+    pub(crate) fn set(&mut self, bit: usize, member: Option<Arc<FilterOwner>>) {
         let mask = 1 << (bit % WORD_COLUMNS);
         self.live = if member.is_some() { self.live | mask } else { self.live & !mask };
         if let Some(slot) = self.members.get_mut(bit % WORD_COLUMNS) {
@@ -122,7 +122,7 @@ impl Word {
         }
     }
 
-    pub(crate) fn get(&self, bit: usize) -> Option<&Arc<Member>> {
+    pub(crate) fn get(&self, bit: usize) -> Option<&Arc<FilterOwner>> {
         self.members.get(bit % WORD_COLUMNS)?.as_ref()
     }
 }
@@ -138,7 +138,12 @@ impl ClassView {
         Self::Sliced { blocks, words, live }
     }
 
-    pub(super) fn find<'a>(&'a self, class: FilterClass, positions: &BitPositions, mut tell: impl FnMut(&'a Member)) {
+    pub(super) fn find<'a>(
+        &'a self,
+        class: FilterClass,
+        positions: &BitPositions,
+        mut tell: impl FnMut(&'a FilterOwner),
+    ) {
         let mut rows = [0; HASHES_PER_ITEM];
         rows.iter_mut().zip(positions.in_class(class)).for_each(|(to, from)| *to = from);
         match self {

@@ -2,7 +2,7 @@
 
 use super::reader::FilterTable;
 use super::sliced::{PlainFilters, Sliced};
-use super::view::{ClassView, Member, PlainFilter, Rank, View};
+use super::view::{ClassView, FilterOwner, PlainFilter, Rank, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,7 +22,7 @@ pub(crate) const PLAIN_BELOW: usize = 24;
 pub(crate) struct TableWriter {
     shared: Arc<FilterTable>,
     classes: BTreeMap<FilterClass, Class>,
-    places: BTreeMap<PeerId, (FilterClass, Arc<Member>)>,
+    places: BTreeMap<PeerId, (FilterClass, Arc<FilterOwner>)>,
     /// The views that readers may still hold, by number, oldest first.
     views: VecDeque<(u64, Weak<View>)>,
     /// Classes that may need another form.
@@ -82,7 +82,7 @@ impl TableWriter {
         self.reclaim();
         let member = match self.take(&peer) {
             Some(member) => member,
-            None => Arc::new(Member::new(peer, rank)),
+            None => Arc::new(FilterOwner::new(peer, rank)),
         };
         self.places.insert(peer, (class, Arc::clone(&member)));
         let members = self.classes.entry(class).or_insert_with(|| Class::Plain(BTreeMap::new()));
@@ -145,7 +145,7 @@ impl TableWriter {
     }
 
     /// Takes a peer out of its class. The caller has to update its entry in `places`.
-    fn take(&mut self, peer: &PeerId) -> Option<Arc<Member>> {
+    fn take(&mut self, peer: &PeerId) -> Option<Arc<FilterOwner>> {
         let (class, member) = self.places.get(peer)?;
         let (class, member) = (*class, Arc::clone(member));
         match self.classes.get_mut(&class)? {

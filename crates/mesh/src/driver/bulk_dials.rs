@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::requests::Event;
 use crate::bulk::{AskToDial, Bulk};
-use crate::rates::DialRates;
+use crate::request_rates::DialRates;
 use libp2p::PeerId;
 use libp2p::request_response::{Message, OutboundRequestId};
 use narmesh_gossip::Misdeed;

@@ -1,9 +1,9 @@
 //! Narinfo requests: ours under way, and those of peers, which are answered from memory or by blocking threads.
 
 use super::context::Context;
-use super::questions::{Answer, Answers, Asker, Questions, is_admitted};
+use super::questions::{Answers, Asker, FoundAnswer, Questions, is_admitted};
 use super::requests::Event;
-use crate::rates::RequestRates;
+use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::request_response::{InboundRequestId, Message, ResponseChannel};
@@ -85,7 +85,7 @@ impl NarInfos {
     }
 
     /// The next answer that a blocking thread looked up. Dropping the future loses nothing.
-    pub(super) async fn next_answer(&mut self) -> Option<Answer> {
+    pub(super) async fn next_answer(&mut self) -> Option<FoundAnswer> {
         self.answers.next().await
     }
 

@@ -3,7 +3,7 @@
 
 use super::context::Context;
 use crate::handle::AskError;
-use crate::rates::{Admission, RequestRates};
+use crate::request_rates::{Admission, RequestRates};
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::request_response::{InboundRequestId, OutboundFailure, OutboundRequestId, ResponseChannel};
@@ -91,13 +91,13 @@ pub(super) type Request = (PeerId, InboundRequestId, ResponseChannel<Vec<u8>>);
 
 /// An answer that a blocking thread looked up.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct FoundAnswer {
     protocol: Protocol,
     request: Request,
     bytes: Vec<u8>,
 }
 
-impl Answer {
+impl FoundAnswer {
     pub(super) fn send(self, context: &mut Context) {
         let (peer, asked, channel) = self.request;
         context.send_reply((self.protocol, asked), peer, channel, self.bytes);
@@ -108,8 +108,8 @@ impl Answer {
 #[derive(Debug)]
 pub(super) struct Answers {
     protocol: Protocol,
-    found: mpsc::Receiver<Answer>,
-    found_sender: mpsc::Sender<Answer>,
+    found: mpsc::Receiver<FoundAnswer>,
+    found_sender: mpsc::Sender<FoundAnswer>,
     permits: Arc<Semaphore>,
 }
 
@@ -131,15 +131,15 @@ impl Answers {
         tokio::task::spawn_blocking(move || {
             if let Ok(bytes) = look_up() {
                 // Fails only when the driver is gone.
-                drop(found.blocking_send(Answer { protocol, request, bytes }));
+                drop(found.blocking_send(FoundAnswer { protocol, request, bytes }));
             }
             drop(permit);
         });
         Ok(())
     }
 
-    /// The next answer that was looked up, for [`Answer::send`]. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> Option<Answer> {
+    /// The next answer that was looked up, for [`FoundAnswer::send`]. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<FoundAnswer> {
         self.found.recv().await
     }
 }

@@ -2,9 +2,9 @@
 //! is computed in the background, one at a time.
 
 use super::context::Context;
-use super::questions::{Answer, Answers, Asker, Questions, is_admitted};
+use super::questions::{Answers, Asker, FoundAnswer, Questions, is_admitted};
 use super::requests::Event;
-use crate::rates::RequestRates;
+use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -107,7 +107,7 @@ impl Trees {
     }
 
     /// The next answer that a blocking thread looked up. Dropping the future loses nothing.
-    pub(super) async fn next_answer(&mut self) -> Option<Answer> {
+    pub(super) async fn next_answer(&mut self) -> Option<FoundAnswer> {
         self.answers.next().await
     }
 

@@ -112,7 +112,7 @@ impl NarPool {
         let slot = of_peer.slots.take(request.nar_size).await?;
         let asking = Asking { pool: self.clone(), peer, of_peer, request, frame: frame.into() };
         let asked = asking.ask().await?;
-        Ok(NarSource::new(asking, asked, Held { _slot: slot, _in_flight: in_flight }))
+        Ok(NarSource::new(asking, asked, SlotInUse { _slot: slot, _in_flight: in_flight }))
     }
 
     /// What moves between us and this peer, for the pace and the choice of holders. From memory.
@@ -163,7 +163,7 @@ impl PeerPool {
 }
 
 /// What one request takes up at its peer while it lasts.
-struct Held {
+struct SlotInUse {
     _slot: OwnedSemaphorePermit,
     _in_flight: InFlight,
 }

@@ -2,7 +2,7 @@
 
 use super::decode::Unpacker;
 use super::inbox::Chunk;
-use super::{Asked, Asking, BROKEN_MAX, Held, NarRequestError};
+use super::{Asked, Asking, BROKEN_MAX, NarRequestError, SlotInUse};
 use crate::clock::moment;
 use futures::future::{BoxFuture, poll_fn};
 use libp2p::PeerId;
@@ -60,7 +60,7 @@ pub struct NarSource {
     wire_bytes: u64,
     /// How often it has said *not now*.
     words: Tokens,
-    _held: Held,
+    _held: SlotInUse,
 }
 
 enum State {
@@ -91,7 +91,7 @@ impl std::fmt::Debug for NarSource {
 }
 
 impl NarSource {
-    pub(super) fn new(asking: Asking, asked: Asked, held: Held) -> Self {
+    pub(super) fn new(asking: Asking, asked: Asked, held: SlotInUse) -> Self {
         Self {
             asking,
             state: State::Waiting(asked),

@@ -25,7 +25,7 @@ mod shares;
 use super::bulk::{BulkStream, Incoming};
 use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
-use super::rates::NarRates;
+use super::request_rates::NarRates;
 use super::statistics::PeerStatistics;
 use body::BodyWriter;
 use libp2p::PeerId;
@@ -95,7 +95,7 @@ struct Shared {
 }
 
 /// A request that was let in, until it is done with.
-struct Turn {
+struct QueuedRequest {
     uploads: Uploads,
     peer: PeerId,
     kind: Kind,
@@ -103,7 +103,7 @@ struct Turn {
     of_peer: Arc<PeerUploads>,
 }
 
-impl Turn {
+impl QueuedRequest {
     fn place(&self) -> Option<u32> {
         self.uploads.0.queue.lock().place(self.peer, self.kind, self.ticket)
     }
@@ -123,7 +123,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
         self.uploads.0.queue.lock().leave(self.peer, self.kind, self.ticket);
         self.of_peer.advanced.notify_waiters();
@@ -333,10 +333,10 @@ impl Uploads {
         self.0.offer.read_nar_at_once(&hash_part, AT_ONCE_BYTES_MAX, is_wanted)
     }
 
-    fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<Turn> {
+    fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<QueuedRequest> {
         let kind = Kind::of(nar_size);
         let ticket = self.0.queue.lock().enter(peer, kind)?;
-        Some(Turn { uploads: self.clone(), peer, kind, ticket, of_peer: Arc::clone(of_peer) })
+        Some(QueuedRequest { uploads: self.clone(), peer, kind, ticket, of_peer: Arc::clone(of_peer) })
     }
 
     /// What is coming in of this NAR, if the asker may have it.

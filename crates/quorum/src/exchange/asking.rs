@@ -1,6 +1,6 @@
 //! Our side of a comparison, and the pull that follows it.
 
-use super::context::{Context, Question};
+use super::context::{Context, Purpose};
 use super::peer::{Peer, Pulling, Running};
 use super::{Fault, Moment, Output, Taken};
 use crate::ledger::Ledger;
@@ -89,7 +89,7 @@ impl Comparisons {
         }
         let (session, query) = Session::start(ledger, shared.window(usize::try_from(from).unwrap_or(0)));
         known.running = Some(Running::Comparing(Box::new(session)));
-        cx.send(peer, Question::Compare, &QuorumRequest::Compare { query, news: false });
+        cx.send(peer, Purpose::Compare, &QuorumRequest::Compare { query, news: false });
     }
 }
 
@@ -115,7 +115,7 @@ pub(super) fn on_compare_reply(cx: &mut Context, ledger: &Ledger, from: PeerId, 
     match next {
         Next::Ask(query) if theirs < WANTED_MAX && queries <= QUERIES_MAX + (theirs + ours) / FOUND_PER_QUERY => {
             known.running = Some(Running::Comparing(session));
-            cx.send(from, Question::Compare, &QuorumRequest::Compare { query, news: false });
+            cx.send(from, Purpose::Compare, &QuorumRequest::Compare { query, news: false });
         }
         Next::Ask(_) => {
             let shared = session.shared().clone();
@@ -159,7 +159,7 @@ fn pull_more(cx: &mut Context, ledger: &Ledger, from: PeerId, mut pulling: Pulli
     }
     let request = QuorumRequest::Pull { builders: pulling.builders.digests(), wanted: pulling.asked.clone() };
     known.running = Some(Running::Pulling(pulling));
-    cx.send(from, Question::Pull, &request);
+    cx.send(from, Purpose::Pull, &request);
 }
 
 pub(super) fn on_pull_reply(cx: &mut Context, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {

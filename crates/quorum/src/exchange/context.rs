@@ -14,7 +14,7 @@ const REQUEST_MS: u64 = 10_000;
 
 /// What one of our requests was for.
 #[derive(Debug)]
-pub(super) enum Question {
+pub(super) enum Purpose {
     Compare,
     /// The session is kept to ask again about the builders that both sides know.
     News(Box<Session>),
@@ -27,7 +27,7 @@ pub(super) struct Context {
     pub(super) now: Moment,
     pub(super) chance: Chance,
     pub(super) peers: BTreeMap<PeerId, Peer>,
-    pub(super) requests: RequestTable<PeerId, Question>,
+    pub(super) requests: RequestTable<PeerId, Purpose>,
     /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it
     /// (`None` for a pull).
     pub(super) verifying: BTreeMap<u64, (PeerId, Option<Vec<u64>>)>,
@@ -51,10 +51,10 @@ impl Context {
         self.peers.values().filter(|peer| peer.running.is_some()).count()
     }
 
-    pub(super) fn send(&mut self, to: PeerId, question: Question, request: &QuorumRequest) {
+    pub(super) fn send(&mut self, to: PeerId, purpose: Purpose, request: &QuorumRequest) {
         // Each list was cut to its bound, so the encoding fits.
         let Ok(bytes) = request.encode() else { return };
-        let id = self.requests.add(self.now, to, question);
+        let id = self.requests.add(self.now, to, purpose);
         self.outputs.push_back(Output::Request { to, id, bytes });
     }
 

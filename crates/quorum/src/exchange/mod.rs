@@ -31,7 +31,7 @@ mod paths;
 mod peer;
 
 use self::asking::Comparisons;
-use self::context::{Context, Question};
+use self::context::{Context, Purpose};
 use self::news::News;
 use self::paths::Paths;
 use self::peer::Peer;
@@ -282,7 +282,7 @@ impl Exchange {
         let queued = cx.peers.get_mut(peer).map(|known| known.on_gone(cx.now)).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
         for id in cx.requests.ids_to(*peer) {
-            if let Some(Question::Ask(asked)) = cx.requests.take(id) {
+            if let Some(Purpose::Ask(asked)) = cx.requests.take(id) {
                 waiting.extend(asked.into_iter().map(|(id, _)| id));
             }
         }
@@ -303,16 +303,16 @@ impl Exchange {
 
     fn on_response(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: Option<&[u8]>) {
         let cx = &mut self.context;
-        let Some(question) = cx.requests.take_answered(from, id) else { return };
+        let Some(purpose) = cx.requests.take_answered(from, id) else { return };
         let decoded = bytes.map(QuorumReply::decode);
         // A truncated reply may be the fault of the connection.
         let malformed = matches!(&decoded, Some(Err(error)) if !error.is_truncated());
         let reply = decoded.and_then(Result::ok);
-        match question {
-            Question::Compare => asking::on_compare_reply(cx, ledger, from, reply),
-            Question::News(session) => news::on_news_reply(cx, ledger, from, *session, reply),
-            Question::Pull => asking::on_pull_reply(cx, ledger, from, reply),
-            Question::Ask(paths) => self.paths.on_ask_reply(cx, from, paths, reply),
+        match purpose {
+            Purpose::Compare => asking::on_compare_reply(cx, ledger, from, reply),
+            Purpose::News(session) => news::on_news_reply(cx, ledger, from, *session, reply),
+            Purpose::Pull => asking::on_pull_reply(cx, ledger, from, reply),
+            Purpose::Ask(paths) => self.paths.on_ask_reply(cx, from, paths, reply),
         }
         if malformed {
             cx.penalize(from, Fault::MalformedReply);

@@ -1,6 +1,6 @@
 //! News: whom we tell that our ledger has something new, and when.
 
-use super::context::{Context, Question};
+use super::context::{Context, Purpose};
 use super::peer::Peer;
 use super::{Fault, Moment};
 use crate::ledger::Ledger;
@@ -16,7 +16,7 @@ const TELL_DELAY_MS: u64 = 50;
 /// The least time between two rounds of telling, milliseconds.
 const TELL_INTERVAL_MS: u64 = 1_000;
 
-/// What is to be told.
+/// Whether peers are to be told that the ledger has something new, and when.
 #[derive(Debug, Default)]
 pub(super) struct News {
     /// Whether the ledger has something new; otherwise only those are told to whom we owe it.
@@ -59,6 +59,7 @@ impl News {
         chosen.sort_unstable();
         chosen.dedup();
         for peer in chosen {
+            // From a random builder on: of more than one session can name, each is named sooner or later.
             let from = usize::try_from(cx.chance.draw_below(u64::from(u16::MAX))).unwrap_or(0);
             let Some(known) = cx.peers.get_mut(&peer) else { continue };
             known.owed = false;
@@ -69,7 +70,7 @@ impl News {
 }
 
 fn send_news(cx: &mut Context, peer: PeerId, session: Session, query: Query) {
-    cx.send(peer, Question::News(Box::new(session)), &QuorumRequest::Compare { query, news: true });
+    cx.send(peer, Purpose::News(Box::new(session)), &QuorumRequest::Compare { query, news: true });
 }
 
 /// Handles the reply of a peer that was told. It is asked once more when it knows fewer builders than we named.

@@ -1,7 +1,7 @@
 //! Paths on which somebody waits for a verdict.
 
 use super::asking::decode_asked;
-use super::context::{Context, Question};
+use super::context::{Context, Purpose};
 use super::{Fault, Moment, Output};
 use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -18,12 +18,12 @@ const ATTESTATIONS_MAX: usize = 4_096;
 /// A peer that did not answer is not asked for this long, milliseconds: only the first question waits for it in vain.
 const SILENT_MS: u64 = 30_000;
 
-/// The open questions.
+/// The paths that somebody here waits for, by the id of the question; at most [`PATHS_MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Paths {
     /// How many peers have yet to answer each.
     unanswered: BTreeMap<u64, usize>,
-    /// When each ends.
+    /// When each question ends, answered or not.
     ends: Timers<u64>,
 }
 
@@ -70,7 +70,7 @@ impl Paths {
         let asked: Vec<_> = known.queue.drain(..ASK_MAX.min(known.queue.len())).collect();
         let builders = known.spoken.counted.window(from).digests();
         let paths = asked.iter().map(|(_, path)| *path).collect();
-        cx.send(peer, Question::Ask(asked), &QuorumRequest::Ask { builders, paths });
+        cx.send(peer, Purpose::Ask(asked), &QuorumRequest::Ask { builders, paths });
     }
 
     pub(super) fn on_ask_reply(

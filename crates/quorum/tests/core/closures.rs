@@ -1,20 +1,20 @@
 //! A closure is as strong as its weakest path.
 
 use crate::stage::{hear, ledger, path, policy, result};
-use narmesh_quorum::closure::{ClosureVerdict, Member, judge_closure};
+use narmesh_quorum::closure::{ClosurePath, ClosureVerdict, judge_closure};
 use narmesh_quorum::{Ledger, State};
 
-fn member(number: u32, references: &[u32]) -> Member {
+fn member(number: u32, references: &[u32]) -> ClosurePath {
     let references = references.iter().map(|number| path(*number)).collect();
-    Member { path: path(number), references, content_addressed: false, held: None }
+    ClosurePath { path: path(number), references, content_addressed: false, held: None }
 }
 
 /// 1 -> 2 -> 3 and 1 -> 4, where 1 to 4 refer to themselves as well; nothing refers to 9.
-fn members() -> Vec<Member> {
+fn members() -> Vec<ClosurePath> {
     vec![member(1, &[1, 2, 4]), member(2, &[2, 3]), member(3, &[3]), member(4, &[4]), member(9, &[])]
 }
 
-fn judged(ledger: &Ledger, members: &[Member]) -> ClosureVerdict {
+fn judged(ledger: &Ledger, members: &[ClosurePath]) -> ClosureVerdict {
     judge_closure(&policy("a b c", 2), ledger, &path(1), members)
 }
 

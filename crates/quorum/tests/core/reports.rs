@@ -1,15 +1,15 @@
 //! Reports: what people read.
 
 use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules, says, signs};
-use narmesh_quorum::closure::{Judged, Member};
+use narmesh_quorum::closure::{ClosurePath, Judged};
 use narmesh_quorum::{
     Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportHead, ReportPart, ReportScope, Served, State,
     TurnedReport, WallMs, find_no_longer_agreed,
 };
 
-fn member(number: u32, references: &[u32]) -> Member {
+fn member(number: u32, references: &[u32]) -> ClosurePath {
     let references = references.iter().map(|number| path(*number)).collect();
-    Member { path: path(number), references, content_addressed: false, held: None }
+    ClosurePath { path: path(number), references, content_addressed: false, held: None }
 }
 
 /// All of a report at once.
@@ -29,7 +29,7 @@ fn whole(policy: &Policy, ledger: &Ledger, report: &Report) -> Whole {
     }
 }
 
-fn report(policy: &Policy, ledger: &Ledger, members: &[Member]) -> Whole {
+fn report(policy: &Policy, ledger: &Ledger, members: &[ClosurePath]) -> Whole {
     let judged = members.iter().map(|member| Judged::alone(policy, ledger, member)).collect();
     whole(policy, ledger, &Report::paths(policy, ReportScope::All, judged, WallMs(7)))
 }
@@ -162,7 +162,7 @@ fn a_report_names_bare_signatures() {
 #[test]
 fn the_held_result_is_compared_with_the_agreed_one() {
     let with = |letter| {
-        let members = [Member { held: Some(result(letter).fingerprint), ..member(1, &[]) }];
+        let members = [ClosurePath { held: Some(result(letter).fingerprint), ..member(1, &[]) }];
         report(&policy("a b", 2), &heard(&path(1), "a1 b1"), &members)
     };
     assert!(with('1').head.agreed);

@@ -96,12 +96,12 @@ impl Buffers {
 
 /// Bytes together with their share of the memory. The share stays with the bytes because hyper drops a body as soon as
 /// it has taken the last bytes, but may hold those for as long as the client does not read.
-pub(crate) struct Held {
+pub(crate) struct HeldBytes {
     bytes: Vec<u8>,
     _share: Option<Share>,
 }
 
-impl Held {
+impl HeldBytes {
     /// `share` covers `bytes`; without one, there are too few bytes to count.
     pub(crate) fn new(bytes: Vec<u8>, share: Option<Share>) -> Self {
         Self { bytes, _share: share }
@@ -113,7 +113,7 @@ impl Held {
     }
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for HeldBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -9,7 +9,7 @@ use narmesh_protocol::NarUrl;
 use narmesh_protocol::nar_tree::leaf_bytes;
 use tokio::time::Instant;
 
-use super::buffers::{Held, Share};
+use super::buffers::{HeldBytes, Share};
 use super::checkpoints::Trail;
 use super::transfer::{Step, Transfer};
 use super::waiting_client::{HungUp, WaitingClient};
@@ -38,7 +38,7 @@ pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, share: Share
     loop {
         match transfer.step(&mut nar).await {
             Step::Data | Step::BegunAnew => {}
-            Step::Verified => return Some(Held::new(nar, Some(share)).into_bytes()),
+            Step::Verified => return Some(HeldBytes::new(nar, Some(share)).into_bytes()),
             Step::Gone => return None,
         }
     }
@@ -166,7 +166,7 @@ impl Delivery {
                 Step::Data | Step::BegunAnew => {}
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
-                    let nar = Held::new(nar, Some(share)).into_bytes();
+                    let nar = HeldBytes::new(nar, Some(share)).into_bytes();
                     return ended(self.client.send(0, nar).await);
                 }
             }

@@ -11,7 +11,7 @@ use narmesh_protocol::NarUrl;
 use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PathInfo, StoreError};
 use tokio::task::JoinHandle;
 
-use super::buffers::{Held, Share};
+use super::buffers::{HeldBytes, Share};
 use super::{BodyAborted, NarBody, NarContext};
 use crate::lookup_log::LookupEvent;
 use crate::narinfo::NarInfos;
@@ -142,7 +142,7 @@ struct Read {
 fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<Share>) -> Read {
     let mut buffer = Vec::with_capacity(bytes_max.min(capacity));
     let outcome = nar.fill(&mut buffer, bytes_max);
-    let outcome = outcome.map(|progress| (Held::new(buffer, memory).into_bytes(), progress));
+    let outcome = outcome.map(|progress| (HeldBytes::new(buffer, memory).into_bytes(), progress));
     Read { nar, outcome }
 }
 

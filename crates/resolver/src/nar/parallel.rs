@@ -53,7 +53,7 @@ pub(super) struct Worker {
 
 /// A source that reads ranges.
 #[derive(Debug)]
-struct Member {
+struct RangeSource {
     source: SourceId,
     /// Bytes that came since the last tick.
     bytes: u64,
@@ -90,7 +90,7 @@ pub(super) struct Tick {
 pub(super) struct Parallel {
     pub(super) workers: Vec<Worker>,
     pub(super) ready: BTreeMap<u64, ReadyLeaf>,
-    members: Vec<Member>,
+    members: Vec<RangeSource>,
     /// Ranges that were given back.
     gaps: Vec<Range<u64>>,
     /// Nothing from this byte on was asked for.
@@ -126,7 +126,7 @@ impl Parallel {
         let mut this = Self {
             workers: Vec::new(),
             ready: BTreeMap::new(),
-            members: vec![Member { source, bytes: 0, rate: Some(rate) }],
+            members: vec![RangeSource { source, bytes: 0, rate: Some(rate) }],
             gaps: Vec::new(),
             next: at,
             nar_size,
@@ -141,6 +141,7 @@ impl Parallel {
             alone_since: None,
             useless: HashSet::new(),
         };
+        // Its request goes on, and is cut off where the first range ends; the others are given what comes after.
         let end = this.align(tail.max(at + this.range_bytes(Some(rate)))).min(nar_size);
         this.workers.push(Worker { runner, at, end, asked_end: nar_size });
         this.next = end;
@@ -190,7 +191,7 @@ impl Parallel {
 
     /// Lets a source join.
     pub(super) fn join(&mut self, source: SourceId) {
-        self.members.push(Member { source, bytes: 0, rate: None });
+        self.members.push(RangeSource { source, bytes: 0, rate: None });
         self.joined.push(source);
         self.alone_since = None;
     }

@@ -29,7 +29,7 @@ const OPENING_STALLS: u32 = 3;
 const QUEUE_STALLS: u32 = 6;
 
 /// What a runner is doing.
-enum Turn {
+enum Activity {
     /// The request is being sent, perhaps after connecting.
     Opening(BoxFuture<'static, io::Result<Box<dyn NarFeed>>>),
     /// We wait for what the source says next.
@@ -40,14 +40,14 @@ enum Turn {
     Ended,
 }
 
-/// What one read brought.
+/// The result of one read, and the feed to go on with.
 struct Read {
     feed: Box<dyn NarFeed>,
     bytes: Vec<u8>,
     piece: io::Result<Piece>,
 }
 
-/// What a runner reports.
+/// One thing that a source did.
 #[derive(Debug)]
 pub(super) enum Said {
     /// The request was sent; nothing has come back yet.
@@ -64,7 +64,7 @@ pub(super) enum Said {
 /// slow.
 pub(super) struct Runner {
     pub(super) source: SourceId,
-    turn: Turn,
+    activity: Activity,
     /// What it sent from the transfer's offset on, during a race.
     pub(super) tail: Vec<u8>,
     bytes: u64,
@@ -107,7 +107,7 @@ impl Runner {
     ) -> Self {
         Self {
             source,
-            turn: Turn::Opening(request),
+            activity: Activity::Opening(request),
             tail: Vec::new(),
             bytes: 0,
             wire_bytes: 0,
@@ -121,22 +121,23 @@ impl Runner {
     /// Ready when the source says something. It may still send `bytes_left`.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, bytes_left: u64) -> Poll<Said> {
         loop {
-            match std::mem::replace(&mut self.turn, Turn::Ended) {
-                Turn::Opening(mut opening) => match opening.poll_unpin(context) {
+            // Taken out, because each future consumes what it works on; whatever is not over is put back.
+            match std::mem::replace(&mut self.activity, Activity::Ended) {
+                Activity::Opening(mut opening) => match opening.poll_unpin(context) {
                     Poll::Pending => {
-                        self.turn = Turn::Opening(opening);
+                        self.activity = Activity::Opening(opening);
                         return Poll::Pending;
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Said::Broke(error)),
                     Poll::Ready(Ok(feed)) => {
-                        self.turn = Turn::Resting(feed);
+                        self.activity = Activity::Resting(feed);
                         return Poll::Ready(Said::Opened);
                     }
                 },
-                Turn::Resting(feed) => self.turn = Turn::Reading(read(feed, bytes_left)),
-                Turn::Reading(mut reading) => match reading.poll_unpin(context) {
+                Activity::Resting(feed) => self.activity = Activity::Reading(read(feed, bytes_left)),
+                Activity::Reading(mut reading) => match reading.poll_unpin(context) {
                     Poll::Pending => {
-                        self.turn = Turn::Reading(reading);
+                        self.activity = Activity::Reading(reading);
                         return Poll::Pending;
                     }
                     Poll::Ready(Read { feed, bytes, piece }) => {
@@ -144,11 +145,12 @@ impl Runner {
                         match piece {
                             Ok(Piece::Data) => {
                                 self.bytes += bytes.len() as u64;
-                                self.turn = Turn::Resting(feed);
+                                self.activity = Activity::Resting(feed);
                                 return Poll::Ready(Said::Data(bytes));
                             }
+                            // The request still stands, so the source is read further.
                             Ok(piece @ (Piece::NotNow { .. } | Piece::NoMemory)) => {
-                                self.turn = Turn::Resting(feed);
+                                self.activity = Activity::Resting(feed);
                                 return Poll::Ready(Said::Other(piece));
                             }
                             Ok(piece @ (Piece::Others(_) | Piece::Absent | Piece::Complete | Piece::Failed)) => {
@@ -158,7 +160,7 @@ impl Runner {
                         }
                     }
                 },
-                Turn::Ended => return Poll::Pending,
+                Activity::Ended => return Poll::Pending,
             }
         }
     }
@@ -247,7 +249,7 @@ impl Runner {
 
     /// Whether its request has not been sent yet: a connection is being made, or other requests of ours go first.
     pub(super) fn is_opening(&self) -> bool {
-        matches!(self.turn, Turn::Opening(_))
+        matches!(self.activity, Activity::Opening(_))
     }
 
     /// Whether its request waits in a queue.

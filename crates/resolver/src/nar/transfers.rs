@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
-use narmesh_store::{Given, PartialCopies, PartialWriter};
+use narmesh_store::{GiveAway, PartialCopies, PartialWriter};
 
 use super::delivery::read_whole;
 use super::transfer::Transfer;
@@ -44,7 +44,7 @@ impl Transfers {
         let meets = comes_from_caches && url.nar_size >= MEETING_MIN && self.context.sources.has_neighbours();
         let is_chained = !comes_from_caches && url.nar_size > SMALL_NAR_BYTES_MAX;
         let passes_on = meets || (is_chained && self.context.sources.has_listeners());
-        let given = if meets { Given::AsItComes } else { Given::Proven };
+        let given = if meets { GiveAway::AsItComes } else { GiveAway::Proven };
         let partial = if passes_on { self.begin_partial(&url, given).await } else { None };
         let place = if meets { self.context.sources.meeting_place(&url, partial.is_some()) } else { None };
         let mut transfer = self.begin(url, 0, holders);
@@ -57,7 +57,7 @@ impl Transfers {
         transfer
     }
 
-    async fn begin_partial(&self, url: &NarUrl, given: Given) -> Option<PartialWriter> {
+    async fn begin_partial(&self, url: &NarUrl, given: GiveAway) -> Option<PartialWriter> {
         let copies = self.partial_copies.clone()?;
         let answer = self.narinfos.recall(url.hash_part).await.filter(|answer| answer.info.nar_hash == url.nar_hash)?;
         tokio::task::spawn_blocking(move || copies.begin(&answer.info, given)).await.ok().flatten()

@@ -12,7 +12,7 @@ use super::judge::{Judge, Said};
 use crate::lookup_log::LookupEvent;
 use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId, SourceTurn};
-use crate::turns::{Turn as Place, Turns, User};
+use crate::turns::{Turn, Turns, User};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use narmesh_protocol::HashPart;
@@ -47,7 +47,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const TRIES_MAX: u32 = 10;
 /// The pause before the second of these questions; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause.
+/// The longest pause between two of these questions.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// A question that found its place within this has not waited for it.
@@ -170,7 +170,7 @@ impl Asking {
         part: HashPart,
         user: User,
         mut patience: Patience,
-        place: Place,
+        place: Turn,
     ) -> Result<Arc<Answer>, NoNarInfo> {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
@@ -197,8 +197,8 @@ impl Asking {
                 hedge = self.hedge_delay(&candidate.source);
                 let asked_at = AskedAt::default();
                 silent.push((candidate.source, Arc::clone(&asked_at)));
-                let turn = if is_demoted { Turn::Demoted } else { Turn::Now };
-                asked.push(self.ask_in_turn(part, user, candidate, turn, for_judging, asked_at));
+                let start = if is_demoted { Start::Demoted } else { Start::Now };
+                asked.push(self.ask_in_turn(part, user, candidate, start, for_judging, asked_at));
             } else if asked.is_empty() {
                 // Another source may have been configured, or have announced the path, meanwhile.
                 let ranked = self.shared.sources.candidates(&part).ranked.into_iter();
@@ -236,13 +236,13 @@ impl Asking {
                         said @ (Said::NothingForNow | Said::NothingYet) => {
                             none = NoNarInfo::NotNow;
                             let again = match said {
-                                Said::NothingYet => Some(Turn::After(RETRY_PAUSE)),
-                                _ => tries.pause_after_failure(candidate.source).map(Turn::After),
+                                Said::NothingYet => Some(Start::After(RETRY_PAUSE)),
+                                _ => tries.pause_after_failure(candidate.source).map(Start::After),
                             };
-                            if let Some(turn) = again {
+                            if let Some(start) = again {
                                 let asked_at = AskedAt::default();
                                 silent.push((candidate.source, Arc::clone(&asked_at)));
-                                asked.push(self.ask_in_turn(part, user, candidate, turn, for_judging, asked_at));
+                                asked.push(self.ask_in_turn(part, user, candidate, start, for_judging, asked_at));
                             }
                         }
                     }
@@ -288,17 +288,17 @@ impl Asking {
         part: HashPart,
         user: User,
         candidate: Candidate,
-        turn: Turn,
+        start: Start,
         patience: Patience,
         asked_at: AskedAt,
     ) -> Reply {
-        let place = match turn {
-            Turn::Now => None,
-            Turn::After(pause) => {
+        let place = match start {
+            Start::Now => None,
+            Start::After(pause) => {
                 tokio::time::sleep(pause).await;
                 None
             }
-            Turn::Demoted => match self.false_hits.take_place(&candidate.source).await {
+            Start::Demoted => match self.false_hits.take_place(&candidate.source).await {
                 Some(place) => Some(place),
                 None => return (candidate, Said::Nothing),
             },
@@ -375,7 +375,7 @@ impl Asking {
 
 /// When a candidate is asked.
 #[derive(Clone, Copy, Debug)]
-enum Turn {
+enum Start {
     /// At once.
     Now,
     /// Again, after a pause.

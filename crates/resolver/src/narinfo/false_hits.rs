@@ -45,20 +45,20 @@ struct Places {
 /// A place for one question, which begins with it. When it is dropped the question has ended, and the place is free
 /// again, at once or later.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct AskingPlace {
     permit: Option<OwnedSemaphorePermit>,
     places: Arc<Places>,
     since: Instant,
 }
 
-impl Place {
+impl AskingPlace {
     /// Gives the place back at once, because the peer has what it was asked for.
     pub(crate) fn give_back(mut self) {
         self.permit = None;
     }
 }
 
-impl Drop for Place {
+impl Drop for AskingPlace {
     fn drop(&mut self) {
         let Some(permit) = self.permit.take() else { return };
         let keep_for = self.since.elapsed().saturating_sub(QUICK) * KEPT_FACTOR;
@@ -84,7 +84,7 @@ impl Default for FalseHits {
 impl FalseHits {
     /// Takes a place for a question to this demoted peer; waits, after those who came before, until one is free. `None`
     /// if the peer is so slow that the wait would be in vain.
-    pub(crate) async fn take_place(&self, peer: &SourceId) -> Option<Place> {
+    pub(crate) async fn take_place(&self, peer: &SourceId) -> Option<AskingPlace> {
         let places =
             Arc::clone(self.demoted.lock().entry(*peer).or_insert_with(|| {
                 Arc::new(Places { free: Arc::new(Semaphore::new(PLACES)), kept: Mutex::default() })
@@ -95,7 +95,7 @@ impl FalseHits {
             Err(_) if *places.kept.lock() > KEPT_MAX => return None,
             Err(_) => free.acquire_owned().await.ok()?,
         };
-        Some(Place { permit: Some(permit), places, since: Instant::now() })
+        Some(AskingPlace { permit: Some(permit), places, since: Instant::now() })
     }
 
     /// Whether this answer has to be counted. It is remembered, so that it is not counted again.

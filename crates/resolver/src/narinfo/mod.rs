@@ -47,7 +47,7 @@ const DISK_HANGS: Duration = Duration::from_secs(1);
 
 /// A narinfo as Nix gets it.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct GivenNarInfo {
     /// The text of the narinfo.
     pub(crate) rendered: Bytes,
     /// Whether it describes a path of our own store, whose NAR comes from no source.
@@ -60,7 +60,7 @@ pub(crate) enum InMemory {
     /// Nobody can have it.
     Absent,
     /// The narinfo is in memory.
-    Known(Given),
+    Known(GivenNarInfo),
     /// Somebody may have it.
     Unknown,
 }
@@ -146,7 +146,7 @@ impl NarInfos {
         if self.shared.has(&part) {
             let Some(own) = self.own.in_memory(&part) else { return InMemory::Unknown };
             self.shared.lookup_log.note_at_once(part, AtOnce::OwnStore);
-            return InMemory::Known(Given { rendered: own.rendered, is_own: true });
+            return InMemory::Known(GivenNarInfo { rendered: own.rendered, is_own: true });
         }
         if !self.shared.sources.look_up(&part) {
             self.shared.lookup_log.note_at_once(part, AtOnce::NotClaimed);
@@ -155,11 +155,11 @@ impl NarInfos {
         let stands = |answer: &Arc<Answer>| answer.is_fresh(&*self.shared.sources) && answer.stands(&self.gate);
         let Some(answer) = self.answers.in_memory(&part).filter(stands) else { return InMemory::Unknown };
         self.shared.lookup_log.note_at_once(part, AtOnce::Remembered);
-        InMemory::Known(Given { rendered: answer.rendered.clone(), is_own: false })
+        InMemory::Known(GivenNarInfo { rendered: answer.rendered.clone(), is_own: false })
     }
 
     /// The narinfo of a path, within the deadline of the settings.
-    pub(crate) async fn find(&self, part: HashPart, find_user: &FindUser) -> Option<Given> {
+    pub(crate) async fn find(&self, part: HashPart, find_user: &FindUser) -> Option<GivenNarInfo> {
         // Usually the deadline of the candidates ends a lookup; this one is for a disk that hangs.
         let longest = self.shared.settings().narinfo_deadline_max + DISK_HANGS;
         let found = tokio::time::timeout(longest, self.find_in_time(part, find_user)).await;
@@ -170,15 +170,15 @@ impl NarInfos {
         })
     }
 
-    async fn find_in_time(&self, part: HashPart, find_user: &FindUser) -> Option<Given> {
+    async fn find_in_time(&self, part: HashPart, find_user: &FindUser) -> Option<GivenNarInfo> {
         let mut refused = None;
         if self.shared.has(&part) {
             match self.own.answer(part).await {
-                Ok(answer) => return Some(Given { rendered: answer.rendered, is_own: true }),
+                Ok(answer) => return Some(GivenNarInfo { rendered: answer.rendered, is_own: true }),
                 Err(refusal) => refused = refusal,
             }
         }
-        let given = |answer: &Answer| Some(Given { rendered: answer.rendered.clone(), is_own: false });
+        let given = |answer: &Answer| Some(GivenNarInfo { rendered: answer.rendered.clone(), is_own: false });
         let remembered = self.recall(part).await;
         if let Some(answer) = remembered.as_ref().filter(|answer| answer.is_fresh(&*self.shared.sources)) {
             self.shared.lookup_log.note(part, LookupEvent::Remembered);

@@ -221,7 +221,7 @@ impl OfferIndex {
 
     /// Whether it can matter who vouches for the path.
     pub(super) fn could_be_offered(&self, rules: &Rules, part: &HashPart) -> bool {
-        self.lines.get(part).is_some_and(|line| match line.verdict(rules) {
+        self.lines.get(part).is_some_and(|line| match line.why_withheld(rules) {
             None | Some(Withheld::Unchecked | Withheld::NotVouchedFor | Withheld::NotUnderstood | Withheld::Source) => {
                 true
             }
@@ -262,7 +262,7 @@ impl OfferIndex {
     fn offer_all(&mut self, rules: &Rules) {
         for (part, line) in &mut self.lines {
             line.is_carried = false;
-            let verdict = line.verdict(rules);
+            let verdict = line.why_withheld(rules);
             line.is_offered = verdict.is_none();
             let is_unasked = line.voucher.is_none();
             if is_unasked && matches!(verdict, Some(Withheld::Unchecked | Withheld::NotUnderstood)) {
@@ -286,7 +286,7 @@ impl OfferIndex {
             let Some(line) = self.lines.get_mut(&part).filter(|_| seen.insert(part)) else { continue };
             if line.entry.origin == Origin::Added && !line.is_offered {
                 line.is_carried = true;
-                line.is_offered = line.verdict(rules).is_none();
+                line.is_offered = line.why_withheld(rules).is_none();
             }
             // Other closures contain no source, so they need no search.
             if line.refers_to_added {
@@ -322,7 +322,7 @@ impl OfferIndex {
             .lines
             .values()
             .map(|line| {
-                let offering = match line.verdict(rules) {
+                let offering = match line.why_withheld(rules) {
                     _ if line.is_offered => Offering::Offered,
                     Some(reason) => Offering::Withheld(reason),
                     None if !rules.is_serving() => Offering::Withheld(Withheld::NotServing),
@@ -445,7 +445,7 @@ impl Line {
     }
 
     /// Why the path is not offered, ignoring the limit.
-    fn verdict(&self, rules: &Rules) -> Option<Withheld> {
+    fn why_withheld(&self, rules: &Rules) -> Option<Withheld> {
         self.why_unheard(rules).or_else(|| self.entry.why_not_sent()).or(match self.voucher {
             Some(Voucher::Contents | Voucher::Signature) => None,
             Some(Voucher::Nobody) => Some(Withheld::NotVouchedFor),

@@ -8,9 +8,10 @@
 mod checking;
 mod entries;
 mod index;
-mod look;
+
 mod policy;
 mod realisations;
+mod recheck;
 mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
@@ -187,8 +188,8 @@ impl Offer {
         if !self.is_offered(part) {
             return Ok(None);
         }
-        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
-        Ok(looked.map(|looked| looked.path))
+        let rechecked = self.shared.recheck(part).inspect_err(|error| self.shared.warn(part, error))?;
+        Ok(rechecked.map(|rendered| rendered.path))
     }
 
     /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::find_offered`]
@@ -205,8 +206,8 @@ impl Offer {
         if !self.is_offered(part) {
             return Ok(None);
         }
-        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
-        let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
+        let rechecked = self.shared.recheck(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let Some(Rendered { row, path, .. }) = rechecked else { return Ok(None) };
         from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
     }
 
@@ -230,8 +231,8 @@ impl Offer {
         if !self.is_offered(part) {
             return Ok(None);
         }
-        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
-        let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
+        let rechecked = self.shared.recheck(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let Some(Rendered { row, path, .. }) = rechecked else { return Ok(None) };
         self.shared.store.open_contents(row, path.info.clone())
     }
 
@@ -255,9 +256,9 @@ impl Offer {
         if !self.is_offered(part) || leaf_bytes(nar_size).is_none() {
             return Ok(OfferedTree::Absent);
         }
-        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let rechecked = self.shared.recheck(part).inspect_err(|error| self.shared.warn(part, error))?;
         let is_wanted = |info: &PathInfo| info.nar_hash == *nar_hash && info.nar_size == nar_size;
-        if !looked.is_some_and(|rendered| is_wanted(&rendered.path.info)) {
+        if !rechecked.is_some_and(|rendered| is_wanted(&rendered.path.info)) {
             return Ok(OfferedTree::Absent);
         }
         Ok(self.shared.store.known_tree(part, nar_hash).map_or(OfferedTree::NotComputed, OfferedTree::Known))

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 impl Shared {
     /// The second step of [`Offer::find_offered`], for a path that is offered as far as memory knows.
-    pub(super) fn look(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
+    pub(super) fn recheck(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
         let rules = self.rules();
         // Taken before the row is read, so that a change in between makes the next stamp differ.
         let stamp = self.store.read_stamp()?;

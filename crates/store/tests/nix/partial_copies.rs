@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, open_policy};
 use narmesh_protocol::{HashPart, NarHash, NarInfo, NixSecretKey, StorePath, TrustedKeys};
-use narmesh_store::{Given, Offer, OfferPolicy, PartialCopies, PartialCopy};
+use narmesh_store::{GiveAway, Offer, OfferPolicy, PartialCopies, PartialCopy};
 use std::fs;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -65,8 +65,8 @@ fn beyond(copy: &PartialCopy, from: u64) -> Poll<Option<u64>> {
 fn only_what_is_written_and_proven_is_given() {
     let stage = Stage::new(1 << 30);
     let info = stage.signed("a", 1);
-    let mut writer = stage.copies.begin(&info, Given::Proven).unwrap();
-    assert!(stage.copies.begin(&info, Given::Proven).is_none(), "it is coming in already");
+    let mut writer = stage.copies.begin(&info, GiveAway::Proven).unwrap();
+    assert!(stage.copies.begin(&info, GiveAway::Proven).is_none(), "it is coming in already");
     let copy = stage.find(&info).unwrap();
     let nar: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at % 251).unwrap()).collect();
     writer.write(&nar[..2 * PIECE]);
@@ -94,11 +94,11 @@ fn only_what_is_written_and_proven_is_given() {
 #[test]
 fn what_would_not_be_offered_is_not_kept_and_not_given() {
     let stage = Stage::new(1 << 30);
-    assert!(stage.copies.begin(&stage.info("unsigned", 1), Given::Proven).is_none());
-    assert!(stage.copies.begin(&stage.signed("private-key", 2), Given::Proven).is_none());
-    assert!(stage.copies.begin(&stage.signed("x.drv", 3), Given::Proven).is_none());
+    assert!(stage.copies.begin(&stage.info("unsigned", 1), GiveAway::Proven).is_none());
+    assert!(stage.copies.begin(&stage.signed("private-key", 2), GiveAway::Proven).is_none());
+    assert!(stage.copies.begin(&stage.signed("x.drv", 3), GiveAway::Proven).is_none());
     let info = stage.signed("a", 4);
-    let _writer = stage.copies.begin(&info, Given::Proven).unwrap();
+    let _writer = stage.copies.begin(&info, GiveAway::Proven).unwrap();
     assert!(stage.find(&info).is_some());
     assert!(stage.find(&NarInfo { nar_size: SIZE + 8, ..info.clone() }).is_none());
     assert!(stage.find(&NarInfo { path: stage.info("a", 5).path, ..info.clone() }).is_none());
@@ -110,14 +110,14 @@ fn what_would_not_be_offered_is_not_kept_and_not_given() {
 fn copies_take_bounded_space_and_give_it_back() {
     let stage = Stage::new(2 * SIZE);
     let [first, second, third] = [1, 2, 3].map(|number| stage.signed("a", number));
-    let writer = stage.copies.begin(&first, Given::Proven).unwrap();
-    let _second = stage.copies.begin(&second, Given::Proven).unwrap();
-    assert!(stage.copies.begin(&third, Given::Proven).is_none());
+    let writer = stage.copies.begin(&first, GiveAway::Proven).unwrap();
+    let _second = stage.copies.begin(&second, GiveAway::Proven).unwrap();
+    assert!(stage.copies.begin(&third, GiveAway::Proven).is_none());
     let copy = stage.find(&first).unwrap();
     drop(writer);
     assert_eq!(beyond(&copy, 0), Poll::Ready(None), "whoever reads it is told");
     assert!(stage.find(&first).is_none());
-    eventually("there is room again", || stage.copies.begin(&third, Given::Proven).is_some());
+    eventually("there is room again", || stage.copies.begin(&third, GiveAway::Proven).is_some());
     stage.copies.set_bytes_max(0);
-    assert!(stage.copies.begin(&stage.signed("a", 9), Given::Proven).is_none(), "switched off");
+    assert!(stage.copies.begin(&stage.signed("a", 9), GiveAway::Proven).is_none(), "switched off");
 }

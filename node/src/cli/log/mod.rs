@@ -8,7 +8,7 @@
 mod limits;
 mod origin;
 
-use self::limits::{LeftOut, Limits, Origin, Verdict};
+use self::limits::{LeftOut, Limits, Origin, Passage};
 use self::origin::{Origins, describe};
 use crate::describe::plainly;
 use parking_lot::{Mutex, MutexGuard};
@@ -73,7 +73,7 @@ impl Limiter {
         Self { limits: Mutex::new(Limits::new(Instant::now())), origins: Origins::default(), teller: Mutex::default() }
     }
 
-    fn judge(&self, from: Origin, event: &Event<'_>) -> Verdict {
+    fn judge(&self, from: Origin, event: &Event<'_>) -> Passage {
         let mut limits = self.limits.lock();
         // Without the lock: formatting a field may itself log, which would deadlock.
         let description = (!limits.knows(from)).then(|| MutexGuard::unlocked(&mut limits, || describe(event)));
@@ -136,8 +136,8 @@ where
         if event.metadata().target() != OWN_TARGET {
             let from = self.limiter.origins.of(event);
             match self.limiter.judge(from, event) {
-                Verdict::Log { left_out: count } => left_out = count,
-                Verdict::LeaveOut { is_first } => {
+                Passage::Log { left_out: count } => left_out = count,
+                Passage::LeaveOut { is_first } => {
                     if is_first && let Some(teller) = &*self.limiter.teller.lock() {
                         teller.unpark();
                     }

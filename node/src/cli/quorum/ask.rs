@@ -3,7 +3,7 @@
 use super::{eprint_line, progress};
 use crate::attestations::{LiveLedger, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
-use crate::control::{Answer, ControlError, ask_in_parts};
+use crate::control::{ControlError, PartReader, ask_in_parts};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_store::NixStore;
@@ -64,7 +64,7 @@ pub(super) fn ask(
 }
 
 /// Hands every part of the daemon's answer to `each`; a refusal is an error.
-pub(super) fn read(answer: &mut Answer, mut each: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) fn read(answer: &mut PartReader, mut each: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
     loop {
         match answer.next_part()? {
             Part::Done => return Ok(()),

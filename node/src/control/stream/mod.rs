@@ -208,12 +208,12 @@ pub(super) async fn serve<H: ControlHandler>(
 
 /// An answer of the daemon, read part by part.
 #[derive(Debug)]
-pub struct Answer {
+pub struct PartReader {
     lines: BufReader<BlockingStream>,
     path: PathBuf,
 }
 
-impl Answer {
+impl PartReader {
     /// Sends all of `input` to the daemon on a thread of its own, which returns the error if `input` cannot be read. If
     /// the daemon stops reading it, its answer says why.
     pub fn feed(&self, mut input: impl Read + Send + 'static) -> Result<JoinHandle<io::Result<()>>, ControlError> {
@@ -249,9 +249,9 @@ impl Answer {
 }
 
 /// Asks the daemon a question whose answer comes part by part; waits at most `timeout` for each read.
-pub fn ask_in_parts(path: &Path, question: Question, timeout: Duration) -> Result<Answer, ControlError> {
+pub fn ask_in_parts(path: &Path, question: Question, timeout: Duration) -> Result<PartReader, ControlError> {
     let stream = connect(path, &ControlRequest::Quorum(question), timeout)?;
-    Ok(Answer { lines: BufReader::new(stream), path: path.to_owned() })
+    Ok(PartReader { lines: BufReader::new(stream), path: path.to_owned() })
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Server {
         Self { handler, path, task, _runtime: runtime, _dir: dir }
     }
 
-    fn export(&self) -> Answer {
+    fn export(&self) -> PartReader {
         ask_in_parts(&self.path, Question::Export { path: None }, TIMEOUT).unwrap()
     }
 
@@ -93,7 +93,7 @@ impl Server {
     }
 }
 
-fn texts(answer: &mut Answer) -> usize {
+fn texts(answer: &mut PartReader) -> usize {
     let mut count = 0;
     loop {
         match answer.next_part().unwrap() {

@@ -49,7 +49,7 @@ impl Transfer {
 
     /// Reads the end mark of a body that came whole, so that its stream can serve the next request.
     pub(super) fn read_end(&self, runner: Runner) {
-        self.account(&runner);
+        self.report_received(&runner);
         let (context, source) = (Arc::clone(&self.context), runner.source);
         // It is there already if the body came in one write. If not, it is read in the background, so that Nix does not
         // wait for it.
@@ -67,7 +67,7 @@ impl Transfer {
     /// Handles that what was sent is not the promised NAR.
     pub(super) fn on_lie(&mut self, out: &mut Vec<u8>) -> Step {
         for runner in std::mem::take(&mut self.runners) {
-            self.account(&runner);
+            self.report_received(&runner);
         }
         self.stop_parallel();
         let last = self.contributors.last().copied();

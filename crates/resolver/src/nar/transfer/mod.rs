@@ -10,11 +10,11 @@
 //! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
 //! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
 
+mod finish;
 mod pace;
 mod referral;
 mod several;
 mod taking;
-mod verdict;
 
 use std::io;
 use std::ops::Range;
@@ -228,7 +228,7 @@ impl Transfer {
             if runner.idle_time(self.waited) >= RACE_AFTER {
                 self.context.sources.observe(runner.source, Observation::Unfinished);
             }
-            self.account(runner);
+            self.report_received(runner);
         }
     }
 
@@ -244,6 +244,7 @@ impl Transfer {
             let (runners, proofs, offset, size) = (&mut self.runners, &mut self.proofs, self.offset, self.url.nar_size);
             let parallel = &mut self.parallel;
             let said = std::future::poll_fn(|context| {
+                // A tree first: it decides what becomes of bytes that are here already.
                 if let Some(Poll::Ready(author)) = proofs.as_mut().map(|proofs| proofs.poll(context)) {
                     return Poll::Ready(Heard::Tree(author));
                 }
@@ -262,6 +263,7 @@ impl Transfer {
                 }
                 Poll::Pending
             });
+            // Silence wakes nobody, so sources are looked at after a while in any case.
             let said = tokio::time::timeout(LOOK, said).await;
             let waited = before + entered.elapsed();
             self.note_sending(waited.saturating_sub(self.waited));
@@ -459,7 +461,7 @@ impl Transfer {
     }
 
     fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
-        self.account(runner);
+        self.report_received(runner);
         let has_failed = matches!(left, Left::Broke | Left::Stalled);
         let is_fruitless = has_failed && self.endurance.on_broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
@@ -491,7 +493,7 @@ impl Transfer {
     }
 
     /// Counts what a request received, and reports it to the ranking of sources.
-    fn account(&self, runner: &Runner) {
+    fn report_received(&self, runner: &Runner) {
         self.context.counters.bytes_in.inc_by(runner.wire_bytes());
         let (bytes, elapsed) = (runner.wire_bytes(), runner.age(self.waited));
         let line_bytes = runner.line_bytes(&self.line(&runner.source)).max(bytes);

@@ -90,7 +90,7 @@ impl Transfer {
         let [first, second] = self.runners.as_slice() else { return None };
         let loser = self.race.decide([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
         let runner = self.runners.remove(loser);
-        self.account(&runner);
+        self.report_received(&runner);
         self.roster.on_stopped(runner.source);
         let slower = LookupEvent::NarBroken(runner.source, self.offset, "another source is quicker".to_owned());
         self.context.lookup_log.note(self.url.hash_part, slower);

@@ -69,7 +69,7 @@ impl Transfer {
     pub(super) fn stop_parallel(&mut self) {
         let Some(parallel) = self.parallel.take() else { return };
         parallel.members().for_each(|source| self.roster.on_stopped(source));
-        parallel.workers.iter().for_each(|worker| self.account(&worker.runner));
+        parallel.workers.iter().for_each(|worker| self.report_received(&worker.runner));
         self.parallel_after = self.waited + REST;
     }
 
@@ -83,7 +83,7 @@ impl Transfer {
         }
         let step = self.take(source, bytes, Some(hash), out);
         while let Some(worker) = self.parallel.as_mut().and_then(|parallel| parallel.take_overtaken(self.offset)) {
-            self.account(&worker.runner);
+            self.report_received(&worker.runner);
         }
         step
     }
@@ -156,7 +156,7 @@ impl Transfer {
             if worker.end == worker.asked_end {
                 self.read_end(worker.runner);
             } else {
-                self.account(&worker.runner);
+                self.report_received(&worker.runner);
             }
         }
     }
@@ -166,7 +166,7 @@ impl Transfer {
         let workers = self.parallel.as_mut().map(|parallel| parallel.dismiss(source)).unwrap_or_default();
         if let Some((first, others)) = workers.split_first() {
             self.part_with(&first.runner, left, why);
-            others.iter().for_each(|worker| self.account(&worker.runner));
+            others.iter().for_each(|worker| self.report_received(&worker.runner));
         }
         self.stop_if_alone();
     }
@@ -201,7 +201,7 @@ impl Transfer {
         };
         for source in let_go {
             for worker in self.parallel.as_mut().map(|parallel| parallel.dismiss(source)).unwrap_or_default() {
-                self.account(&worker.runner);
+                self.report_received(&worker.runner);
             }
             self.roster.on_stopped(source);
             let why = LookupEvent::NarBroken(source, self.offset, "it makes nothing quicker".to_owned());

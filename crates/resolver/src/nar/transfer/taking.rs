@@ -22,6 +22,7 @@ impl Transfer {
 
     /// Takes over as much of that as may be taken at once.
     pub(super) fn take_portion(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        // While two race it is not decided yet whose bytes go on.
         let [runner] = self.runners.as_slice() else { return None };
         if runner.tail.is_empty() {
             return None;
@@ -47,10 +48,12 @@ impl Transfer {
         };
         match judgement {
             Judgement::Right(leaf) => return self.take(source, bytes, Some(leaf), out),
+            // It signed a tree of its own that says otherwise, so nobody else need be believed.
             Judgement::AgainstItself => {
                 self.blame(source, LookupEvent::NarLeafLie(source));
                 self.leave(0, Left::SaidNo, WRONG_LEAF.to_owned());
             }
+            // It may be right and the signers of the tree wrong, so it is not blamed.
             Judgement::Disputed => {
                 let refused = LookupEvent::NarLeafRefused(source, self.offset);
                 self.context.lookup_log.note(self.url.hash_part, refused);

@@ -118,7 +118,7 @@ pub(super) struct Description {
 
 /// What becomes of an event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Passage {
     /// It is logged, with a remark that `left_out` events like it were not. The caller passes its bytes to
     /// [`Limits::charge`].
     Log { left_out: u64 },
@@ -200,7 +200,7 @@ impl Limits {
     }
 
     /// Whether an event is logged.
-    pub(super) fn admit(&mut self, now: Instant, origin: Origin, description: Option<Description>) -> Verdict {
+    pub(super) fn admit(&mut self, now: Instant, origin: Origin, description: Option<Description>) -> Passage {
         self.make_room(now);
         let Description { text, peer: name } = description.unwrap_or_default();
         // A full table does not grow: what is new shares one entry with everything else that is new.
@@ -237,7 +237,7 @@ impl Limits {
             if is_assured {
                 kind.assured = Some(now);
             }
-            return Verdict::Log { left_out };
+            return Passage::Log { left_out };
         }
         if pair.left_out == 0 {
             (pair.since, pair.level) = (now, origin.level);
@@ -246,7 +246,7 @@ impl Limits {
         pair.left_out += 1;
         // `Level` orders by verbosity: the more severe level is the smaller one.
         pair.level = pair.level.min(origin.level);
-        Verdict::LeaveOut { is_first: self.untold == 1 && pair.left_out == 1 }
+        Passage::LeaveOut { is_first: self.untold == 1 && pair.left_out == 1 }
     }
 
     /// Charges the bytes of a logged line to the allowances.

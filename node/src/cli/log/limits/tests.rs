@@ -27,12 +27,12 @@ impl Played {
         };
         let description = (!self.limits.knows(origin)).then(described);
         match self.limits.admit(self.now, origin, description) {
-            Verdict::Log { left_out } => {
+            Passage::Log { left_out } => {
                 self.limits.charge(peer, bytes);
                 (self.lines, self.bytes) = (self.lines + 1, self.bytes + bytes);
                 Some(left_out)
             }
-            Verdict::LeaveOut { .. } => None,
+            Passage::LeaveOut { .. } => None,
         }
     }
 
