@@ -2,7 +2,7 @@
 //!
 //! A connection is TCP: messages arrive in order, lost packets arrive later, and what is sent while nothing gets through
 //! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
-//! asks for (`crates/mesh/src/transport`). Redialling follows the daemon's plan (`crates/mesh/src/dialer.rs`).
+//! asks for (`crates/mesh/src/transport`). Redialling follows the daemon's plan (`crates/mesh/src/dialer/mod.rs`).
 
 use crate::draw::Draw;
 use crate::fleet::Fleet;
