@@ -18,7 +18,7 @@ const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A peer that usually takes longer for a narinfo is not near: an upstream cache may be nearer.
 const NEAR_MAX: Duration = Duration::from_millis(20);
-/// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
+/// The newest sample is one part in this many of the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
 /// The rate of a line is measured over at least this many bytes …

@@ -14,8 +14,8 @@ const FAILING_MIN: Duration = Duration::from_secs(4);
 const PAUSES: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(150)];
 /// A pause is this share longer or shorter, so that the machines of a site do not all come back at once.
 const JITTER: f64 = 0.2;
-/// So often in a row another source answered first, and the cache counts as silent: it is asked last for one of [`PAUSES`].
-/// It is not down, because it may only be slow, and have what no other has.
+/// A cache counts as silent when another source has answered first this many times in a row: it is then asked last for one of
+/// [`PAUSES`]. It is not down, because it may only be slow, and have what no other has.
 const OVERTAKEN_UNTIL_SILENT: u32 = 3;
 /// What is overtaken within this time counts once: while a first connection is made, many lookups may wait for it.
 const SAME_MOMENT: Duration = Duration::from_millis(100);
@@ -230,7 +230,7 @@ fn bounded(asked: Duration) -> Duration {
     asked.clamp(Duration::from_secs(1), RETRY_AFTER_MAX)
 }
 
-/// The pause after so many pauses in a row.
+/// The pause that follows `earlier` pauses in a row.
 fn pause_after(earlier: u32) -> Duration {
     let index = usize::try_from(earlier).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
     PAUSES.get(index).copied().unwrap_or(RETRY_AFTER_MAX)

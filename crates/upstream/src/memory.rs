@@ -46,7 +46,7 @@ impl Default for DecoderMemory {
 }
 
 impl DecoderMemory {
-    /// Memory for decoders, apart from small ones, that takes so many bytes.
+    /// Memory of `bytes_max` bytes for decoders; small ones have their own beside it.
     pub fn new(bytes_max: u64) -> Self {
         let semaphore = |bytes| Arc::new(Semaphore::new(kib(bytes) as usize));
         let (large, small) = (semaphore(bytes_max), semaphore(ALL_SMALL_BYTES_MAX));

@@ -20,10 +20,10 @@ pub(crate) fn window_max(compression: Compression) -> u64 {
     }
 }
 
-/// What a decoder takes beside its window.
+/// The memory that a decoder takes beside its window, bytes.
 const BESIDE_WINDOW: u64 = MIB;
 
-/// What a decoder takes for a NAR of so many bytes: of a window, only what was unpacked is ever touched.
+/// The memory that a decoder takes for a NAR of `nar_size`, bytes: of a window, only what was unpacked is ever touched.
 pub(crate) fn decoder_bytes(compression: Compression, window: u64, nar_size: u64) -> u64 {
     if compression == Compression::None { 0 } else { window.min(nar_size).saturating_add(BESIDE_WINDOW) }
 }

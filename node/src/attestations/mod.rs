@@ -7,16 +7,16 @@
 //! narinfos. Out of it come the answers to peers (`exchange`), to the resolver (`builders`), to `narmesh quorum`
 //! ([`Queries`], with `members` for the store's side of a report and [`Page`] for one in HTML), and to `status` and
 //! `/metrics` (`observer`). `Attestations` starts all of this for the daemon: three threads, which are `exchange`,
-//! `attester`, and `keeper` for the ledger and the observer.
+//! `attester`, and `ledger_thread` for the ledger and the observer.
 
 mod attester;
 mod bare_signatures;
 mod builders;
 mod exchange;
 mod import;
-mod keeper;
 mod key_names;
 mod ledger;
+mod ledger_thread;
 mod members;
 mod observer;
 mod own_builds;
@@ -38,7 +38,7 @@ pub use queries::{Part, Queries, Question, Scope};
 
 use self::attester::Attester;
 use self::builders::LedgerAndPeers;
-use self::keeper::Keeper;
+use self::ledger_thread::LedgerThread;
 use anyhow::Context as _;
 use narmesh_mesh::{DriverEnd, MeshHandle};
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey, StoreDir, StorePath};
@@ -52,7 +52,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(crate) struct Attestations {
     ledger: Arc<LiveLedger>,
-    keeper: Keeper,
+    ledger_thread: LedgerThread,
     attester: Attester,
     counters: ExchangeCounters,
 }
@@ -68,10 +68,10 @@ impl Attestations {
         signers: Vec<NixPublicKey>,
     ) -> anyhow::Result<(Self, DriverEnd)> {
         let (ledger, counters) = (Arc::new(ledger), ExchangeCounters::default());
-        let keeper = Keeper::start(&ledger)?;
+        let ledger_thread = LedgerThread::start(&ledger)?;
         let attester = Attester::start(store, offer, &ledger, key, signers)?;
         let driver_end = exchange::start(&ledger, offer, attester.on_dropped(), counters.clone())?;
-        Ok((Self { ledger, keeper, attester, counters }, driver_end))
+        Ok((Self { ledger, ledger_thread, attester, counters }, driver_end))
     }
 
     /// The ledger that all of it fills and asks.
@@ -86,7 +86,7 @@ impl Attestations {
 
     /// What the verdicts on all attested paths were when they were last judged.
     pub(crate) fn verdicts(&self) -> Verdicts {
-        self.keeper.verdicts()
+        self.ledger_thread.verdicts()
     }
 
     /// Counts of the exchange with peers.

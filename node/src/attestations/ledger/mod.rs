@@ -1,8 +1,8 @@
 //! The one ledger of a process: shared in memory, and kept in a file.
 //!
 //! Readers never wait for the disk: statements are written first, and then memory is locked for a few dozen of them at
-//! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen when the keeper next
-//! looks, mostly within a second. Walk of an attestation: [`LiveLedger::take`] -> file -> memory ->
+//! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen when `ledger_thread`
+//! looks next, mostly within a second. Walk of an attestation: [`LiveLedger::take`] -> file -> memory ->
 //! [`LiveLedger::revision`] grows -> those who listen on [`LiveLedger::changes`] judge again.
 
 mod file;

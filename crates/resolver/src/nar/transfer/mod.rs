@@ -491,12 +491,4 @@ impl Transfer {
         }
         self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
-
-    /// Counts what a request received, and reports it to the ranking of sources.
-    fn report_received(&self, runner: &Runner) {
-        self.context.counters.bytes_in.inc_by(runner.wire_bytes());
-        let (bytes, elapsed) = (runner.wire_bytes(), runner.age(self.waited));
-        let line_bytes = runner.line_bytes(&self.line(&runner.source)).max(bytes);
-        self.context.sources.observe(runner.source, Observation::Received { bytes, line_bytes, elapsed });
-    }
 }

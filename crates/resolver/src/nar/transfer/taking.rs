@@ -5,7 +5,8 @@ use narmesh_protocol::nar_tree::LeafHash;
 use super::{Left, Step, Transfer, WRONG_LEAF};
 use crate::lookup_log::LookupEvent;
 use crate::nar::proofs::{Judgement, Portion};
-use crate::source::SourceId;
+use crate::nar::runner::Runner;
+use crate::source::{Observation, SourceId};
 
 impl Transfer {
     /// Takes over what the only source under way sent during a race, or while its leaf was not whole.
@@ -94,5 +95,13 @@ impl Transfer {
             out.extend_from_slice(&bytes);
         }
         Some(Step::Data)
+    }
+
+    /// Counts what a request received, and reports it to the ranking of sources.
+    pub(super) fn report_received(&self, runner: &Runner) {
+        self.context.counters.bytes_in.inc_by(runner.wire_bytes());
+        let (bytes, elapsed) = (runner.wire_bytes(), runner.age(self.waited));
+        let line_bytes = runner.line_bytes(&self.line(&runner.source)).max(bytes);
+        self.context.sources.observe(runner.source, Observation::Received { bytes, line_bytes, elapsed });
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// The most paths asked for that may wait for the thread; more are not noted.
 const ASKED_WAITING_MAX: usize = 1 << 16;
 
-/// What answering narinfo and NAR requests leaves for the keeper.
+/// What answering narinfo and NAR requests leaves for the thread of the ledger.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) asked: BTreeSet<HashPart>,

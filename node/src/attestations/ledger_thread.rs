@@ -38,7 +38,7 @@ impl NoteSchedule {
 
 /// Ends its thread when dropped.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct LedgerThread {
     stop: Arc<Stop>,
     verdicts: Verdicts,
     thread: Option<JoinHandle<()>>,
@@ -51,7 +51,7 @@ struct Stop {
     changed: Condvar,
 }
 
-impl Keeper {
+impl LedgerThread {
     /// Starts the thread, which catches up at once and then every second. A file that cannot be used is tried again
     /// each time.
     pub(super) fn start(ledger: &Arc<LiveLedger>) -> anyhow::Result<Self> {
@@ -101,7 +101,7 @@ fn keep_up(ledger: &LiveLedger, mut observer: Observer, stop: &Stop) {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for LedgerThread {
     fn drop(&mut self) {
         *self.stop.is_wanted.lock() = true;
         self.stop.changed.notify_one();
