@@ -11,15 +11,16 @@ mod follow;
 mod listener;
 mod listeners;
 mod metrics;
+mod part_settings;
 mod process_metrics;
 mod publish;
 mod status;
 
-use crate::attestations::{Attestations, KeyNames, LiveLedger};
+use crate::attestations::{Attestations, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
 use crate::serving::{ServeState, Serving, minute_now};
-use crate::settings::{Compress, Secrets, Settings, TlsInForce, UpstreamSettings};
+use crate::settings::{Secrets, Settings, TlsInForce};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
@@ -27,20 +28,27 @@ use anyhow::Context;
 use certificate::LiveCertificate;
 use listeners::{OpenListener, ShownListener};
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
-use narmesh_mesh::{Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, SummaryStore, UploadLimits, Uploads};
-use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
+use narmesh_mesh::{Mesh, MeshHandle, MeshParts, PeerStatistics, SummaryStore, Uploads};
+use narmesh_protocol::{HashPart, NixSecretKey};
 use narmesh_quorum::{Mode, Policy};
-use narmesh_resolver::{Resolver, ResolverSettings};
-use narmesh_store::{NixStore, Offer, OfferPolicy, PartialCopies};
+use narmesh_resolver::Resolver;
+use narmesh_store::{NixStore, Offer, PartialCopies};
 use parking_lot::RwLock;
+use part_settings::{
+    key_names, load_gateway_key, may_compress, mesh_config, offer_policy, prepare_upstreams, quorum_policy,
+    resolver_settings, upload_limits,
+};
+use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 /// How long bodies that are being sent may take to end after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -104,20 +112,12 @@ fn gather_entropy() {
 }
 
 async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
-    if unix_s() < CLOCK_MIN_UNIX_S {
-        tracing::warn!(
-            "the clock is set to about 1970: until it is right, peers cannot be reached (their certificates are not yet valid)"
-        );
-    }
+    warn_if_clock_is_unset();
     let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
     let for_others = listeners::open_all(&settings.gateway.listeners)?;
     let state = SharedStateDb::new(open_state(&settings.node.state_dir)?);
-    let summaries = SummaryFiles::open(&settings.node.state_dir)
-        .inspect_err(
-            |error| tracing::error!(%error, "summaries of peers cannot be kept; after a restart they are pulled again"),
-        )
-        .ok();
+    let summaries = open_summaries(&settings.node.state_dir);
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let store = NixStore::open(settings.store.clone()).context("the Nix store")?;
     let gateway_key = load_gateway_key(&settings)?;
@@ -129,37 +129,22 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let (attestations, exchange) =
         Attestations::start(ledger, &store, &offer, secrets.builder_key.clone(), settings.quorum.signers())?;
     let statistics = Arc::new(PeerStatistics::default());
-    let upload_limits = UploadLimits {
-        per_peer: settings.limits.uploads_per_peer as usize,
-        total: settings.limits.uploads_total as usize,
-        bytes_per_s: settings.limits.upload_bytes_per_s,
-    };
     let partial_copies = PartialCopies::start(
         Arc::clone(&offer),
         settings.node.state_dir.clone(),
         settings.limits.partial_copies_bytes,
     )?;
-    let uploads = Uploads::new(
-        Arc::clone(&offer),
-        partial_copies.clone(),
-        Arc::clone(&statistics),
-        upload_limits,
-        may_compress(&settings),
-    );
-    uploads.set_peer_rates(&settings.peer_upload_rates());
-    let (mut mesh, handle) = Mesh::start(
-        &secrets.keypair,
-        settings.store.store_dir.clone(),
-        mesh_config(&settings, &secrets),
-        MeshParts {
-            offer: Arc::clone(&offer),
-            uploads: uploads.clone(),
-            statistics,
-            state: Box::new(state.clone()),
-            summaries: summaries.map(|files| Box::new(files) as Box<dyn SummaryStore>),
-            exchange,
-        },
-    )?;
+    let uploads = make_uploads(&settings, &offer, &partial_copies, &statistics);
+    let parts = MeshParts {
+        offer: Arc::clone(&offer),
+        uploads: uploads.clone(),
+        statistics,
+        state: Box::new(state.clone()),
+        summaries,
+        exchange,
+    };
+    let (mut mesh, handle) =
+        Mesh::start(&secrets.keypair, settings.store.store_dir.clone(), mesh_config(&settings, &secrets), parts)?;
     mesh.wait_until_listening().await;
     let mesh_task = tokio::spawn(mesh.run());
     let upstreams = Arc::new(UpstreamSources::new(settings.store.store_dir.clone()));
@@ -195,7 +180,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         store,
         offer,
         mesh: handle,
-        resolver: Arc::clone(&resolver),
+        resolver,
         sources,
         upstreams,
         uploads,
@@ -206,19 +191,13 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, daemon.attestations.ledger())?;
     let on_dropped = daemon.attestations.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
-    let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
-    let serving_task = tokio::spawn(Arc::clone(&daemon).follow_serving());
-    let (stop, stopped) = watch::channel(false);
-    let host_names = daemon.settings().gateway.host_names.clone();
-    let role = ListenerRole { host_names, ..ListenerRole::local() };
-    let registry = Arc::new(registry);
-    let substituter =
-        GatewaySubstituter::new(resolver, Arc::clone(&daemon.offer), Arc::clone(&daemon.upstreams), Scope::Local);
-    let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
-    let stop_others = || on_stop(stopped.clone());
-    let others_task = listeners::serve_all(for_others, &substituter, &others_metrics, &registry, &limits, stop_others);
-    let gateway = Gateway::new(Arc::new(substituter), role, gateway_metrics, registry);
-    let gateway_task = tokio::spawn(narmesh_http_gateway::serve(gateway_listener, gateway, limits, on_stop(stopped)));
+    let background = [
+        mesh_task.abort_handle(),
+        tokio::spawn(control.serve(Arc::clone(&daemon))).abort_handle(),
+        tokio::spawn(Arc::clone(&daemon).follow_serving()).abort_handle(),
+    ];
+    let metrics = (gateway_metrics, others_metrics, Arc::new(registry));
+    let gateways = Gateways::serve(&daemon, gateway_listener, for_others, metrics);
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
     listener::notify_ready();
 
@@ -228,21 +207,85 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     if let Err(error) = daemon.mesh.say_goodbye().await {
         tracing::warn!(%error, "peers could not be told that this daemon stops");
     }
-    stop.send_replace(true);
-    // Bodies to Nix and to peers get the same grace together; what is not finished by then is cut off.
-    let (gateway_ended, _, uploads_ended) = tokio::join!(
-        gateway_task,
-        others_task.join_all(),
-        tokio::time::timeout(SHUTDOWN_GRACE, daemon.uploads.finish())
-    );
-    if uploads_ended.is_err() {
-        tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut off");
-    }
-    gateway_ended?;
-    mesh_task.abort();
-    control_task.abort();
-    serving_task.abort();
+    gateways.end(&daemon.uploads).await?;
+    background.iter().for_each(AbortHandle::abort);
     Ok(())
+}
+
+/// The gateway of our own Nix and those of other machines, while they are served.
+struct Gateways {
+    local: JoinHandle<()>,
+    for_others: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Gateways {
+    /// Begins to answer on all listeners. `metrics` are those of our own gateway, those of the others, and what `/metrics`
+    /// shows.
+    fn serve(
+        daemon: &Arc<Daemon>,
+        listener: TcpListener,
+        for_others: Vec<OpenListener>,
+        (local_metrics, others_metrics, registry): (Arc<GatewayMetrics>, Arc<GatewayMetrics>, Arc<Registry>),
+    ) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let host_names = daemon.settings().gateway.host_names.clone();
+        let role = ListenerRole { host_names, ..ListenerRole::local() };
+        let (resolver, offer) = (Arc::clone(&daemon.resolver), Arc::clone(&daemon.offer));
+        let substituter = GatewaySubstituter::new(resolver, offer, Arc::clone(&daemon.upstreams), Scope::Local);
+        let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
+        let stop_others = || on_stop(stopped.clone());
+        let for_others =
+            listeners::serve_all(for_others, &substituter, &others_metrics, &registry, &limits, stop_others);
+        let gateway = Gateway::new(Arc::new(substituter), role, local_metrics, registry);
+        let local = tokio::spawn(narmesh_http_gateway::serve(listener, gateway, limits, on_stop(stopped)));
+        Self { local, for_others, stop }
+    }
+
+    /// Accepts nobody any more. Bodies to Nix and to peers get the same grace together; what is not finished by then is cut
+    /// off.
+    async fn end(self, uploads: &Uploads) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        let (local_ended, _, uploads_ended) = tokio::join!(
+            self.local,
+            self.for_others.join_all(),
+            tokio::time::timeout(SHUTDOWN_GRACE, uploads.finish())
+        );
+        if uploads_ended.is_err() {
+            tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut off");
+        }
+        Ok(local_ended?)
+    }
+}
+
+fn warn_if_clock_is_unset() {
+    if unix_s() < CLOCK_MIN_UNIX_S {
+        tracing::warn!(
+            "the clock is set to about 1970: until it is right, peers cannot be reached (their certificates are not yet valid)"
+        );
+    }
+}
+
+/// Opens the files of peers' summaries. Without them the daemon works as well, but has to pull the summaries again after a
+/// restart.
+fn open_summaries(state_dir: &Path) -> Option<Box<dyn SummaryStore>> {
+    let files = SummaryFiles::open(state_dir).inspect_err(
+        |error| tracing::error!(%error, "summaries of peers cannot be kept; after a restart they are pulled again"),
+    );
+    files.ok().map(|files| Box::new(files) as Box<dyn SummaryStore>)
+}
+
+fn make_uploads(
+    settings: &Settings,
+    offer: &Arc<Offer>,
+    partial_copies: &PartialCopies,
+    statistics: &Arc<PeerStatistics>,
+) -> Uploads {
+    let (offer, statistics) = (Arc::clone(offer), Arc::clone(statistics));
+    let limits = upload_limits(settings);
+    let uploads = Uploads::new(offer, partial_copies.clone(), statistics, limits, may_compress(settings));
+    uploads.set_peer_rates(&settings.peer_upload_rates());
+    uploads
 }
 
 /// Opens the state of the last run. All of it can be lost without harm, but a missing gateway fails builds: so if the
@@ -405,93 +448,6 @@ struct Loaded {
     gateway_key: Option<NixSecretKey>,
     upstreams: PreparedUpstreams,
     certificates: Vec<(Arc<LiveCertificate>, TlsInForce)>,
-}
-
-/// Reads the credentials of the upstream caches and makes their clients; contacts nobody.
-fn prepare_upstreams(upstreams: &UpstreamSources, settings: &Settings) -> anyhow::Result<PreparedUpstreams> {
-    let read = settings.upstreams.iter().map(UpstreamSettings::read).collect::<Result<Vec<_>, _>>()?;
-    upstreams.prepare(read).context("the clients of the upstream caches")
-}
-
-/// The quorum's policy, which depends on our own builder key. Logs its warnings.
-fn quorum_policy(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Policy> {
-    let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(policy)
-}
-
-fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
-    settings.quorum.key_names(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())
-}
-
-/// The key that signs narinfos for our Nix. It is made when it is first needed.
-fn load_gateway_key(settings: &Settings) -> anyhow::Result<Option<NixSecretKey>> {
-    let key = settings.make_gateway_key()?;
-    if let Some(key) = &key {
-        tracing::info!(
-            public_key = %key.public(),
-            "narinfos are signed with the gateway key, the only key that Nix has to trust"
-        );
-    }
-    Ok(key)
-}
-
-/// The keys whose signatures are passed on to peers: those that we trust and, with `require`, those of the configured
-/// builders, since their word decided. Never the gateway key, which is meant for the Nix of this machine.
-fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKeys {
-    let mut keys: Vec<NixPublicKey> = settings.trusted.iter().cloned().collect();
-    if settings.quorum.mode() == Mode::Require {
-        for key in &settings.quorum.public_keys {
-            if keys.iter().all(|known| known.name() != key.name()) {
-                keys.push(key.clone());
-            }
-        }
-    }
-    if let Some(gateway) = gateway.map(NixSecretKey::public) {
-        keys.retain(|key| key.bytes() != gateway.bytes());
-    }
-    // Fails only for a name that occurs twice, which was ruled out above.
-    TrustedKeys::new(keys).unwrap_or_default()
-}
-
-fn offer_policy(
-    settings: &Settings,
-    secrets: &Secrets,
-    gateway: Option<&NixSecretKey>,
-    is_serving: bool,
-) -> OfferPolicy {
-    settings.offer_policy(shown_keys(settings, gateway), secrets.builder_key.clone(), is_serving)
-}
-
-fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {
-    let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
-    MeshConfig {
-        peers: settings.peer_addresses(),
-        listen: settings.node.listen.clone(),
-        external_addresses: settings.node.external_addresses.clone(),
-        advertise_loopback: settings.node.advertise_loopback,
-        connections_gossip: settings.limits.connections_gossip as usize,
-        builders: settings.quorum.counted(own.as_ref()),
-        own_builder: own.map(|key| BuilderKey(key.bytes())),
-    }
-}
-
-/// Whether bodies to peers that ask for it are compressed.
-fn may_compress(settings: &Settings) -> bool {
-    settings.transfer.compress != Compress::Never
-}
-
-fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option<NixSecretKey>) -> ResolverSettings {
-    ResolverSettings {
-        trusted: settings.trusted.clone(),
-        builder_key: secrets.builder_key.clone(),
-        gateway_key,
-        signers: settings.quorum.signers(),
-        priority: settings.gateway.priority,
-        narinfo_deadline: settings.gateway.narinfo_deadline,
-        narinfo_deadline_max: settings.gateway.narinfo_deadline_max,
-        transfer: settings.transfer,
-    }
 }
 
 fn unix_s() -> u64 {
