@@ -70,7 +70,7 @@ impl Upstream {
         Ok(Self { settings, transport, health: Mutex::default(), received_bytes: AtomicU64::new(0) })
     }
 
-    /// What is configured of it.
+    /// Its settings.
     pub fn settings(&self) -> &UpstreamSettings {
         &self.settings
     }
@@ -80,7 +80,7 @@ impl Upstream {
         self.health.lock().may_be_asked(Instant::now())
     }
 
-    /// How long it is still to be asked nothing because it said that it is asked too much. After that it answers.
+    /// How much longer it is asked nothing, because it said that it is asked too much. It is not down: it will answer.
     pub fn limited_for(&self) -> Option<Duration> {
         self.health.lock().limited_for(Instant::now())
     }
@@ -90,7 +90,7 @@ impl Upstream {
         self.health.lock().report(Instant::now())
     }
 
-    /// How long its narinfos usually take, if it ever gave one.
+    /// How long it usually takes for a narinfo; `None` until it has given one.
     pub fn latency(&self) -> Option<Latency> {
         self.health.lock().latency()
     }
@@ -100,12 +100,12 @@ impl Upstream {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether it answers nothing lately, although it is asked: then it is asked after all others.
+    /// Whether it has answered nothing lately although it was asked; then it is asked after all others.
     pub fn is_silent(&self) -> bool {
         self.health.lock().is_silent(Instant::now())
     }
 
-    /// Notes that another source answered while this cache had said nothing for so long.
+    /// Notes that another source answered after this cache had said nothing for `waited`.
     pub fn note_overtaken(&self, waited: Duration) {
         self.health.lock().on_overtaken(waited, Instant::now());
     }
@@ -232,7 +232,7 @@ impl Upstream {
         let file_size = location.file_size.or(is_plain.then_some(nar_size));
         let file_hash = location.file_hash.filter(|_| !is_plain);
         let wire = Arc::new(Received::new(file_hash.is_some()));
-        // Of a file whose size was compared, and which is not unpacked, nothing is to be found at its end.
+        // A plain file whose size was compared has nothing more to show at its end.
         let mut is_end_known = is_plain && file_size.is_some();
         let (packed, from): (Packed, u64) = match &self.transport {
             Transport::Directory(directory) => {
@@ -342,7 +342,7 @@ pub struct NarBody {
     /// Bytes of the NAR that are still to come.
     left: u64,
     wire: Arc<Received>,
-    /// What is to be found behind the last byte of the NAR; `None` if that was looked at, or need not be.
+    /// What the end of the file has yet to show; `None` once that was looked at, or if it need not be.
     end: Option<FileEnd>,
 }
 
@@ -433,7 +433,7 @@ impl NarBody {
     }
 
     /// Looks whether the file ends where the NAR ends, and whether it is the one that the narinfo names. What is wrong is
-    /// noted, and no more: whether the NAR is the promised one, its own hash says.
+    /// noted, and no more: its own hash says whether the NAR is the promised one.
     async fn check_end(&mut self) {
         let Some(end) = self.end.take() else { return };
         let checked = tokio::time::timeout(FILE_END_MAX, self.find_wrong_end(end)).await;

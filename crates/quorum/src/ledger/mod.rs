@@ -18,7 +18,7 @@ pub const ASKED_MAX: usize = 1 << 17;
 /// The most paths remembered as served; beyond it, the oldest is forgotten.
 pub const SERVED_MAX: usize = 1 << 18;
 
-/// What statements about pinned paths may take on disk on average, bytes, beside [`LedgerLimits::bytes_per_builder`]. Most
+/// The space on disk that a statement about a pinned path may take on average, bytes, beside [`LedgerLimits::bytes_per_builder`]. Most
 /// take less than 1 KiB; one with a thousand references takes 60.
 pub const PINNED_BYTES_EACH: u64 = 2_048;
 

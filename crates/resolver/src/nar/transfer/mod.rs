@@ -95,7 +95,7 @@ pub(crate) struct Transfer {
     proofs: Option<Proofs>,
     /// While the NAR is read from several sources at once; then there are no `runners`.
     parallel: Option<Parallel>,
-    /// Not before this.
+    /// The value of `waited` before which the NAR is not read from several sources.
     parallel_after: Duration,
     started: Instant,
     /// Time spent waiting for sources, without the time that Nix took.
@@ -105,7 +105,7 @@ pub(crate) struct Transfer {
     endurance: Endurance,
     /// What peers get of the NAR while it comes.
     partial: Option<PartialWriter>,
-    /// If the NAR comes from upstream caches alone, and others who share our line may fetch it as well.
+    /// Set while the NAR comes from upstream caches alone, and neighbours who share our line may be fetching it, too.
     meeting: Option<Meeting>,
 }
 
@@ -188,7 +188,7 @@ impl Transfer {
         }
     }
 
-    /// Has what comes passed on. For a transfer that has not begun, of a NAR from its first byte.
+    /// Passes on to peers what comes. To be called before the transfer begins, and only for a NAR that is read from its first byte.
     pub(crate) fn pass_on(&mut self, partial: PartialWriter) {
         self.partial = Some(partial).filter(|_| self.proofs.is_some() || self.meeting.is_some());
     }
@@ -326,7 +326,7 @@ impl Transfer {
                 // `step` comes back here at the next look.
                 Next::Wait(_) => {}
                 Next::Nobody => {
-                    // Those are asked at the next turn.
+                    // They are asked when the loop comes back here.
                     if self.recall_refused() {
                         return None;
                     }
@@ -348,7 +348,7 @@ impl Transfer {
         self.roster.next(Instant::now(), self.bytes_left(), |source| self.context.sources.line(source))
     }
 
-    /// Lets sources be asked again that the tree that counts contradicts, because no others are left. If they were refused
+    /// Lets the sources that the counting tree contradicts be asked again, because no others are left. If they were refused
     /// at this very leaf, nobody can go on by that tree, so it counts no more. Returns whether there are any.
     fn recall_refused(&mut self) -> bool {
         if let Some(proofs) = self.proofs.as_mut().filter(|proofs| proofs.is_disputed_here()) {
@@ -429,7 +429,7 @@ impl Transfer {
         self.take_tail(out)
     }
 
-    /// Why a source that says this is left, if it is. Blames it for what breaks a rule.
+    /// Whether a source that says this is left, and why. Blames it for what breaks a rule.
     fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
         let ends = |left, why: &str| Some((left, why.to_owned()));
         match said {
