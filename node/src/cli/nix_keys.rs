@@ -1,7 +1,8 @@
 //! Takes the keys that Nix already trusts into a new configuration.
 
 use super::nix_conf::NixSettings;
-use narmesh_protocol::NixPublicKey;
+use crate::settings::is_gateway_key;
+use narmesh_protocol::{NixPublicKey, TrustedKeys};
 
 /// Which of Nix's keys are taken, and why the others are not.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -14,8 +15,8 @@ pub(super) struct NixKeys {
 }
 
 impl NixKeys {
-    /// Chooses the keys of `nix` that do not clash with this node's builder key. Its gateway key is left out: what it
-    /// signed, others signed first.
+    /// Chooses the keys of `nix` that do not clash with this node's builder key. Gateway keys are left out, `gateway` and
+    /// those of other state directories: what they signed, others signed first, and they must not vouch for it anew.
     pub(super) fn choose(nix: &NixSettings, own: Option<&NixPublicKey>, gateway: Option<&NixPublicKey>) -> Self {
         let mut keys = Self { source: nix.source.clone(), ..Self::default() };
         keys.left.extend(nix.unreadable.iter().map(|path| format!("{} cannot be read", path.display())));
@@ -31,7 +32,9 @@ impl NixKeys {
                 Some(known) => {
                     keys.left.push(format!("{key} has the same name as {known}, and only one key per name is accepted"))
                 }
-                None if gateway == Some(&key) => keys.left.push(format!("{key} is the gateway key of this node")),
+                None if gateway == Some(&key) || is_gateway_key(key.name()) => {
+                    keys.left.push(format!("{key} is a gateway key, which only Nix has to trust"))
+                }
                 None => keys.taken.push(key),
             }
         }
@@ -58,6 +61,18 @@ impl NixKeys {
     }
 }
 
+/// Warns of gateway keys among the trusted keys, in words: an earlier `init` took them from nix.conf.
+pub(super) fn warn_of_gateway_keys(trusted: &TrustedKeys) -> Vec<String> {
+    let gateway_keys = trusted.iter().filter(|key| is_gateway_key(key.name()));
+    let warning = |key: &NixPublicKey| {
+        format!(
+            "trust.trusted_public_keys has {key}, which is a gateway key: take it out. What a gateway signed, others \
+             signed first, and it would go on counting when they are no longer trusted"
+        )
+    };
+    gateway_keys.map(warning).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,11 +93,10 @@ mod tests {
     fn clashing_and_malformed_keys_are_left_out_with_the_reason() {
         let (own, gateway) = (key("own-1", 1), key("narmesh-gateway-x", 2));
         let (a, b, other_a, old_own) = (key("a-1", 3), key("b-1", 4), key("a-1", 5), key("own-1", 6));
-        let chosen = NixKeys::choose(
-            &nix(&format!("{a} {own} {b} {a} {other_a} {old_own} {gateway} oops")),
-            Some(&own),
-            Some(&gateway),
-        );
+        let chosen =
+            NixKeys::choose(&nix(&format!("{a} {own} {b} {a} {other_a} {old_own} {gateway} oops")), Some(&own), None);
+        let renamed = NixKeys::choose(&nix(&a.to_string()), None, Some(&a));
+        assert!(renamed.taken.is_empty() && renamed.text().contains("gateway key"), "{renamed:?}");
         assert_eq!(chosen.taken, [a.clone(), b]);
         let text = chosen.text();
         assert!(text.contains("a-1, b-1") && text.contains("--no-nix-keys"), "{text}");
@@ -97,5 +111,12 @@ mod tests {
     fn nix_without_trusted_keys_gives_none() {
         let chosen = NixKeys::choose(&nix(""), None, None);
         assert!(chosen.taken.is_empty() && chosen.text().contains("trusts no key"), "{chosen:?}");
+    }
+
+    #[test]
+    fn trusted_gateway_key_is_warned_of() {
+        let trusted = TrustedKeys::new([key("a-1", 1), key("narmesh-gateway-x", 2)]).unwrap();
+        let warnings = warn_of_gateway_keys(&trusted);
+        assert!(warnings.len() == 1 && warnings[0].contains("narmesh-gateway-x:"), "{warnings:?}");
     }
 }

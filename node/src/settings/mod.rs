@@ -40,7 +40,7 @@ pub(crate) use netrc::find_login;
 pub use peers::PeerSettings;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
-pub(crate) use secrets::{create_builder_key, gateway_key_file, read_builder_key, read_gateway_key};
+pub(crate) use secrets::{create_builder_key, gateway_key_file, is_gateway_key, read_builder_key, read_gateway_key};
 pub use tls::TlsFiles;
 pub(crate) use tls::TlsInForce;
 pub use upstream::{CredentialsFile, UPSTREAMS_MAX, UpstreamSettings};

@@ -167,6 +167,14 @@ pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>,
     key.map(Some).map_err(|_| SecretError::Form { key: KEY.into(), path, accepted: ACCEPTED })
 }
 
+/// How the name of each gateway key begins.
+const GATEWAY_KEY_PREFIX: &str = "narmesh-gateway-";
+
+/// Whether this name, or this public key as text, is that of a gateway key, of whatever machine.
+pub(crate) fn is_gateway_key(name: &str) -> bool {
+    name.starts_with(GATEWAY_KEY_PREFIX)
+}
+
 /// Reads the gateway key, or makes it if it is missing. It is written whole or not at all, because Nix is told to trust
 /// it and it must not change after that.
 pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
@@ -177,7 +185,7 @@ pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretE
     let failed = |source| SecretError::Make { path: path.clone(), source };
     let mut seed = [0; 32];
     rand::fill(&mut seed);
-    let name = format!("narmesh-gateway-{}", host_name());
+    let name = format!("{GATEWAY_KEY_PREFIX}{}", host_name());
     let key = NixSecretKey::from_seed(&name, &seed).map_err(|error| failed(io::Error::other(error)))?;
     make_directory(state_dir).map_err(failed)?;
     let unfinished = state_dir.join(format!("{GATEWAY_KEY_FILE}.new"));

@@ -1,6 +1,7 @@
 //! `narmesh check-config`: checks the file, compares it with Nix's configuration, and tests whether the peers answer.
 
 use super::nix_conf::{NixSettings, bare_url};
+use super::nix_keys::warn_of_gateway_keys;
 use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
 use super::{client, emit};
@@ -149,6 +150,7 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
         ))),
         Some(_) => {}
     }
+    findings.extend(warn_of_gateway_keys(&settings.trusted).into_iter().map(Finding::Warning));
     findings
 }
 

@@ -10,7 +10,7 @@ use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE, UpstreamConfig};
 use crate::config_template::render;
 use crate::regular_file;
-use crate::settings::{NodeKeyFile, Settings, create_builder_key, gateway_key_file, read_gateway_key};
+use crate::settings::{NodeKeyFile, Settings, create_builder_key, gateway_key_file, is_gateway_key, read_gateway_key};
 use anyhow::Context;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
@@ -179,7 +179,8 @@ fn keep_what_nix_no_longer_has(arguments: &Arguments, file: &Path, values: &mut 
     }
     if !arguments.no_nix_keys {
         let name_of = |key: &str| key.split(':').next().unwrap_or_default().to_owned();
-        for key in before.trust.trusted_public_keys {
+        // A configuration of before may have a gateway key that was taken from nix.conf.
+        for key in before.trust.trusted_public_keys.into_iter().filter(|key| !is_gateway_key(key)) {
             if !values.trust.trusted_public_keys.iter().any(|known| name_of(known) == name_of(&key)) {
                 text += &format!("kept  trusted key {}\n", name_of(&key));
                 values.trust.trusted_public_keys.push(key);

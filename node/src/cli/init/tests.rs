@@ -90,6 +90,30 @@ fn caches_and_keys_that_nix_no_longer_has_are_kept_when_the_configuration_is_rep
     assert_eq!(init(&Arguments { no_upstreams: true, no_nix_keys: true, ..again }), (vec![], false));
 }
 
+#[test]
+fn gateway_key_in_nix_conf_is_not_trusted_when_init_is_run_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (conf, nowhere) = (dir.path().join("nix.conf"), Path::new("/nonexistent/nix.conf"));
+    let init = |file: &Path, arguments: &Arguments| {
+        init_beside(Path::new("unused"), arguments, || Some(NixSettings::from_file(file))).unwrap();
+        load(dir.path()).0
+    };
+    let gateway_key = init(nowhere, &arguments(dir.path())).read_gateway_key().unwrap().unwrap().public();
+    std::fs::write(&conf, format!("trusted-public-keys = {gateway_key}\n")).unwrap();
+    let again = Arguments { force: true, ..arguments(dir.path()) };
+    let trusts_it = |settings: &Settings| settings.trusted.by_name(gateway_key.name()).is_some();
+    assert!(!trusts_it(&init(&conf, &again)));
+    // Nix may still name the key of a state directory that is gone, and the configuration may have taken it before.
+    std::fs::remove_file(gateway_key_file(&load(dir.path()).0.node.state_dir)).unwrap();
+    assert!(!trusts_it(&init(&conf, &again)));
+    let file = dir.path().join("narmesh.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (before, after) = text.split_once("trusted_public_keys = [").unwrap();
+    std::fs::write(&file, format!("{before}trusted_public_keys = [\"{gateway_key}\", {after}")).unwrap();
+    assert!(trusts_it(&load(dir.path()).0));
+    assert!(!trusts_it(&init(nowhere, &again)));
+}
+
 /// A configuration, and what it has nix.conf say.
 fn lines_for_nix(left: Option<&[String]>, nix: Option<NixVersion>) -> String {
     let dir = tempfile::tempdir().unwrap();
