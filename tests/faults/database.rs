@@ -2,15 +2,18 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
 
-use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get};
+use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get, hash_part};
 
 /// How long the lock is held.
 const LOCKED: Duration = Duration::from_secs(10);
+/// A lookup that waits for the lock ends at most this much after its limit, which is as long as the lock is held.
+const WAITED_LONGER: Duration = Duration::from_secs(2);
 /// Paths are promised to be known on other nodes this soon after the lock is gone.
 const SPREAD: Duration = Duration::from_secs(2);
 
@@ -45,14 +48,18 @@ impl Drop for Lock {
     }
 }
 
+/// As with `use-sqlite-wal = false`: a writer locks readers out. With a write-ahead log it never does.
+fn use_rollback_journal(node: &TestNode) {
+    let journal = finish(Command::new("sqlite3").arg(nix_database(node)).arg("PRAGMA journal_mode = DELETE"));
+    assert_eq!(journal.expect_success("sqlite3"), "delete");
+}
+
 #[test]
 fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
-    // With a rollback journal (`use-sqlite-wal = false`) a writer locks readers out; with a write-ahead log it never does.
-    let journal = finish(Command::new("sqlite3").arg(nix_database(&a)).arg("PRAGMA journal_mode = DELETE"));
-    assert_eq!(journal.expect_success("sqlite3"), "delete");
+    use_rollback_journal(&a);
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
     let known = b.wait_narinfo(&small);
@@ -67,13 +74,60 @@ fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
     drop(lock);
     for (prober, node) in probers.into_iter().zip([&a, &b]) {
         let report = prober.finish();
-        report.assert_fit_for_nix(node.narinfo_slowest_max());
+        report.assert_fit_for_nix(node.narinfo_slowest_max().max(LOCKED + WAITED_LONGER));
     }
     let fresh = a.store.build_fresh("after-the-lock");
     a.wait_all_advertised(&[&b]);
     b.realise(&[app, fresh]).expect_success("after the lock");
     assert_eq!(b.status().peer("a").unwrap()["misdeeds"], 0, "no time-out is a lie");
     a.wait_logged(&["warn", "database is locked"]);
+}
+
+/// Asks `gateway` for `url` in a thread of its own; returns the status and when the whole answer was there.
+fn ask_aside(gateway: SocketAddr, url: String) -> JoinHandle<(String, u16, Instant)> {
+    thread::spawn(move || {
+        let answer = get(gateway, &url).expect("the gateway answers");
+        (url, if answer.complete { answer.status } else { 0 }, Instant::now())
+    })
+}
+
+/// What is not in memory waits for the lock, and is there then: *not now* is never told as *gone*.
+#[test]
+fn what_only_a_locked_nix_database_knows_is_waited_for_and_not_absent() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
+    use_rollback_journal(&a);
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let nar = a.wait_narinfo(&small).url;
+    let lock = Lock::take(&nix_database(&a));
+    let locked = Instant::now();
+    // As whoever has written since: rows in memory do not count any more.
+    let database = OpenOptions::new().write(true).open(nix_database(&a)).unwrap();
+    database.set_modified(SystemTime::now()).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let part = hash_part(&app);
+    // The narinfo of the NAR is in memory. A lookup may take 10 s, and the lock is felt by now.
+    let urls = [nar, format!("/{part}.narinfo"), format!("/{part}.ls"), format!("/serve/{part}/")];
+    let asked: Vec<_> = urls.into_iter().map(|url| ask_aside(a.gateway(), url)).collect();
+    thread::sleep(LOCKED.saturating_sub(locked.elapsed()));
+    let freed = Instant::now();
+    drop(lock);
+    for (url, status, answered) in asked.into_iter().map(|asked| asked.join().unwrap()) {
+        assert_eq!(status, 200, "{url}");
+        assert!(answered > freed, "{url} was not kept from its answer by the lock: the test proves nothing");
+    }
+    a.wait_logged(&["warn", "database is locked"]);
+
+    // Nor does a daemon that starts meanwhile end, or take the store for an empty one.
+    a.terminate();
+    let lock = Lock::take(&nix_database(&a));
+    a.launch();
+    a.wait_logged(&["the nix store cannot be read now"]);
+    drop(lock);
+    a.wait_started(SPREAD);
+    assert_eq!(a.get_narinfo(&app).status, 200);
 }
 
 /// As Nix keeps its database: whoever writes, a collection of garbage for instance, locks nobody out who reads.

@@ -17,6 +17,7 @@ mod builders;
 mod lookup_log;
 mod nar;
 mod narinfo;
+mod own_reads;
 mod shared;
 mod source;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
 pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused, hedge_delay, pause_before_retry};
+pub use own_reads::Unread;
 pub use source::{
     Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Sources,
     TreeAnswer, UpstreamId,
@@ -40,11 +42,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, TrustedKeys};
-use narmesh_store::{NixStore, Offer, PartialCopies};
+use narmesh_store::{NixStore, Offer, PartialCopies, StoreError};
 use prometheus_client::metrics::counter::Counter;
 
 use nar::{ContentsCheck, NarContext, Nars};
 use narinfo::{GivenNarInfo, InMemory, NarInfos};
+use own_reads::{NotNow, unless_not_now};
 use shared::Shared;
 
 /// What may change while the daemon runs.
@@ -182,6 +185,20 @@ impl Resolver {
     /// Our own store.
     pub fn store(&self) -> &Arc<NixStore> {
         &self.shared.store
+    }
+
+    /// Runs a read of our own store on a blocking thread. While the store's database is locked by another process, waits for
+    /// up to [`ResolverSettings::narinfo_deadline_max`].
+    ///
+    /// # Errors
+    /// When the store cannot be read, now or at all.
+    pub async fn read_own<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, StoreError> + Clone + Send + 'static,
+    ) -> Result<T, Unread> {
+        let longest = self.settings().narinfo_deadline_max;
+        let outcome = self.shared.own_reads.read_within(longest, move || unless_not_now(read())).await;
+        outcome.map_err(|NotNow| Unread::NotNow)?.map_err(Unread::Failed)
     }
 
     /// What is remembered of a path.

@@ -87,6 +87,8 @@ pub enum NotFound {
     Nobody,
     /// A candidate did not answer in time, or is not asked for a while.
     NotNow,
+    /// Our own store, which has it, could not be read yet, and nobody else has one.
+    OwnLocked,
     /// The policy refuses our own copy, and nobody else has one that may be given.
     OwnRefused(Refusal),
 }
@@ -117,6 +119,7 @@ impl fmt::Display for NotFound {
         match self {
             Self::Nobody => write!(f, "no candidate has an answer that may be handed on"),
             Self::NotNow => write!(f, "a candidate gave no answer, or is not asked for a while"),
+            Self::OwnLocked => write!(f, "nobody else has one, and our own store cannot be read now: it is waited for"),
             Self::OwnRefused(refusal) => write!(f, "our own copy is not given ({refusal}), and nobody else has one"),
         }
     }

@@ -7,6 +7,7 @@ use narmesh_store::{NixStore, PathInfo, StoreError};
 use parking_lot::RwLock;
 
 use crate::lookup_log::LookupLog;
+use crate::own_reads::OwnReads;
 use crate::source::Sources;
 use crate::{ResolverCounters, ResolverSettings};
 
@@ -15,6 +16,8 @@ use crate::{ResolverCounters, ResolverSettings};
 pub(crate) struct Shared {
     /// Our own store.
     pub(crate) store: Arc<NixStore>,
+    /// Reads of it that wait while it is locked.
+    pub(crate) own_reads: OwnReads,
     /// The logical store directory, which narinfos name.
     pub(crate) store_dir: StoreDir,
     /// The sources of paths that our own store lacks.
@@ -31,6 +34,7 @@ impl Shared {
         Self {
             store_dir: store.store_dir().clone(),
             store,
+            own_reads: OwnReads::default(),
             sources,
             lookup_log: Arc::default(),
             counters: ResolverCounters::default(),
@@ -53,9 +57,8 @@ impl Shared {
     }
 
     /// The registration of this path in our own store. Reads the disk.
-    pub(crate) fn read_own_info(&self, part: &HashPart) -> Option<PathInfo> {
-        let read = self.store.read_path_info(part);
-        read.inspect_err(|error| self.warn_if_unreadable(part, error)).ok().flatten()
+    pub(crate) fn read_own_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
+        self.store.read_path_info(part).inspect_err(|error| self.warn_if_unreadable(part, error))
     }
 
     /// Logs that our own store cannot be read. A copy that failed its hash is not logged again: that is known already.

@@ -2,6 +2,8 @@
 
 use crate::{CopyFault, DaemonError};
 use narmesh_protocol::StorePath;
+use rusqlite::ErrorCode;
+use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
 
@@ -98,6 +100,32 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the same call is likely to succeed within seconds: another process holds the lock of the database or writes
+    /// to it, or this machine lacks something for a moment. Each of these also [may pass](Self::may_pass).
+    #[must_use]
+    pub fn passes_soon(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    ErrorCode::DatabaseBusy
+                        | ErrorCode::DatabaseLocked
+                        | ErrorCode::FileLockingProtocolFailed
+                        | ErrorCode::OutOfMemory
+                        | ErrorCode::OperationInterrupted
+                )
+            ),
+            Self::NixDaemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
+            Self::Io { source, .. } => is_shortage(source),
+            Self::Unreadable { .. }
+            | Self::NotNix { .. }
+            | Self::BeyondNar { .. }
+            | Self::Row { .. }
+            | Self::NotRegistered { .. }
+            | Self::CopyFailed { .. } => false,
+        }
+    }
+
     /// Whether the error says nothing about a path or its copy, so that the same call may succeed later.
     #[must_use]
     pub fn may_pass(&self) -> bool {
@@ -111,5 +139,29 @@ impl StoreError {
             | Self::NotRegistered { .. }
             | Self::CopyFailed { .. } => false,
         }
+    }
+}
+
+/// Whether the machine lacks memory or file descriptors, or a call was interrupted.
+fn is_shortage(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_passes_soon_and_a_damaged_database_does_not() {
+        let failed = |code| StoreError::Sqlite {
+            path: PathBuf::from("db.sqlite"),
+            source: rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None),
+        };
+        let of = |code| (failed(code).passes_soon(), failed(code).may_pass());
+        assert_eq!(of(rusqlite::ffi::SQLITE_BUSY), (true, true));
+        assert_eq!(of(rusqlite::ffi::SQLITE_CORRUPT), (false, true));
+        let io = |errno: Errno| StoreError::Io { path: PathBuf::from("x"), source: errno.into() }.passes_soon();
+        assert!(io(Errno::MFILE) && !io(Errno::ACCESS) && !io(Errno::NOENT));
     }
 }

@@ -15,6 +15,7 @@ mod part_settings;
 mod process_metrics;
 mod publish;
 mod status;
+mod store;
 
 use crate::attestations::{Attestations, LiveLedger};
 use crate::control::ControlSocket;
@@ -119,7 +120,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let state = SharedStateDb::new(open_state(&settings.node.state_dir)?);
     let summaries = open_summaries(&settings.node.state_dir);
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
-    let store = NixStore::open(settings.store.clone()).context("the Nix store")?;
+    let store = store::open(&settings.store).await?;
     let gateway_key = load_gateway_key(&settings)?;
     let serving = Serving::open(&settings.node.state_dir);
     let is_serving = serving.decide(&settings, minute_now()).is_serving;

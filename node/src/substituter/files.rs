@@ -7,6 +7,7 @@ use narmesh_http_gateway::{
     BodyAborted, BuildLog, Busy, DirectoryRow, EntryPath, NarBody, RowKind, StoreDirectory, StoreEntry, StoreFile,
     TreeListing,
 };
+use narmesh_resolver::{Resolver, Unread};
 use narmesh_store::{ContentsError, DirectoryRows, Entry, EntryFile, StoreContents, StoreError};
 use std::fmt::Display;
 use std::sync::Arc;
@@ -39,23 +40,29 @@ impl LogPlaces {
     }
 }
 
-/// Runs a question to the store on a blocking thread. What it cannot answer counts as absent.
-pub(super) async fn ask<T, E>(question: impl FnOnce() -> Result<Option<T>, E> + Send + 'static) -> Option<T>
-where
-    T: Send + 'static,
-    E: Display + Send + 'static,
-{
-    let answer = tokio::task::spawn_blocking(question).await.ok()?;
-    answer.inspect_err(|error| tracing::debug!(%error, "cannot be read, so it counts as absent")).ok().flatten()
+/// Asks our own store. What it cannot answer counts as absent, unless its database stays locked.
+pub(super) async fn ask<T: Send + 'static>(
+    resolver: &Resolver,
+    question: impl FnOnce() -> Result<Option<T>, StoreError> + Clone + Send + 'static,
+) -> Result<Option<T>, Busy> {
+    match resolver.read_own(question).await {
+        Ok(answer) => Ok(answer),
+        Err(Unread::NotNow) => Err(Busy),
+        Err(Unread::Failed(error)) => {
+            tracing::debug!(%error, "cannot be read, so it counts as absent");
+            Ok(None)
+        }
+    }
 }
 
 /// The log that `find` finds. It is unpacked unless the client accepts it packed.
 pub(super) async fn find_log(
-    find: impl FnOnce() -> Result<Option<narmesh_store::BuildLog>, StoreError> + Send + 'static,
+    resolver: &Resolver,
+    find: impl FnOnce() -> Result<Option<narmesh_store::BuildLog>, StoreError> + Clone + Send + 'static,
     accepts_bzip2: bool,
     places: &LogPlaces,
 ) -> Result<Option<BuildLog>, Busy> {
-    let Some(log) = ask(find).await else { return Ok(None) };
+    let Some(log) = ask(resolver, find).await? else { return Ok(None) };
     let (is_packed, size_bytes) = (log.is_compressed(), log.size_bytes());
     let as_it_is = accepts_bzip2 || !is_packed;
     let place = if as_it_is { None } else { Some(places.take().await?) };
@@ -67,9 +74,10 @@ pub(super) async fn find_log(
 
 /// The listing of the contents that `find` finds.
 pub(super) async fn list_tree(
-    find: impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Send + 'static,
+    resolver: &Resolver,
+    find: impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Clone + Send + 'static,
 ) -> Result<Option<TreeListing>, Busy> {
-    let Some(contents) = ask(find).await else { return Ok(None) };
+    let Some(contents) = ask(resolver, find).await? else { return Ok(None) };
     let nar_hash = contents.info().nar_hash;
     // The first piece is read here, so that a client can still be told that there is no memory for it.
     let begin = move || {
@@ -90,11 +98,12 @@ pub(super) async fn list_tree(
 
 /// The entry at `path` of the contents that `find` finds.
 pub(super) async fn find_entry(
-    find: impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Send + 'static,
+    resolver: &Resolver,
+    find: impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Clone + Send + 'static,
     path: EntryPath,
 ) -> Result<Option<StoreEntry>, Busy> {
     const INDEX: &[u8] = b"index.html";
-    let Some(contents) = ask(find).await else { return Ok(None) };
+    let Some(contents) = ask(resolver, find).await? else { return Ok(None) };
     let (nar_hash, store_path) = (contents.info().nar_hash, contents.info().path.clone());
     let name = path.names().last().cloned().unwrap_or_else(|| store_path.name().as_bytes().to_vec());
     let open = move || contents.open_entry(path.names());

@@ -83,7 +83,7 @@ impl GatewaySubstituter {
 
     async fn find_offered(&self, part: HashPart) -> Option<Arc<OfferedPath>> {
         let offer = Arc::clone(&self.offer);
-        tokio::task::spawn_blocking(move || offer.find_offered(&part)).await.ok()?.ok().flatten()
+        self.resolver.read_own(move || offer.find_offered(&part)).await.ok().flatten()
     }
 
     /// Finds the contents of a path that this listener gives. Nix's own users can read all of the store anyway; others get what
@@ -91,7 +91,7 @@ impl GatewaySubstituter {
     fn find_contents(
         &self,
         part: HashPart,
-    ) -> impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Send + 'static {
+    ) -> impl FnOnce() -> Result<Option<StoreContents>, StoreError> + Clone + Send + 'static {
         let (store, offer, scope) = (Arc::clone(self.store()), Arc::clone(&self.offer), self.scope);
         move || match scope {
             Scope::Local => store.find_contents(&part),
@@ -144,7 +144,7 @@ impl Substituter for GatewaySubstituter {
             Scope::Local => store.find_log(&derivation),
             Scope::Serve | Scope::Site => offer.find_log(&derivation),
         };
-        files::find_log(find, accepts_bzip2, &self.log_places).await
+        files::find_log(&self.resolver, find, accepts_bzip2, &self.log_places).await
     }
 
     async fn find_realisation(&self, id: RealisationId, client: ClientUser) -> Option<Bytes> {
@@ -152,11 +152,11 @@ impl Substituter for GatewaySubstituter {
     }
 
     async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {
-        files::list_tree(self.find_contents(part)).await
+        files::list_tree(&self.resolver, self.find_contents(part)).await
     }
 
     async fn find_entry(&self, part: HashPart, path: EntryPath) -> Result<Option<StoreEntry>, Busy> {
-        files::find_entry(self.find_contents(part), path).await
+        files::find_entry(&self.resolver, self.find_contents(part), path).await
     }
 
     async fn has_nar(&self, url: NarUrl, client: ClientUser) -> bool {

@@ -46,13 +46,14 @@ impl GatewaySubstituter {
             let offered = vouched.map_or(OfferedRealisation::Absent, OfferedRealisation::Offered);
             Ok::<_, StoreError>(Some(offered))
         };
-        super::files::ask(read).await.unwrap_or(OfferedRealisation::Absent)
+        super::files::ask(&self.resolver, read).await.ok().flatten().unwrap_or(OfferedRealisation::Absent)
     }
 
     /// What cannot be read counts as withheld: it may be.
     async fn find_offered_realisation(&self, id: RealisationId) -> OfferedRealisation {
         let offer = self.offer.clone();
-        super::files::ask(move || offer.find_realisation(&id).map(Some)).await.unwrap_or(OfferedRealisation::Withheld)
+        let find = move || offer.find_realisation(&id).map(Some);
+        super::files::ask(&self.resolver, find).await.ok().flatten().unwrap_or(OfferedRealisation::Withheld)
     }
 
     /// Adds the signature of the gateway key, where our Nix trusts no other.

@@ -49,6 +49,7 @@ use self::waiting_client::{CHUNKS_AHEAD, WaitingClient};
 use crate::ResolverCounters;
 use crate::lookup_log::{LookupEvent, LookupLog};
 use crate::narinfo::NarInfos;
+use crate::own_reads::NotNow;
 use crate::shared::Shared;
 use crate::source::{SourceId, Sources};
 use crate::turns::FindUser;
@@ -237,11 +238,27 @@ impl Nars {
         if !self.may_begin(&url, first_byte, resumed) {
             return None;
         }
-        if self.shared.has(&url.hash_part)
-            && let Some(body) = self.own.read(url, first_byte).await
-        {
-            return Some(body);
+        let own = match self.shared.has(&url.hash_part) {
+            true => self.own.read(url, first_byte).await,
+            false => Ok(None),
+        };
+        match own {
+            Ok(Some(body)) => Some(body),
+            Ok(None) => self.bring_from_sources(url, first_byte, find_user).await,
+            // Our own store is read again only after the sources: they may have it at once.
+            Err(NotNow) => match self.bring_from_sources(url, first_byte, find_user).await {
+                Some(body) => Some(body),
+                None => self.own.wait_read(url, first_byte).await,
+            },
         }
+    }
+
+    async fn bring_from_sources(
+        self: &Arc<Self>,
+        url: NarUrl,
+        first_byte: u64,
+        find_user: FindUser,
+    ) -> Option<NarBody> {
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
         let client = WaitingClient::new(client, first_byte);
         tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user));

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future};
@@ -15,6 +16,7 @@ use super::buffers::{HeldBytes, Share};
 use super::{BodyAborted, NarBody, NarContext};
 use crate::lookup_log::LookupEvent;
 use crate::narinfo::NarInfos;
+use crate::own_reads::{NotNow, unless_not_now};
 use crate::shared::Shared;
 
 /// Bytes read at a time. A NAR that is no longer than this is one buffer and one write.
@@ -26,6 +28,10 @@ const FEW_BYTES: usize = 32 << 10;
 /// A NAR up to this size is read by the thread that serves the client, if all of it is in memory. Copying it takes some
 /// microseconds, which other clients of the thread wait for.
 const AT_ONCE_BYTES_MAX: usize = 64 << 10;
+
+/// How long a NAR waits for a locked store. Nix gets nothing meanwhile, and leaves after `stalled-download-timeout`, for
+/// which `init` prints 30 s.
+const LOCKED_MAX: Duration = Duration::from_secs(20);
 
 /// Reads NARs of our own store.
 #[derive(Clone, Debug)]
@@ -42,44 +48,55 @@ impl OwnNars {
 
     /// The body of a NAR in our own store, if it is the one asked for. `None` also if its copy on disk is found to be
     /// damaged before the first byte goes out.
-    pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
-        let store = Arc::clone(&self.shared.store);
-        let is_wanted = |info: &PathInfo| is_wanted(&url, info);
-        if let Some(nar) = store.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, is_wanted) {
-            return self.give(nar, first_byte);
+    pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Result<Option<NarBody>, NotNow> {
+        let store = &self.shared.store;
+        if let Some(nar) = store.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, |info| is_wanted(&url, info)) {
+            return Ok(self.give(nar, first_byte));
         }
-        let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| store.find_nar(&url.hash_part, from);
-        self.read_found(url, first_byte, find).await
+        let first = self.shared.own_reads.try_read(self.opens(url, first_byte, self.finds(url))).await?;
+        Ok(self.begin(url, first_byte, first))
+    }
+
+    /// The same; waits for up to [`LOCKED_MAX`] while the store cannot be read.
+    pub(super) async fn wait_read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let first = self.shared.own_reads.read_within(LOCKED_MAX, self.opens(url, first_byte, self.finds(url))).await;
+        self.begin(url, first_byte, first.ok()?)
     }
 
     /// The same for what may leave this machine, which is decided anew.
     pub(super) async fn read_offered(&self, offer: Arc<Offer>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
-        let is_wanted = |info: &PathInfo| is_wanted(&url, info);
-        if let Some(nar) = offer.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, is_wanted) {
+        if let Some(nar) = offer.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, |info| is_wanted(&url, info)) {
             return self.give(nar, first_byte);
         }
         let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| offer.find_nar(&url.hash_part, from);
-        self.read_found(url, first_byte, find).await
+        let first = self.shared.own_reads.read_within(LOCKED_MAX, self.opens(url, first_byte, find)).await;
+        self.begin(url, first_byte, first.ok()?)
     }
 
     /// The body from `first_byte` on of a NAR that was read whole.
     fn give(&self, nar: Vec<u8>, first_byte: u64) -> Option<NarBody> {
         let memory = self.context.own_buffers.try_take(nar.len() as u64);
-        let nar = Held::new(nar, memory).into_bytes();
+        let nar = HeldBytes::new(nar, memory).into_bytes();
         let wanted = nar.slice(usize::try_from(first_byte).ok().filter(|first| *first < nar.len())?..);
         self.shared.counters.nars_complete.inc();
         Some(Box::pin(futures::stream::once(future::ready(Ok(wanted)))))
     }
 
-    async fn read_found(
+    fn finds(&self, url: NarUrl) -> impl Find {
+        let store = Arc::clone(&self.shared.store);
+        move |from: &dyn Fn(&PathInfo) -> Option<u64>| store.find_nar(&url.hash_part, from)
+    }
+
+    /// Opens the NAR that `find` finds, and reads its first bytes. Blocks.
+    fn opens(
         &self,
         url: NarUrl,
         first_byte: u64,
-        find: impl FnOnce(&dyn Fn(&PathInfo) -> Option<u64>) -> Result<Option<NarStream>, StoreError> + Send + 'static,
-    ) -> Option<NarBody> {
-        let shared = Arc::clone(&self.shared);
-        let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
-        let open = move || {
+        find: impl Find,
+    ) -> impl FnOnce() -> Result<Option<First>, NotNow> + Clone + Send + 'static {
+        let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
+        move || {
+            let memory = context.own_buffers.try_take(READ_BYTES as u64);
             // A small NAR is read whole and hashed, whatever part of it the client wants, if there is memory for that.
             let is_whole = url.nar_size <= READ_BYTES as u64 && memory.is_some();
             let read_from = if is_whole { 0 } else { first_byte };
@@ -89,12 +106,17 @@ impl OwnNars {
             let few = is_long_range || memory.is_none();
             let first_bytes = if few { FEW_BYTES } else { READ_BYTES };
             let found = find(&|info| is_wanted(&url, info).then_some(read_from));
-            let nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
+            let found = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error));
+            let Some(nar) = unless_not_now(found)?.ok().flatten() else { return Ok(None) };
             let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
-            let read = read(nar, first_bytes, left, memory);
-            Some((read.nar, read.outcome.ok()?, read_from))
-        };
-        let (nar, (first, progress), read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
+            let Read { nar, outcome } = read(nar, first_bytes, left, memory);
+            Ok(outcome.ok().map(|(bytes, progress)| First { nar, bytes, progress, read_from }))
+        }
+    }
+
+    /// The body that begins with `first`.
+    fn begin(&self, url: NarUrl, first_byte: u64, first: Option<First>) -> Option<NarBody> {
+        let First { nar, bytes: first, progress, read_from } = first?;
         let first_end = read_from + first.len() as u64;
         // A NAR that was read whole begins before the first byte that the client wants.
         let first = first.slice(usize::try_from(first_byte - read_from).ok()?..);
@@ -130,6 +152,25 @@ impl OwnNars {
 /// Whether this is the NAR asked for.
 fn is_wanted(url: &NarUrl, info: &PathInfo) -> bool {
     info.nar_hash == url.nar_hash && info.nar_size == url.nar_size
+}
+
+/// Opens the NAR of a path; is given which of its bytes comes first, or none if it is not wanted.
+trait Find:
+    FnOnce(&dyn Fn(&PathInfo) -> Option<u64>) -> Result<Option<NarStream>, StoreError> + Clone + Send + 'static
+{
+}
+
+impl<F> Find for F where
+    F: FnOnce(&dyn Fn(&PathInfo) -> Option<u64>) -> Result<Option<NarStream>, StoreError> + Clone + Send + 'static
+{
+}
+
+/// The beginning of a NAR, from the byte `read_from` on.
+struct First {
+    nar: NarStream,
+    bytes: Bytes,
+    progress: NarProgress,
+    read_from: u64,
 }
 
 /// What a blocking thread has read of a NAR.

@@ -17,10 +17,12 @@ mod own;
 mod tests;
 mod trust;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{self, Either};
 use narmesh_protocol::{HashPart, NarUrl};
 use narmesh_quorum::Refusal;
 
@@ -29,7 +31,7 @@ use answers::{Answer, Answers};
 use ask::{Asking, NoNarInfo};
 use gate::{Gate, leads_to};
 use judge::Judge;
-use own::{OwnAnswer, OwnAnswers};
+use own::{NoOwnAnswer, OwnAnswer, OwnAnswers};
 
 use crate::Remembered;
 use crate::answer_store::AnswerStore;
@@ -52,6 +54,12 @@ pub(crate) struct GivenNarInfo {
     pub(crate) rendered: Bytes,
     /// Whether it describes a path of our own store, whose NAR comes from no source.
     pub(crate) is_own: bool,
+}
+
+impl GivenNarInfo {
+    fn own(answer: OwnAnswer) -> Self {
+        Self { rendered: answer.rendered, is_own: true }
+    }
 }
 
 /// What memory knows of a path.
@@ -171,13 +179,31 @@ impl NarInfos {
     }
 
     async fn find_in_time(&self, part: HashPart, find_user: &FindUser) -> Option<GivenNarInfo> {
-        let mut refused = None;
-        if self.shared.has(&part) {
-            match self.own.answer(part).await {
-                Ok(answer) => return Some(GivenNarInfo { rendered: answer.rendered, is_own: true }),
-                Err(refusal) => refused = refusal,
+        let own = if self.shared.has(&part) { self.own.answer(part).await } else { Err(NoOwnAnswer::Absent) };
+        match own {
+            Ok(own) => Some(GivenNarInfo::own(own)),
+            Err(NoOwnAnswer::NotNow) => self.find_while_locked(part, find_user).await,
+            Err(no_own @ (NoOwnAnswer::Refused(_) | NoOwnAnswer::Absent)) => {
+                self.find_elsewhere(part, no_own, find_user).await
             }
         }
+    }
+
+    /// Our own store cannot be read now. Whoever answers first counts: a source, or our own store as soon as it can be
+    /// read. The path is absent only if our own store says so.
+    async fn find_while_locked(&self, part: HashPart, find_user: &FindUser) -> Option<GivenNarInfo> {
+        let own = pin!(self.own.wait_for(part));
+        let elsewhere = pin!(self.find_elsewhere(part, NoOwnAnswer::NotNow, find_user));
+        match future::select(own, elsewhere).await {
+            Either::Left((Ok(own), _)) => Some(GivenNarInfo::own(own)),
+            Either::Left((Err(_), elsewhere)) => elsewhere.await,
+            Either::Right((Some(given), _)) => Some(given),
+            Either::Right((None, own)) => own.await.ok().map(GivenNarInfo::own),
+        }
+    }
+
+    /// The narinfo of a path that our own store does not give, for the reason `no_own`.
+    async fn find_elsewhere(&self, part: HashPart, no_own: NoOwnAnswer, find_user: &FindUser) -> Option<GivenNarInfo> {
         let given = |answer: &Answer| Some(GivenNarInfo { rendered: answer.rendered.clone(), is_own: false });
         let remembered = self.recall(part).await;
         if let Some(answer) = remembered.as_ref().filter(|answer| answer.is_fresh(&*self.shared.sources)) {
@@ -194,12 +220,13 @@ impl NarInfos {
                 given(&remembered)
             }
             (Err(none @ (NoNarInfo::NotNow | NoNarInfo::Absent)), _) => {
-                let why = match (refused, none) {
-                    (Some(refusal), _) => NotFound::OwnRefused(refusal),
-                    (None, NoNarInfo::NotNow) => NotFound::NotNow,
-                    (None, NoNarInfo::Absent | NoNarInfo::Refused(_)) => NotFound::Nobody,
+                let why = match (no_own, none) {
+                    (NoOwnAnswer::Refused(refusal), _) => NotFound::OwnRefused(refusal),
+                    (NoOwnAnswer::NotNow, _) => NotFound::OwnLocked,
+                    (NoOwnAnswer::Absent, NoNarInfo::NotNow) => NotFound::NotNow,
+                    (NoOwnAnswer::Absent, NoNarInfo::Absent | NoNarInfo::Refused(_)) => NotFound::Nobody,
                 };
-                if let Some(refusal) = refused {
+                if let NoOwnAnswer::Refused(refusal) = no_own {
                     self.gate.count_refusal(refusal);
                 }
                 self.shared.lookup_log.note(part, LookupEvent::NotFound(why));
@@ -214,7 +241,13 @@ impl NarInfos {
         if !self.shared.has(&part) {
             return None;
         }
-        self.own.answer(part).await.ok()
+        match self.own.answer(part).await {
+            Err(NoOwnAnswer::NotNow) => {
+                let longest = self.shared.settings().narinfo_deadline_max;
+                tokio::time::timeout(longest, self.own.wait_for(part)).await.ok()?.ok()
+            }
+            answer => answer.ok(),
+        }
     }
 
     /// Whether the narinfo that Nix would get now leads to this NAR.

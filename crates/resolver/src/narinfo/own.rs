@@ -3,6 +3,7 @@
 use super::gate::Gate;
 use super::trust::{self, Distrust, Proof, TrustedNarInfo};
 use crate::lookup_log::LookupEvent;
+use crate::own_reads::NotNow;
 use crate::shared::Shared;
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -38,18 +39,44 @@ pub(crate) struct OwnAnswer {
     pub(crate) rendered: Bytes,
 }
 
+/// An answer, and [`OwnAnswers::clears`] when it was begun.
+struct Rendered {
+    answer: Result<OwnAnswer, NoOwnAnswer>,
+    clears: u64,
+}
+
 /// Why a path of our own store is not given, whatever the policy says.
 #[derive(Debug, thiserror::Error)]
 enum NotOurs {
-    /// Its row in the Nix database is missing or cannot be read.
-    #[error("its row in the Nix database cannot be read, or it is no longer valid")]
+    /// It has no row in the Nix database any more.
+    #[error("it is no longer valid")]
     Row,
-    /// Its copy on disk cannot be read.
+    /// Its row in the Nix database or its copy on disk cannot be read.
     #[error(transparent)]
     Copy(#[from] StoreError),
     /// Neither a trusted signature nor our builder key vouches for it.
     #[error("no trusted key has signed it: {0}")]
     Distrusted(#[from] Distrust),
+}
+
+impl NotOurs {
+    fn passes_soon(&self) -> bool {
+        match self {
+            Self::Copy(error) => error.passes_soon(),
+            Self::Row | Self::Distrusted(_) => false,
+        }
+    }
+}
+
+/// Why there is no answer from our own store.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NoOwnAnswer {
+    /// The store cannot be read now: [`OwnAnswers::wait_for`] waits until it can.
+    NotNow,
+    /// The policy refuses it. This is not counted yet.
+    Refused(Refusal),
+    /// It is not there, cannot be read, or nobody vouches for it.
+    Absent,
 }
 
 impl OwnAnswers {
@@ -77,15 +104,29 @@ impl OwnAnswers {
 
     /// The narinfo of a path in our own store, if a trusted key (or our builder key) vouches for it and the policy lets
     /// it through. The policy is asked because another store on this machine takes what the gateway key has signed,
-    /// however it came into our store. If the policy refuses it, returns the refusal, which is not counted yet.
-    pub(crate) async fn answer(self: &Arc<Self>, part: HashPart) -> Result<OwnAnswer, Option<Refusal>> {
+    /// however it came into our store.
+    pub(super) async fn answer(self: &Arc<Self>, part: HashPart) -> Result<OwnAnswer, NoOwnAnswer> {
         if let Some(answer) = self.in_memory(&part) {
             return Ok(answer);
         }
-        let (this, stamp, clears) = (Arc::clone(self), self.gate.stamp(), self.clears.load(Ordering::SeqCst));
-        let render = move || this.render(&part, stamp);
-        let answer = tokio::task::spawn_blocking(render).await.unwrap_or(Err(None))?;
-        if clears == self.clears.load(Ordering::SeqCst) {
+        let this = Arc::clone(self);
+        match self.shared.own_reads.try_read(move || this.render(&part)).await {
+            Ok(rendered) => self.keep(part, rendered),
+            Err(NotNow) => Err(NoOwnAnswer::NotNow),
+        }
+    }
+
+    /// The same; waits until our own store can be read. The caller bounds the time.
+    pub(super) async fn wait_for(self: &Arc<Self>, part: HashPart) -> Result<OwnAnswer, NoOwnAnswer> {
+        let this = Arc::clone(self);
+        let rendered = self.shared.own_reads.wait_read(move || this.render(&part)).await;
+        self.keep(part, rendered)
+    }
+
+    /// Keeps an answer in memory, unless all were dropped since it was begun.
+    fn keep(&self, part: HashPart, rendered: Rendered) -> Result<OwnAnswer, NoOwnAnswer> {
+        let answer = rendered.answer?;
+        if rendered.clears == self.clears.load(Ordering::SeqCst) {
             self.rendered.insert(part, answer.clone());
         }
         self.shared.lookup_log.note(part, LookupEvent::OwnStore);
@@ -96,7 +137,7 @@ impl OwnAnswers {
     /// why not. Reads the disk.
     fn judge(&self, part: &HashPart) -> Result<TrustedNarInfo, NotOurs> {
         // Opening it fails if the copy is known to have failed its hash.
-        let info = self.shared.read_own_info(part).filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
+        let info = self.shared.read_own_info(part)?.filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
         self.shared.store.open_nar(&info)?;
         let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
         let mut signatures = info.signatures.clone();
@@ -125,9 +166,20 @@ impl OwnAnswers {
         }
     }
 
-    fn render(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
-        let TrustedNarInfo { info, proof } = self.judge(part).map_err(|_| None)?;
-        let pass = self.gate.admit(&info, &proof)?;
+    fn render(&self, part: &HashPart) -> Result<Rendered, NotNow> {
+        // Before anything is read: what changes meanwhile must count.
+        let (stamp, clears) = (self.gate.stamp(), self.clears.load(Ordering::SeqCst));
+        let answer = match self.judge(part) {
+            Ok(trusted) => self.render_trusted(trusted, stamp),
+            Err(why) if why.passes_soon() => return Err(NotNow),
+            Err(_) => Err(NoOwnAnswer::Absent),
+        };
+        Ok(Rendered { answer, clears })
+    }
+
+    fn render_trusted(&self, trusted: TrustedNarInfo, stamp: u64) -> Result<OwnAnswer, NoOwnAnswer> {
+        let TrustedNarInfo { info, proof } = trusted;
+        let pass = self.gate.admit(&info, &proof).map_err(NoOwnAnswer::Refused)?;
         let url = self.gate.nar_url(&info, &pass);
         let rendered = self.gate.sign(&info, &pass).render(&self.shared.store_dir, &url.to_string());
         let on_word = self.gate.given_on_word(&info, &pass.voters);
