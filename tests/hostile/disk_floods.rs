@@ -6,6 +6,7 @@ use crate::formats::NixKey;
 use crate::peer::{Peer, peer_id};
 use crate::report;
 use crate::stage::Stage;
+use libp2p::PeerId;
 use narmesh_tests::{TestMesh, get};
 use rand::Rng as _;
 use std::fs;
@@ -130,15 +131,21 @@ const ANNOUNCEMENTS: u64 = 60;
 /// Bytes that may be written in all, with what an idle daemon writes: 60 MB an hour are 17 kB a second.
 const ANNOUNCED_BYTES_MAX: u64 = 2 << 20;
 
+/// The announcer is the node of a builder, so that each new audience is written, too.
 #[test]
 fn endless_announcements_cause_bounded_disk_writes() {
     let peer = Peer::honest("announcer");
-    let stage = Stage::with(&["announcer"], 64, &[&peer], |client| client.run_under(&["env", "NARMESH_LOG=info"]));
+    let key = NixKey::new("announcer-1").public();
+    let stage = Stage::with(&["announcer"], 64, &[&peer], |client| {
+        client.run_under(&["env", "NARMESH_LOG=info"]);
+        client.config.more = format!("\n[[builder]]\nname = 'announcer'\npublic_key = '{key}'\npeer = 'announcer'\n");
+    });
     stage.enter(&peer, "announcer", &["a"]);
     let (before, started) = (written_bytes(stage.client.pid()), Instant::now());
     for number in 1..=ANNOUNCEMENTS {
         let parts: Vec<[u8; 20]> = (0..number).map(|part| [u8::try_from(part).unwrap(); 20]).collect();
-        peer.announce(&peer.summary(&filter(&parts, 13), number, &[peer_id(&stage.client)]));
+        let audience = [peer_id(&stage.client), PeerId::random()];
+        peer.announce(&peer.summary(&filter(&parts, 13), number, &audience));
         std::thread::sleep(ANNOUNCED_EVERY);
     }
     let seconds = started.elapsed().as_secs();

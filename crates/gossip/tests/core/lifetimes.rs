@@ -1,8 +1,9 @@
 //! How long an announcement holds: restarts, lost states, wrong clocks, goodbyes, and two machines with one key.
 
-use crate::net::{Net, WALL_MS, peer};
+use crate::lone::Lone;
+use crate::net::{Net, WALL_MS, parts, peer};
 use crate::stories::{SOON_MS, nobody_is_blamed};
-use narmesh_gossip::{Event, Input};
+use narmesh_gossip::{Event, Input, Output, PathChange, Record};
 use narmesh_protocol::Envelope;
 
 #[test]
@@ -176,4 +177,18 @@ fn two_machines_with_one_key_do_not_chase_each_other() {
     }
     let epochs = net.node(1).published.len();
     assert!(shown == 600 && (5..=16).contains(&epochs), "{epochs} epochs in a minute");
+}
+
+/// Each epoch is written to disk, and whoever builds and collects paths here decides how often there would be one.
+#[test]
+fn paths_that_come_and_go_without_end_write_an_epoch_every_five_seconds_at_most() {
+    const SECONDS: usize = 120;
+    let mut lone = Lone::new();
+    for round in 0..10 * u32::try_from(SECONDS).unwrap() {
+        lone.feed(Input::Paths(PathChange::Replace(parts(round..round + 10))));
+        lone.pass(100);
+    }
+    let is_epoch = |output: &&Output| matches!(output, Output::Persist(Record::OwnEpoch(_)));
+    let written = lone.outputs.iter().filter(is_epoch).count();
+    assert!((SECONDS / 10..=SECONDS / 5 + 1).contains(&written), "{written} epochs in {SECONDS} s");
 }
