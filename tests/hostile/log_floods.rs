@@ -1,10 +1,11 @@
 //! The log as a weapon: a peer that repeats, as fast as it can, what is logged.
 
-use crate::impostors::{certificate_of, open};
+use crate::impostors::{Identity, certificate_of, open};
 use crate::peer::{Peer, ask, peer_id};
 use crate::report;
 use crate::stage::Stage;
 use crate::wire::NARINFO;
+use narmesh_tests::TestNode;
 use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,9 +91,14 @@ const BATCH: usize = 1_000;
 
 /// Opens streams and gives them more window than there can be, which the library reports each time.
 fn overflow(stage: &Stage, peer: &Peer) -> io::Result<u64> {
-    let mut socket = open(&stage.client, certificate_of(&peer.keys))?;
+    overflow_for(&stage.client, certificate_of(&peer.keys), FLOOD)
+}
+
+/// The same for `flood` as whoever has this certificate; returns the number of frames.
+pub fn overflow_for(node: &TestNode, identity: Identity, flood: Duration) -> io::Result<u64> {
+    let mut socket = open(node, identity)?;
     socket.read_exact(&mut [0; 34])?;
-    let (until, mut sent) = (Instant::now() + FLOOD, 0);
+    let (until, mut sent) = (Instant::now() + flood, 0);
     for stream in (1..).step_by(2) {
         let mut batch = frame(WINDOW_UPDATE, SYN, stream, 0).to_vec();
         batch.extend(frame(WINDOW_UPDATE, 0, stream, u32::MAX).repeat(BATCH));

@@ -32,6 +32,7 @@ mod strangers;
 mod summaries;
 mod swarm;
 mod table;
+mod together;
 mod tree_wire;
 mod trees;
 mod uploads;

@@ -2,7 +2,7 @@
 
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
-use crate::peer::{Peer, Stream, ask, open, peer_id, sync_request};
+use crate::peer::{Control, Peer, Stream, ask, open, peer_id, sync_request};
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM, audience_digest};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -130,7 +130,7 @@ fn answers_that_are_not_read() {
     for peer in &peers {
         peer.connect(&stage.client);
         for _ in 0..40 {
-            held.extend(peer.runtime.block_on(ask_only(peer, peer_id(&stage.client), &frame)));
+            held.extend(peer.runtime.block_on(ask_only(peer.control.clone(), peer_id(&stage.client), &frame)));
         }
     }
     assert!(held.len() > 100, "{} streams", held.len());
@@ -164,7 +164,7 @@ fn own_summaries_that_are_not_read() {
     let whole = peer.ask_gossip(&stage.client, &pull);
     assert!(matches!(&whole, Ok(GossipReply::Body(body)) if body.len() > 2 << 20), "it is handed out");
     let memory = stage.client.watch_memory();
-    let begin = || peer.runtime.block_on(begin_gossip(&peer, peer_id(&stage.client), &pull.encode()));
+    let begin = || peer.runtime.block_on(begin_gossip(peer.control.clone(), peer_id(&stage.client), &pull.encode()));
     let held: Vec<_> = (0..REQUESTS).filter_map(|_| begin()).collect();
     assert!(held.len() > REQUESTS / 2, "{} answers were begun", held.len());
     let outcome = stage.build_under_attack("unreadsummary", "single", &["a"]);
@@ -179,8 +179,8 @@ fn own_summaries_that_are_not_read() {
 }
 
 /// Asks, and reads the first byte of the answer.
-async fn begin_gossip(peer: &Peer, to: libp2p::PeerId, request: &[u8]) -> Option<Stream> {
-    let mut stream = open(peer.control.clone(), to, GOSSIP).await.ok()?;
+pub async fn begin_gossip(control: Control, to: libp2p::PeerId, request: &[u8]) -> Option<Stream> {
+    let mut stream = open(control, to, GOSSIP).await.ok()?;
     stream.write_all(request).await.ok()?;
     stream.close().await.ok()?;
     let mut byte = [0];
@@ -188,8 +188,9 @@ async fn begin_gossip(peer: &Peer, to: libp2p::PeerId, request: &[u8]) -> Option
     Some(stream)
 }
 
-async fn ask_only(peer: &Peer, to: libp2p::PeerId, frame: &[u8]) -> Option<Stream> {
-    let mut stream = open(peer.control.clone(), to, NAR).await.ok()?;
+/// Asks for a NAR, and reads the first byte of the answer.
+pub async fn ask_only(control: Control, to: libp2p::PeerId, frame: &[u8]) -> Option<Stream> {
+    let mut stream = open(control, to, NAR).await.ok()?;
     stream.write_all(frame).await.ok()?;
     stream.flush().await.ok()?;
     // The first byte of the answer, so that it has begun.
@@ -271,7 +272,7 @@ fn three_hostile_peers_at_once_leave_lookups_quick_and_memory_bounded() {
     let mut unread = Vec::new();
     for peer in &peers {
         for _ in 0..40 {
-            unread.extend(peer.runtime.block_on(ask_only(peer, to, &frame)));
+            unread.extend(peer.runtime.block_on(ask_only(peer.control.clone(), to, &frame)));
         }
         for lane in 0..16 {
             let (control, stop, sync) = (peer.control.clone(), Arc::clone(&stop), sync_request(None).encode());
