@@ -5,6 +5,7 @@ mod advertised;
 mod check_config;
 mod client;
 mod demo;
+mod finding;
 mod id;
 mod init;
 mod log;
@@ -19,6 +20,7 @@ mod serve;
 mod startable;
 mod status;
 mod token;
+mod upstream_findings;
 mod why;
 
 use crate::config::DEFAULT_FILE;

@@ -411,7 +411,7 @@ fn credentials_of_a_cache_come_from_one_file() {
     assert_eq!(read(cache, "token_file = 'token'"), Ok(Some(Credentials::Token("t".to_owned()))));
     for host in ["https://other.example", "https://bad.example"] {
         let error = read(host, "netrc_file = 'netrc'").unwrap_err();
-        assert!(error.starts_with("upstream.netrc_file = ") && error.contains("for the host"), "{error}");
+        assert!(error.starts_with("netrc_file of [[upstream]] \"x\" = ") && error.contains("for the host"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }
     let error = read("file:///srv", "netrc_file = 'netrc'").unwrap_err();

@@ -53,42 +53,45 @@ impl UpstreamSettings {
     /// Reads the files that it names.
     pub fn read(&self) -> Result<narmesh_upstream::UpstreamSettings, SecretError> {
         let mut cache = self.cache.clone();
-        cache.credentials = self.credentials.as_ref().map(CredentialsFile::read).transpose()?;
-        cache.extra_certificates = self.ca_file.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+        // Which of several entries it is, only its name tells: those that are not enabled have been left out.
+        let key = |field: &str| format!("{field} of [[upstream]] {:?}", self.cache.name);
+        cache.credentials = self.credentials.as_ref().map(|file| file.read(key)).transpose()?;
+        let certificates = self.ca_file.as_deref().map(|file| read_certificates(key("ca_file"), file)).transpose()?;
+        cache.extra_certificates = certificates.unwrap_or_default();
         Ok(cache)
     }
 }
 
 impl CredentialsFile {
-    fn read(&self) -> Result<Credentials, SecretError> {
+    /// `key` says what a field of this entry is called.
+    fn read(&self, key: impl Fn(&str) -> String) -> Result<Credentials, SecretError> {
         Ok(match self {
-            Self::Token(path) => Credentials::Token(read_line("upstream.token_file", path)?),
+            Self::Token(path) => Credentials::Token(read_line(key("token_file"), path)?),
             Self::Password { user, file } => {
-                Credentials::User { user: user.clone(), password: read_line("upstream.password_file", file)? }
+                Credentials::User { user: user.clone(), password: read_line(key("password_file"), file)? }
             }
-            Self::Netrc { host, file } => read_netrc(host, file)?,
+            Self::Netrc { host, file } => read_netrc(key("netrc_file"), host, file)?,
         })
     }
 }
 
 /// Reads a secret of one line.
-fn read_line(key: &'static str, path: &Path) -> Result<String, SecretError> {
+fn read_line(key: String, path: &Path) -> Result<String, SecretError> {
     const ACCEPTED: &str = "a file with one line of text that only its owner may read";
-    let text = read_secret(key, path, ACCEPTED)?.trim().to_owned();
+    let text = read_secret(key.clone(), path, ACCEPTED)?.trim().to_owned();
     if text.is_empty() || text.chars().any(char::is_control) {
         return Err(SecretError::Form { key: key.into(), path: path.to_owned(), accepted: ACCEPTED });
     }
     Ok(text)
 }
 
-fn read_netrc(host: &str, path: &Path) -> Result<Credentials, SecretError> {
-    const KEY: &str = "upstream.netrc_file";
+fn read_netrc(key: String, host: &str, path: &Path) -> Result<Credentials, SecretError> {
     const ACCEPTED: &str = "a netrc file that only its owner may read, of at most 64 KiB, with login and password for the \
                             host of the cache";
-    let login = find_login(&read_secret(KEY, path, ACCEPTED)?, host);
+    let login = find_login(&read_secret(key.clone(), path, ACCEPTED)?, host);
     let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
     let login = login.filter(is_usable).ok_or_else(|| SecretError::Form {
-        key: KEY.into(),
+        key: key.into(),
         path: path.to_owned(),
         accepted: ACCEPTED,
     })?;
@@ -100,18 +103,17 @@ fn is_user(name: &str) -> bool {
     (1..=USER_BYTES_MAX).contains(&name.len()) && !name.contains(|letter: char| letter == ':' || letter.is_control())
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<u8>, SecretError> {
-    const KEY: &str = "upstream.ca_file";
+fn read_certificates(key: String, path: &Path) -> Result<Vec<u8>, SecretError> {
     const ACCEPTED: &str = "a file of PEM certificates, at most 4 MiB";
     let text = read_text(path, CA_FILE_BYTES_MAX).map_err(|source| SecretError::Read {
-        key: KEY.into(),
+        key: key.clone().into(),
         path: path.to_owned(),
         source,
         accepted: ACCEPTED,
     })?;
     let holds_one = |text: &String| text.contains("-----BEGIN CERTIFICATE-----");
     let text = text.filter(holds_one).ok_or_else(|| SecretError::Form {
-        key: KEY.into(),
+        key: key.into(),
         path: path.to_owned(),
         accepted: ACCEPTED,
     })?;

@@ -1,9 +1,11 @@
 //! `narmesh check-config`: checks the file, compares it with Nix's configuration, and tests whether the peers answer.
 
+use super::finding::Finding;
 use super::nix_conf::{NixSettings, bare_url};
 use super::nix_keys::warn_of_gateway_keys;
 use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
+use super::upstream_findings::upstream_findings;
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::describe::plainly;
@@ -31,15 +33,6 @@ pub(super) struct Arguments {
     nix_conf: Option<PathBuf>,
 }
 
-/// What the check found, in words.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Finding {
-    /// Something that the user should fix.
-    Warning(String),
-    /// Something that may be as intended.
-    Note(String),
-}
-
 /// Returns whether the daemon can start and every probe succeeded; warnings do not count.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let settings = Settings::load(config)?;
@@ -61,6 +54,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let mut findings: Vec<_> = notes.into_iter().map(Finding::Note).collect();
     findings.extend(own_findings(&settings, &secrets));
     findings.extend(store_finding(&settings));
+    findings.extend(upstream_findings(&settings));
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     let gateway = settings.read_gateway_key()?.map(|key| key.public());
     findings.extend(quorum_findings(&settings, own.as_ref(), gateway.as_ref(), &nix)?);
