@@ -62,6 +62,25 @@ impl PlainCache {
         Self::serve(&self.nginx_dir.join("twin"), self.cache.clone(), None)
     }
 
+    /// A second one for the same files, with these lines of nginx for all requests, and these for its `http` section; it logs
+    /// the status of each request.
+    ///
+    /// # Panics
+    /// When nginx fails.
+    #[must_use]
+    pub fn twin_with(&self, name: &str, lines: &str, http_lines: &str) -> Self {
+        let dir = self.nginx_dir.join(name);
+        fs::create_dir_all(&dir).expect("our own directory");
+        let (address, location) = (free_address(), format!("{} {lines}", files_of(&self.cache)));
+        let log =
+            format!("log_format statuses '$status'; access_log {}/access.log statuses; {http_lines}", dir.display());
+        let log = log.trim_end_matches([' ', ';']);
+        let configuration = nginx_configuration(&dir, &location, &address.to_string(), log, "");
+        let nginx = start_with(Command::new("setpriv"), &dir, &configuration);
+        wait_until("nginx listens", promised(START), || TcpStream::connect(address).is_ok());
+        Self { nginx, nginx_dir: dir, cache: self.cache.clone(), certificate: None, address }
+    }
+
     /// A second one for the same files, over TLS and HTTP/2 or HTTP/1.1; it logs the protocol and target of each request.
     ///
     /// # Panics
@@ -103,13 +122,13 @@ impl PlainCache {
         &self.cache
     }
 
-    /// Protocol and target of each request so far, of one over TLS.
+    /// Each request so far: of one over TLS protocol and target, of one with lines of its own the status.
     ///
     /// # Panics
     /// When it keeps no log.
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
-        let log = fs::read_to_string(self.nginx_dir.join("access.log")).expect("one over TLS keeps a log");
+        let log = fs::read_to_string(self.nginx_dir.join("access.log")).expect("it keeps a log");
         log.lines().map(str::to_owned).collect()
     }
 
@@ -119,13 +138,12 @@ impl PlainCache {
         self.nginx.wait().ok();
     }
 
-    /// Starts one on loopback and without TLS again, at the same address.
+    /// Starts one on loopback again, with the configuration that it had.
     ///
     /// # Panics
     /// When nginx fails.
     pub fn start_again(&mut self) {
-        let location = files_of(&self.cache);
-        self.nginx = start_nginx(Command::new("setpriv"), &self.nginx_dir, &location, self.address, None);
+        self.nginx = run_nginx(Command::new("setpriv"), &self.nginx_dir);
     }
 
     /// The URL path of a NAR, from the cache's narinfo.
@@ -224,9 +242,14 @@ fn start_nginx(command: Command, dir: &Path, location: &str, address: SocketAddr
     start_with(command, dir, &configuration)
 }
 
-fn start_with(mut command: Command, dir: &Path, configuration: &str) -> Child {
+fn start_with(command: Command, dir: &Path, configuration: &str) -> Child {
+    fs::write(dir.join("nginx.conf"), configuration).expect("our own directory");
+    run_nginx(command, dir)
+}
+
+/// Runs nginx with the configuration in its directory.
+fn run_nginx(mut command: Command, dir: &Path) -> Child {
     let file = dir.join("nginx.conf");
-    fs::write(&file, configuration).expect("our own directory");
     command.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(dir).arg("-c").arg(&file);
     command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light")
 }

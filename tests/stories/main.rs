@@ -40,3 +40,4 @@ mod travel;
 mod trust;
 mod upstream;
 mod upstream_failures;
+mod upstream_rates;

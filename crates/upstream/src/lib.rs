@@ -8,7 +8,7 @@
 //! Contract: nothing here is trusted. A narinfo is bounded bytes, and the caller judges it; a [`NarBody`] gives bytes of
 //! which the caller checks number and hash, and its end says nothing about whether the NAR is complete. What the narinfo
 //! says of the file is compared as well, but only noted: the hash of the NAR decides.
-//! Invariants: a cache that is down is not contacted, except by one request at a time that tries it again; credentials go
+//! Invariants: a cache that is down is not contacted, except by one request at a time that tries it again and for which nobody waits; credentials go
 //! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one; no NAR is
 //! unpacked without its share of [`DecoderMemory`].
 

@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use reqwest::StatusCode;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::sync::Notify;
 use tokio_util::io::StreamReader;
 
 /// Longest `nix-cache-info` that is read, bytes.
@@ -29,6 +30,8 @@ const CACHE_INFO_BYTES_MAX: usize = 64 << 10;
 /// How long the end of a file is awaited behind the last byte of the NAR, to see whether the file is the right one. The
 /// NAR waits with it, and is judged by its own hash in any case.
 const FILE_END_MAX: Duration = Duration::from_millis(100);
+/// While it is waited until a cache is tried again, it is looked this often whether it is still configured.
+const TRY_LOOK: Duration = Duration::from_secs(5);
 /// Bytes that are unpacked at a time.
 const UNPACKED_BYTES: usize = 64 << 10;
 
@@ -39,6 +42,18 @@ pub struct Upstream {
     transport: Transport,
     health: Mutex<Health>,
     received_bytes: AtomicU64,
+    trial: Trial,
+}
+
+/// What is needed to try whether a cache that is down is back.
+#[derive(Debug, Default)]
+struct Trial {
+    /// Whether a task does.
+    is_under_way: AtomicBool,
+    /// Told when somebody wants something of the cache.
+    wanted: Notify,
+    /// The file that was last asked for in vain: others of the same cache may be answered all the while.
+    file: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -62,12 +77,18 @@ impl Upstream {
     /// # Errors
     /// A failure of kind [`FailureKind::Tls`] or [`FailureKind::Unauthorized`] if certificates or credentials cannot be
     /// used.
-    pub fn new(settings: UpstreamSettings) -> Result<Self, Failure> {
+    pub fn new(settings: UpstreamSettings) -> Result<Arc<Self>, Failure> {
         let transport = match &settings.place {
             Place::Http(base) => Transport::Http(Http::new(base.clone(), &settings)?),
             Place::Directory(path) => Transport::Directory(Directory::new(path.clone())),
         };
-        Ok(Self { settings, transport, health: Mutex::default(), received_bytes: AtomicU64::new(0) })
+        Ok(Arc::new(Self {
+            settings,
+            transport,
+            health: Mutex::default(),
+            received_bytes: AtomicU64::new(0),
+            trial: Trial::default(),
+        }))
     }
 
     /// Its settings.
@@ -78,6 +99,16 @@ impl Upstream {
     /// Whether a request would go out now, rather than end at once because the cache is down.
     pub fn may_be_asked(&self) -> bool {
         self.health.lock().may_be_asked(Instant::now())
+    }
+
+    /// Whether it is down and may be back within a moment, so that a question is to wait for it.
+    pub fn may_be_back_soon(&self) -> bool {
+        self.health.lock().may_be_back_soon(Instant::now())
+    }
+
+    /// Notes that somebody wants something of it: if it is down, it is tried again soon.
+    pub fn note_wanted(&self) {
+        self.trial.wanted.notify_waiters();
     }
 
     /// How much longer it is asked nothing, because it said that it is asked too much. It is not down: it will answer.
@@ -111,14 +142,56 @@ impl Upstream {
     }
 
     /// Notes what the caller found wrong with an answer.
-    pub fn note_failure(&self, failure: Failure) {
+    pub fn note_failure(self: &Arc<Self>, failure: Failure) {
         let (name, kind) = (&self.settings.name, failure.kind);
         let detail = failure.detail.clone();
-        match self.health.lock().on_failure(failure, Instant::now(), rand::random()) {
+        let pause = self.health.lock().on_failure(failure, Instant::now(), rand::random());
+        match pause {
             Some(pause) => {
-                tracing::warn!(upstream = name, %kind, detail, pause_s = pause.as_secs(), "upstream is down for a while");
+                let pause_s = pause.as_secs_f64();
+                tracing::warn!(upstream = name, %kind, detail, pause_s, "upstream is down for a while");
+                self.try_again();
             }
             None => tracing::debug!(upstream = name, %kind, detail, "upstream failed"),
+        }
+    }
+
+    /// Has the cache, if it is down, tried again until it answers. Nobody waits for that.
+    fn try_again(self: &Arc<Self>) {
+        let is_down = self.health.lock().try_at(false).is_some();
+        // Without a runtime, in a test of somebody else's, nobody can be asked.
+        let Some(runtime) = tokio::runtime::Handle::try_current().ok().filter(|_| is_down) else { return };
+        if !self.trial.is_under_way.swap(true, Ordering::AcqRel) {
+            runtime.spawn(try_until_it_answers(Arc::downgrade(self)));
+        }
+    }
+
+    /// Waits until it is time for the next try; at most for a moment, so that a cache that is configured no more is forgotten.
+    /// `None` if it is not down, otherwise whether the time has come.
+    async fn await_next_try(&self) -> Option<bool> {
+        let at = self.health.lock().try_at(false)?;
+        let wait = at.saturating_duration_since(Instant::now()).min(TRY_LOOK);
+        if tokio::time::timeout(wait, self.trial.wanted.notified()).await.is_ok() {
+            let at = self.health.lock().try_at(true)?;
+            tokio::time::sleep(at.saturating_duration_since(Instant::now())).await;
+            return Some(true);
+        }
+        Some(at <= Instant::now())
+    }
+
+    async fn try_once(&self) {
+        let file = self.trial.file.lock().clone();
+        let answer = self.fetch_text(file.as_deref().unwrap_or("nix-cache-info"), CACHE_INFO_BYTES_MAX).await;
+        let (now, mut health) = (Instant::now(), self.health.lock());
+        match answer {
+            Ok(_) => {
+                tracing::info!(upstream = self.settings.name, "upstream answers again");
+                health.on_answer(None, now);
+            }
+            Err(failure) => {
+                tracing::debug!(upstream = self.settings.name, %failure, "upstream is still down");
+                health.on_tried_in_vain(failure, now, rand::random());
+            }
         }
     }
 
@@ -126,7 +199,7 @@ impl Upstream {
     ///
     /// # Errors
     /// The failure, which is counted already; also if the cache is down and was not asked.
-    pub async fn narinfo(&self, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
+    pub async fn narinfo(self: &Arc<Self>, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
         self.ask(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await
     }
 
@@ -134,17 +207,20 @@ impl Upstream {
     ///
     /// # Errors
     /// As for [`Self::narinfo`].
-    pub async fn realisation(&self, id: &RealisationId) -> Result<Option<Vec<u8>>, Failure> {
+    pub async fn realisation(self: &Arc<Self>, id: &RealisationId) -> Result<Option<Vec<u8>>, Failure> {
         self.ask(&id.file(), Realisation::BYTES_MAX).await
     }
 
-    async fn ask(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+    async fn ask(self: &Arc<Self>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
         self.admit()?;
         let since = Instant::now();
         let answer = self.fetch_text(name, bytes_max).await;
         match &answer {
             Ok(_) => self.health.lock().on_answer(Some(since.elapsed()), Instant::now()),
-            Err(failure) => self.note_failure(failure.clone()),
+            Err(failure) => {
+                *self.trial.file.lock() = Some(name.to_owned());
+                self.note_failure(failure.clone());
+            }
         }
         answer
     }
@@ -166,28 +242,15 @@ impl Upstream {
             Transport::Directory(directory) => return directory.read(name, bytes_max).await,
             Transport::Http(http) => http,
         };
-        let response = http.get(name, 0, Purpose::Text).await?;
-        if response.status() != StatusCode::OK {
-            return match refusal_of(&response) {
-                Refusal::Absent => Ok(None),
-                Refusal::Failed(failure) => Err(failure),
-            };
-        }
-        let (mut text, mut body) = (Vec::new(), response.bytes_stream());
-        while let Some(bytes) = body.next().await {
-            text.extend_from_slice(&bytes.map_err(|error| Failure::of_error(&error.without_url()))?);
-            if text.len() > bytes_max {
-                return Err(Failure::new(FailureKind::BadNarInfo, format!("{name}: more than {bytes_max} bytes")));
-            }
-        }
-        Ok(Some(text))
+        text_of(http.get(name, 0, Purpose::Text).await?, name, bytes_max).await
     }
 
     fn admit(&self) -> Result<(), Failure> {
-        let mut health = self.health.lock();
-        if health.admit(Instant::now()) {
+        let health = self.health.lock();
+        if health.may_be_asked(Instant::now()) {
             return Ok(());
         }
+        self.note_wanted();
         if let Some(pause) = health.limited_for(Instant::now()) {
             let detail = format!("not to be asked for {} s more", pause.as_secs());
             return Err(Failure::new(FailureKind::RateLimited, detail));
@@ -276,6 +339,39 @@ impl Upstream {
             wire,
             end: (!is_end_known).then_some(FileEnd { file_size: file_size.filter(|_| from == 0), file_hash }),
         }))
+    }
+}
+
+/// The whole of a small file; `None` if the cache does not have it.
+async fn text_of(response: reqwest::Response, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+    if response.status() != StatusCode::OK {
+        return match refusal_of(&response) {
+            Refusal::Absent => Ok(None),
+            Refusal::Failed(failure) => Err(failure),
+        };
+    }
+    let (mut text, mut body) = (Vec::new(), response.bytes_stream());
+    while let Some(bytes) = body.next().await {
+        text.extend_from_slice(&bytes.map_err(|error| Failure::of_error(&error.without_url()))?);
+        if text.len() > bytes_max {
+            return Err(Failure::new(FailureKind::BadNarInfo, format!("{name}: more than {bytes_max} bytes")));
+        }
+    }
+    Ok(Some(text))
+}
+
+/// Tries a cache that is down, again and again, until it answers or is configured no more.
+async fn try_until_it_answers(cache: Weak<Upstream>) {
+    while let Some(cache) = cache.upgrade() {
+        match cache.await_next_try().await {
+            None => {
+                cache.trial.is_under_way.store(false, Ordering::Release);
+                // It may have gone down again just now.
+                return cache.try_again();
+            }
+            Some(true) => cache.try_once().await,
+            Some(false) => {}
+        }
     }
 }
 

@@ -71,7 +71,7 @@ fn read_head(connection: &mut TcpStream) -> Option<String> {
 }
 
 fn upstream(server: &Server) -> Arc<Upstream> {
-    Arc::new(Upstream::new(settings(&format!("http://{}", server.address))).unwrap())
+    Upstream::new(settings(&format!("http://{}", server.address))).unwrap()
 }
 
 fn part() -> HashPart {

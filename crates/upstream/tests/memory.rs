@@ -45,7 +45,7 @@ fn pack(nar: &[u8]) -> Vec<u8> {
 }
 
 fn directory(dir: &Path) -> Arc<Upstream> {
-    Arc::new(Upstream::new(settings(&format!("file://{}", dir.display()))).unwrap())
+    Upstream::new(settings(&format!("file://{}", dir.display()))).unwrap()
 }
 
 fn resident_bytes() -> u64 {

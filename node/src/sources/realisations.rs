@@ -85,7 +85,7 @@ impl Source {
             let pause = match answer {
                 Ok(answer) => return answer,
                 Err(failure) if failure.kind == FailureKind::RateLimited => pause_before_retry(1)?,
-                Err(failure) if failure.kind.is_of_cache() && self.upstream.may_be_asked() => {
+                Err(failure) if self.may_answer_soon(&failure) => {
                     failures += 1;
                     pause_before_retry(failures)?
                 }

@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use narmesh_protocol::StoreDir;
 use narmesh_protocol::wire::NarRequest;
-use narmesh_resolver::{NarFeed, Piece};
+use narmesh_resolver::{NarFeed, Piece, Turn};
 use narmesh_upstream::{DecoderMemory, Failure, FailureKind, Memory, NarBody, NarLocation};
 use std::fmt;
 use std::io;
@@ -37,8 +37,9 @@ pub(super) struct UpstreamFeed {
 }
 
 enum State {
-    /// Nothing was asked yet, or the cache wants to be asked later.
-    ToAsk,
+    /// Nothing was asked yet, or the cache wants to be asked later: at this turn, `None` if it wants to be left alone for
+    /// too long.
+    ToAsk(BoxFuture<'static, Option<Turn>>),
     /// All decoders together have as much memory as they may.
     NoMemory(NarLocation, BoxFuture<'static, Memory>),
     /// The cache does not have it.
@@ -49,7 +50,7 @@ enum State {
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::ToAsk => "ToAsk",
+            Self::ToAsk(_) => "ToAsk",
             Self::NoMemory(..) => "NoMemory",
             Self::Absent => "Absent",
             Self::Body(_) => "Body",
@@ -73,22 +74,31 @@ impl Drop for UnderWay {
 impl UpstreamFeed {
     pub(super) fn new(source: Arc<Source>, wanted: Wanted) -> Self {
         source.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { under_way: UnderWay { source, since: Instant::now() }, wanted, state: State::ToAsk }
+        let state = later(&source);
+        Self { under_way: UnderWay { source, since: Instant::now() }, wanted, state }
     }
 
     pub(super) fn source(&self) -> &Source {
         &self.under_way.source
     }
 
-    /// Requests the NAR, unless that has to wait: for memory, or because the cache is asked too much.
+    /// Requests the NAR, unless that has to wait: for memory, or because the cache limits how often it is asked.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
+        if self.source().pace.is_limited() { Ok(()) } else { self.ask_now().await }
+    }
+
+    async fn ask_now(&mut self) -> Result<(), Failure> {
         match self.ask().await {
             Err(failure) if failure.kind == FailureKind::RateLimited => {
-                self.state = State::ToAsk;
+                self.state = later(self.source_arc());
                 Ok(())
             }
             asked => asked,
         }
+    }
+
+    fn source_arc(&self) -> &Arc<Source> {
+        &self.under_way.source
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
@@ -113,26 +123,21 @@ impl UpstreamFeed {
         Ok(())
     }
 
-    /// Asks the cache again when it may be asked. Returns how many seconds are left until then, at least once a second.
+    /// Asks the cache when it is our turn; waits for that at most a second. Returns how many seconds may be left until then.
     async fn ask_later(&mut self) -> io::Result<Option<u32>> {
-        let source = Arc::clone(&self.under_way.source);
-        let pause = source.upstream.limited_for().unwrap_or_default();
-        if self.under_way.since.elapsed() + pause > LIMITED_WAIT_MAX {
-            return Err(io::Error::other(format!("is to be asked in {} s", pause.as_secs())));
+        let State::ToAsk(turn) = &mut self.state else { return Ok(None) };
+        let turn = tokio::time::timeout(LOOK_AGAIN, turn).await;
+        let pause = self.source().upstream.limited_for().unwrap_or_default();
+        let is_too_long = self.under_way.since.elapsed() + pause > LIMITED_WAIT_MAX;
+        match turn {
+            Ok(Some(turn)) => {
+                self.ask_now().await.map_err(io::Error::other)?;
+                drop(turn);
+                Ok(matches!(self.state, State::ToAsk(_)).then_some(1))
+            }
+            Err(_) if !is_too_long => Ok(Some(u32::try_from(pause.as_secs().saturating_add(1)).unwrap_or(u32::MAX))),
+            Ok(None) | Err(_) => Err(io::Error::other(format!("is to be asked in {} s", pause.as_secs()))),
         }
-        tokio::time::sleep(pause.min(LOOK_AGAIN)).await;
-        let turn = match source.upstream.limited_for() {
-            None => tokio::time::timeout(LOOK_AGAIN, source.pace.take(None)).await.ok(),
-            Some(_) => None,
-        };
-        let pause = source.upstream.limited_for();
-        let (Some(turn), None) = (turn, pause) else {
-            let seconds = pause.unwrap_or_default().as_secs().saturating_add(1);
-            return Ok(Some(u32::try_from(seconds).unwrap_or(u32::MAX)));
-        };
-        self.begin().await.map_err(io::Error::other)?;
-        drop(turn);
-        Ok(matches!(self.state, State::ToAsk).then_some(1))
     }
 
     /// Waits until a decoder may be made, and asks the cache; at most for a second. Returns whether that was so.
@@ -142,7 +147,7 @@ impl UpstreamFeed {
         let location = location.clone();
         match self.open(&location, memory).await {
             Err(failure) if failure.kind == FailureKind::RateLimited => {
-                (self.state, self.under_way.since) = (State::ToAsk, Instant::now());
+                (self.state, self.under_way.since) = (later(self.source_arc()), Instant::now());
             }
             opened => opened.map_err(io::Error::other)?,
         }
@@ -150,12 +155,19 @@ impl UpstreamFeed {
     }
 }
 
+/// The turn at which the cache is asked. Whoever asks it for NARs is no user of his own: they all take turns with the users
+/// who ask for narinfos.
+fn later(source: &Arc<Source>) -> State {
+    let source = Arc::clone(source);
+    State::ToAsk(async move { source.take_turn(None, LIMITED_WAIT_MAX).await }.boxed())
+}
+
 impl NarFeed for UpstreamFeed {
     fn next<'a>(&'a mut self, out: &'a mut Vec<u8>, bytes_max: u64) -> BoxFuture<'a, io::Result<Piece>> {
         Box::pin(async move {
             loop {
                 let body = match &mut self.state {
-                    State::ToAsk => match self.ask_later().await? {
+                    State::ToAsk(_) => match self.ask_later().await? {
                         Some(place) => return Ok(Piece::NotNow { place }),
                         None => continue,
                     },
@@ -185,7 +197,7 @@ impl NarFeed for UpstreamFeed {
     fn wire_bytes(&self) -> u64 {
         match &self.state {
             State::Body(body) => body.wire_bytes(),
-            State::ToAsk | State::NoMemory(..) | State::Absent => 0,
+            State::ToAsk(_) | State::NoMemory(..) | State::Absent => 0,
         }
     }
 }

@@ -25,8 +25,11 @@ const REALISATION_MISSES_MAX: u64 = 16_384;
 /// For how long: what is put into a cache meanwhile is found a little later, and Nix, which forgets misses at once as
 /// `narmesh init` sets it up, does not ask the internet for each path of each build again.
 const MISSES_FOR: Duration = Duration::from_secs(60);
-/// The newest measurement counts one in this many in the usual rate of a cache.
-const RATE_SHARE: u64 = 4;
+/// Of earlier transfers, so many bytes count beside the newest one in the usual rate of a cache. What took long counts for
+/// more than what did not: that a small file came at once says little about a larger one.
+const RATED_BYTES_MAX: u64 = 1 << 20;
+/// A rate that was not measured for so long is forgotten: a cache that was slow is tried again.
+const RATE_FOR: Duration = Duration::from_secs(60);
 /// A shorter transfer says more about latency than about the rate.
 const RATED_BYTES_MIN: u64 = 64 << 10;
 /// A cache that sent less than that in so long kept a NAR waiting: it is then that another source is tried beside it.
@@ -51,7 +54,7 @@ pub(super) struct Source {
     pub(super) pace: Pace,
     pub(super) in_flight: AtomicUsize,
     pub(super) last_received: Mutex<Option<Instant>>,
-    pub(super) rate_bytes_s: Mutex<Option<u64>>,
+    rate: Mutex<Option<Rate>>,
     /// When it last kept a NAR waiting, if it has sent none since.
     kept_waiting: Mutex<Option<Instant>>,
 }
@@ -61,7 +64,7 @@ impl Source {
         let trusted = Arc::new(settings.trusted.clone());
         Ok(Self {
             id,
-            upstream: Arc::new(Upstream::new(settings)?),
+            upstream: Upstream::new(settings)?,
             trusted,
             locations: Cache::builder()
                 .max_capacity(LOCATIONS_BYTES_MAX)
@@ -75,7 +78,7 @@ impl Source {
             pace: Pace::default(),
             in_flight: AtomicUsize::new(0),
             last_received: Mutex::default(),
-            rate_bytes_s: Mutex::default(),
+            rate: Mutex::default(),
             kept_waiting: Mutex::default(),
         })
     }
@@ -100,10 +103,11 @@ impl Source {
 
     /// Asks, and notes whether that was too much.
     pub(super) async fn at_its_pace<T>(&self, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let since = Instant::now();
         let answer = asked.await;
         match &answer {
             Ok(_) => self.pace.on_answer(),
-            Err(failure) if failure.kind == FailureKind::RateLimited => self.pace.on_limited(),
+            Err(failure) if failure.kind == FailureKind::RateLimited => self.pace.on_limited(since),
             Err(_) => {}
         }
         answer
@@ -169,8 +173,19 @@ impl Source {
     pub(super) fn may_be_asked_soon(&self) -> bool {
         match self.upstream.limited_for() {
             Some(pause) => pause <= LIMITED_WAIT_MAX,
-            None => self.upstream.may_be_asked(),
+            None => self.upstream.may_be_asked() || self.is_back_soon(),
         }
+    }
+
+    /// Whether it is down and may be back within a moment. Has it tried again.
+    fn is_back_soon(&self) -> bool {
+        self.upstream.note_wanted();
+        self.upstream.may_be_back_soon()
+    }
+
+    /// Whether the next request may be answered after this failure.
+    pub(super) fn may_answer_soon(&self, failure: &Failure) -> bool {
+        failure.kind.is_of_cache() && (self.upstream.may_be_asked() || self.upstream.may_be_back_soon())
     }
 
     /// Whether it may have the path and does not say now.
@@ -190,9 +205,61 @@ impl Source {
             return;
         }
         *self.kept_waiting.lock() = None;
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
-        let measured = bytes.saturating_mul(1_000_000) / micros;
-        let mut rate = self.rate_bytes_s.lock();
-        *rate = Some(rate.map_or(measured, |usual| usual - usual / RATE_SHARE + measured / RATE_SHARE));
+        let mut rate = self.rate.lock();
+        let earlier = rate.filter(Rate::is_fresh).unwrap_or_default();
+        *rate = Some(earlier.after(bytes, elapsed));
+    }
+
+    /// The usual rate of one request, bytes per second, if it was measured lately.
+    pub(super) fn rate_bytes_s(&self) -> Option<u64> {
+        self.rate.lock().filter(Rate::is_fresh).map(|rate| rate.bytes_s())
+    }
+}
+
+/// What the last transfers of a cache brought, and what time they took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    bytes: u64,
+    micros: u64,
+    measured: Option<Instant>,
+}
+
+impl Rate {
+    fn is_fresh(&self) -> bool {
+        self.measured.is_some_and(|at| at.elapsed() < RATE_FOR)
+    }
+
+    /// With one more transfer.
+    fn after(self, bytes: u64, elapsed: Duration) -> Self {
+        let kept = self.bytes.min(RATED_BYTES_MAX);
+        let micros = u128::from(self.micros) * u128::from(kept) / u128::from(self.bytes.max(1));
+        let took = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            bytes: kept.saturating_add(bytes),
+            micros: u64::try_from(micros).unwrap_or(u64::MAX).saturating_add(took),
+            measured: Some(Instant::now()),
+        }
+    }
+
+    fn bytes_s(&self) -> u64 {
+        u64::try_from(u128::from(self.bytes) * 1_000_000 / u128::from(self.micros.max(1))).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rate_follows_what_takes_long_and_is_forgotten_after_a_while() {
+        let slow = Rate::default().after(1_000_000, Duration::from_secs(5));
+        assert_eq!(slow.bytes_s(), 200_000);
+        let burst = slow.after(100_000, Duration::from_millis(2));
+        assert!((200_000..250_000).contains(&burst.bytes_s()), "{}", burst.bytes_s());
+        let quick = (0..8).fold(slow, |rate, _| rate.after(4_000_000, Duration::from_millis(40)));
+        assert!(quick.bytes_s() > 50_000_000, "{}", quick.bytes_s());
+        assert!(quick.is_fresh());
+        tokio::time::advance(RATE_FOR).await;
+        assert!(!quick.is_fresh());
     }
 }

@@ -130,9 +130,7 @@ impl UpstreamSources {
                 Ok(None) => Ok(NarInfoReply::Absent),
                 Err(failure) if failure.kind == FailureKind::RateLimited => Err(NoAnswer::NotYet(failure.to_string())),
                 // What is wrong with one path is so the next time, too.
-                Err(failure) if failure.kind.is_of_cache() && source.upstream.may_be_asked() => {
-                    Err(NoAnswer::FailedForNow(failure.to_string()))
-                }
+                Err(failure) if source.may_answer_soon(&failure) => Err(NoAnswer::FailedForNow(failure.to_string())),
                 Err(failure) => Err(NoAnswer::Failed(failure.to_string())),
             }
         })
@@ -149,7 +147,7 @@ impl UpstreamSources {
             let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
             let mut feed = UpstreamFeed::new(source, wanted);
             feed.begin().await.map_err(|failure| {
-                let may_be_over_soon = failure.kind.is_of_cache() && feed.source().upstream.may_be_asked();
+                let may_be_over_soon = feed.source().may_answer_soon(&failure);
                 let kind = if may_be_over_soon { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
                 io::Error::new(kind, failure)
             })?;
@@ -168,7 +166,7 @@ impl UpstreamSources {
             received_bytes: source.upstream.received_bytes(),
             last_received: *source.last_received.lock(),
             in_flight: source.in_flight.load(Ordering::Relaxed),
-            rate_bytes_s: *source.rate_bytes_s.lock(),
+            rate_bytes_s: source.rate_bytes_s(),
             latency: source.upstream.latency().map(|latency| latency.mean()),
             is_awaited: true,
             is_reserve: false,

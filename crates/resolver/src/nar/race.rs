@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// A source races with no other before it has been under way for this long.
 pub(super) const RACE_AFTER: Duration = Duration::from_secs(1);
+/// The same of an upstream cache, if another one is to race with it: it answers at once or hardly ever, and most of its NARs
+/// take less than a second.
+pub(super) const RACE_CACHES_AFTER: Duration = Duration::from_millis(300);
 /// How far one racer may get ahead of what was taken over, bytes. This bounds the memory of a race.
 pub(super) const RACE_BYTES_MAX: usize = 1 << 20;
 /// A source races with the one from which it gets the NAR only after this: by then its own pace is known.
@@ -33,7 +36,7 @@ pub(super) struct Race {
 
 impl Race {
     pub(super) fn new() -> Self {
-        let (since, next, pause) = (Duration::ZERO, RACE_AFTER, PAUSE_MIN);
+        let (since, next, pause) = (Duration::ZERO, RACE_CACHES_AFTER, PAUSE_MIN);
         Self { since, ahead: 0, alone: None, second_sends_since: None, next, pause }
     }
 

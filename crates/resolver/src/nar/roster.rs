@@ -15,9 +15,9 @@ use crate::source::{Line, SourceId};
 /// its queue. A daemon restarts within a second or two; if it is really gone, each path that it alone holds costs this
 /// long.
 const RETURN_MAX: Duration = Duration::from_secs(3);
-/// The same of an upstream cache that failed before it sent anything, for as long as it is not known to be down: Nix itself
-/// asks a cache again for some 4 s.
-const MOMENT_MAX: Duration = Duration::from_secs(5);
+/// The same of an upstream cache, also if it failed before it sent anything, for as long as it may be back in a moment: Nix
+/// itself asks a cache again for some 4 s.
+const MOMENT_MAX: Duration = Duration::from_millis(9_500);
 /// The first pause before such a source is asked again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause before a source is asked again.
@@ -25,6 +25,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The assumed rate of a line that was never measured, bytes per second (a guess: an ordinary home line, so that a line
 /// measured as quick is preferred to it, and one measured as crawling is not).
 const UNKNOWN_RATE_BYTES_S: u64 = 1_000_000;
+/// The same of an upstream cache that is to replace a slow one of a lower tier (a guess, too: 32 Mbit/s). To try it costs one
+/// NAR, after which its rate is known.
+const UNKNOWN_CACHE_RATE_BYTES_S: u64 = 4_000_000;
+/// A cache of a higher tier that was never measured is tried only where the one before it would take at least this long.
+const TRY_UNKNOWN_MIN: Duration = Duration::from_millis(250);
 
 /// What is known of one source in this transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +156,8 @@ impl Roster {
 
     /// Of the sources not asked yet, the preferred one, else the one that should be done first with `bytes_left`;
     /// suspects come last, before them paused ones, and before these the reserve; upstream caches go by tier, and in a tier
-    /// those that have answered something come first.
+    /// those that have answered something come first. A cache that takes more than twice as long as one of a higher tier
+    /// comes after that one.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         self.fresh(bytes_left, line).first().copied()
     }
@@ -171,24 +177,28 @@ impl Roster {
     /// All sources not asked yet, in that order.
     pub(super) fn fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Vec<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
-        let mut fresh: Vec<_> = fresh.map(|(source, _)| *source).collect();
+        let mut fresh: Vec<_> = fresh.map(|(source, _)| (*source, line(source))).collect();
+        let caches: Vec<_> =
+            fresh.iter().filter(|(source, _)| source.peer().is_none() && !self.is_suspect(source)).collect();
+        let caches: Vec<Line> = caches.into_iter().map(|(_, line)| *line).collect();
         // Equals keep their order, so the order of the roster counts.
-        fresh.sort_by_cached_key(|source| {
-            let (line, is_upstream) = (line(source), source.peer().is_none());
+        fresh.sort_by_cached_key(|(source, line)| {
+            let is_upstream = source.peer().is_none();
             (
                 self.preferred != Some(*source),
                 self.is_suspect(source),
                 line.is_paused,
                 line.is_reserve,
+                is_upstream && caches.iter().any(|other| is_outpaced(line, other, bytes_left)),
                 line.tier,
                 // One that has never answered may never do, and whether it has the path, nobody knows.
                 is_upstream && line.latency.is_none(),
                 // Who has the NAR is asked before those who do not have it yet.
                 self.named.iter().position(|named| named == source).map_or(0, |at| at + 1),
-                expected_duration(&line, bytes_left),
+                expected_duration(line, bytes_left),
             )
         });
-        fresh
+        fresh.into_iter().map(|(source, _)| source).collect()
     }
 
     pub(super) fn on_asked(&mut self, source: SourceId) {
@@ -230,7 +240,11 @@ impl Roster {
     /// Notes that its connection broke or stands still; `has_answered` says whether it had answered before. Returns
     /// whether it is asked again.
     pub(super) fn on_broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
-        let granted = if has_answered { RETURN_MAX } else { Duration::ZERO };
+        let granted = match (has_answered, source.peer()) {
+            (false, _) => Duration::ZERO,
+            (true, Some(_)) => RETURN_MAX,
+            (true, None) => MOMENT_MAX,
+        };
         self.ask_later(source, granted, has_answered, now)
     }
 
@@ -283,6 +297,19 @@ pub(super) fn expected_duration(line: &Line, bytes: u64) -> Duration {
     let sharers = u64::try_from(line.in_flight).unwrap_or(u64::MAX).saturating_add(1);
     let millis = u128::from(bytes) * u128::from(sharers) * 1_000 / u128::from(rate);
     line.latency.unwrap_or_default() + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX >> 12))
+}
+
+/// Whether a cache would deliver `bytes` in more than twice the time of another one, which is of a higher tier: tiers say who
+/// is preferred, not who is waited for. Each has as many requests under way as it had when it was measured, about.
+fn is_outpaced(line: &Line, other: &Line, bytes: u64) -> bool {
+    let (Some(rate), true, false) = (line.rate_bytes_s, other.tier > line.tier, other.is_paused) else { return false };
+    let takes = |rate: u64| Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+    let (this, latency) = (takes(rate), other.latency.unwrap_or_default());
+    match other.rate_bytes_s {
+        // It may have to be asked for the narinfo first.
+        Some(rate) => (takes(rate) + latency * 2) * 2 < this,
+        None => this >= TRY_UNKNOWN_MIN && (takes(UNKNOWN_CACHE_RATE_BYTES_S) + latency * 2) * 2 < this,
+    }
 }
 
 #[cfg(test)]
@@ -353,6 +380,26 @@ mod tests {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.rule_out(expected);
         }
+    }
+
+    #[test]
+    fn slow_cache_is_asked_after_one_of_a_higher_tier_that_is_more_than_twice_as_quick() {
+        let [near, far] = [0, 1].map(|number| SourceId::Upstream(UpstreamId(number)));
+        let first = |near_rate: Option<u64>, far_rate: Option<u64>, bytes: u64, far_pauses: bool| {
+            let roster = Roster::new([near, far], None);
+            roster.quickest_fresh(bytes, |source| match source {
+                source if *source == far => Line { tier: 1, is_paused: far_pauses, ..line(far_rate, 0) },
+                _ => Line { latency: Some(Duration::from_millis(1)), ..line(near_rate, 7) },
+            })
+        };
+        let (slow, quick) = (Some(200_000), Some(10_000_000));
+        assert_eq!(first(slow, quick, 100_000, false), Some(far));
+        assert_eq!(first(slow, None, 100_000, false), Some(far), "it may be quicker");
+        assert_eq!(first(slow, None, 10_000, false), Some(near), "which is not worth trying for so little");
+        assert_eq!(first(slow, Some(350_000), 100_000, false), Some(near), "a little quicker is not enough");
+        assert_eq!(first(slow, quick, 100_000, true), Some(near), "it keeps others waiting");
+        assert_eq!(first(None, quick, 100_000, false), Some(near), "it was not measured lately");
+        assert_eq!(first(Some(6_000_000), quick, 100_000, false), Some(near));
     }
 
     #[test]

@@ -8,13 +8,15 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use narmesh_protocol::wire::NarFrame;
 
-use super::race::RACE_BYTES_MAX;
+use super::race::{RACE_BYTES_MAX, RACE_CACHES_AFTER};
 use crate::source::{Line, NarFeed, Piece, SourceId};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 256 << 10;
 /// The rate of a source is measured over at least this long (a guess, not measured: several round trips on any line).
 const RATE_WINDOW: Duration = Duration::from_secs(1);
+/// The same of an upstream cache, whose answer is not shared with other requests of ours.
+const RATE_WINDOW_OF_CACHE: Duration = RACE_CACHES_AFTER;
 /// A queue counts as moving when more than this came in over the line; the messages that only tell our place in it take
 /// fewer bytes.
 const QUEUE_PROGRESS_BYTES: u64 = 4 << 10;
@@ -260,7 +262,8 @@ impl Runner {
     /// Bytes of the NAR per second in the last window; `None` during the first one.
     pub(super) fn measure_rate_bytes_s(&mut self, waited: Duration) -> Option<u64> {
         let elapsed = waited.saturating_sub(self.rate.from);
-        if elapsed >= RATE_WINDOW {
+        let window = if self.source.peer().is_some() { RATE_WINDOW } else { RATE_WINDOW_OF_CACHE };
+        if elapsed >= window {
             let bytes = u128::from(self.bytes - self.rate.from_bytes) * 1_000 / elapsed.as_millis().max(1);
             let last = Some(u64::try_from(bytes).unwrap_or(u64::MAX));
             self.rate = WindowRate { from: waited, from_bytes: self.bytes, last };

@@ -43,8 +43,9 @@ const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often one lookup asks a source that fails and is not known to be down: a reset, a 500 or a restart says nothing about
-/// the path, and a 404 would cost a rebuild. With the pauses that is 5.5 s; a cache that only fails is down before that.
-const TRIES_MAX: u32 = 10;
+/// the path, and a 404 would cost a rebuild. With the pauses that is 9.5 s; a cache that only fails is down before that, and
+/// soon after known as one that does not come back in a moment.
+const TRIES_MAX: u32 = 14;
 /// The pause before the second of these questions; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two of these questions.

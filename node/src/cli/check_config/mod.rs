@@ -19,6 +19,7 @@ use narmesh_quorum::Mode;
 use narmesh_store::NixStore;
 use narmesh_upstream::{CacheInfo, Failure, Upstream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// If Nix remembers a miss for longer than this, seconds, a note says so.
 const NEGATIVE_TTL_S_MAX: u64 = 60;
@@ -77,7 +78,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
 }
 
 /// Reads the files that the upstream caches name and makes their clients, as the daemon does; contacts nobody.
-fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Upstream>> {
+fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Arc<Upstream>>> {
     let open = |upstream: &crate::settings::UpstreamSettings| {
         let read = upstream.read()?;
         Upstream::new(read).with_context(|| format!("the client of [[upstream]] {:?}", upstream.cache.name))
@@ -86,9 +87,9 @@ fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Upstream>> {
 }
 
 /// Asks each cache for its `nix-cache-info` and prints what it says. Returns whether all of them can be used.
-fn probe_upstreams(settings: &Settings, upstreams: &[Upstream]) -> anyhow::Result<bool> {
+fn probe_upstreams(settings: &Settings, upstreams: &[Arc<Upstream>]) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answers = runtime.block_on(join_all(upstreams.iter().map(Upstream::cache_info)));
+    let answers = runtime.block_on(join_all(upstreams.iter().map(|upstream| upstream.cache_info())));
     let mut are_good = true;
     for (upstream, answer) in upstreams.iter().zip(answers) {
         let (is_good, what) = judge_cache_info(answer, &settings.store.store_dir);

@@ -1,6 +1,7 @@
 //! NARs that are read from one source after the other.
 
 use super::*;
+use crate::source::UpstreamId;
 
 #[tokio::test(start_paused = true)]
 async fn source_that_waits_for_memory_of_ours_is_neither_left_nor_blamed() {
@@ -206,7 +207,32 @@ async fn cache_that_fails_for_a_moment_is_asked_again_and_one_that_goes_on_faili
     assert_exact(&outcome, &nar);
     let (_, outcome) = deliver(&nar, vec![Script::acting(vec![Act::FailForNow])], 0).await;
     assert_eq!(outcome.ended, Ended::Gone);
-    assert!(outcome.elapsed < Duration::from_secs(6), "{:?}", outcome.elapsed);
+    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cache_that_breaks_off_and_is_away_for_six_seconds_goes_on_with_the_nar() {
+    let nar = nar_of(6_000, 1);
+    let pause = Duration::from_millis(1);
+    let mut acts = vec![Act::Break { chunk: 512, pause, after: 2_000, flips: None, how: Break::Closed }];
+    // After 0.1, 0.2, 0.4 and 0.8 s, and each second from then on.
+    acts.extend(vec![Act::FailForNow; 9]);
+    acts.push(Act::Send { chunk: 512, pause, flips: None });
+    let source = SourceId::Upstream(UpstreamId(0));
+    let outcome = deliver_from(&[source], (&nar, &nar), vec![Script::acting(acts)], 0, None, |_| {}).await;
+    assert_exact(&outcome, &nar);
+    assert!(outcome.elapsed > Duration::from_secs(6), "{:?}", outcome.elapsed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_cache_is_left_early_for_another_one() {
+    let nar = nar_of(60_000, 1);
+    let caches = [0, 1].map(|number| SourceId::Upstream(UpstreamId(number)));
+    // 20 s at its pace; the other one takes 0.1 s.
+    let scripts = vec![Script::honest(50, 150), Script::honest(1, 512)];
+    let outcome = deliver_from(&caches, (&nar, &nar), scripts, 0, None, |_| {}).await;
+    assert_exact(&outcome, &nar);
+    assert!(outcome.elapsed < Duration::from_secs(1), "{:?}", outcome.elapsed);
 }
 
 #[tokio::test(start_paused = true)]

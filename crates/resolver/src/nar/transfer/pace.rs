@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use super::{Left, Step, Transfer};
 use crate::lookup_log::LookupEvent;
-use crate::nar::race::{RACE_AFTER, RACE_RELATED_AFTER};
+use crate::nar::race::{RACE_AFTER, RACE_CACHES_AFTER, RACE_RELATED_AFTER};
 use crate::nar::roster::expected_duration;
 use crate::source::Observation;
 
 /// A source of unknown pace joins a race only if the transfer would otherwise last longer than this.
 const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
+/// The same of an upstream cache beside another one: then its rate is known for all NARs that follow.
+const RACE_UNKNOWN_CACHE_MIN: Duration = Duration::from_millis(500);
 
 impl Transfer {
     /// Looks at the pace of the sources under way.
@@ -59,15 +61,25 @@ impl Transfer {
         if !self.race.may_begin(waited) {
             return;
         }
+        let Some(other) = self.challenger() else { return };
         let Some(runner) = self.runners.first_mut() else { return };
-        if runner.age(waited) < RACE_AFTER {
+        let are_caches = runner.source.peer().is_none() && other.peer().is_none();
+        // How long a cache takes until it sends, says nothing about its rate.
+        let (after, unknown_min) = match are_caches && runner.bytes() > 0 {
+            true => (RACE_CACHES_AFTER, RACE_UNKNOWN_CACHE_MIN),
+            false => (RACE_AFTER, RACE_UNKNOWN_MIN),
+        };
+        let age = runner.age(waited);
+        if age < after {
             return;
         }
         // A source that stands still has no pace, whatever its last window showed.
-        let rate = if runner.idle_time(waited) >= RACE_AFTER { Some(0) } else { runner.measure_rate_bytes_s(waited) };
-        let Some(rate) = rate else { return };
-        let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
-        let Some(other) = self.challenger() else { return };
+        let rate = if runner.idle_time(waited) >= after { Some(0) } else { runner.measure_rate_bytes_s(waited) };
+        let (Some(rate), source) = (rate, runner.source) else { return };
+        // A connection begins slowly: before its first second is over, what the source usually does counts as well.
+        let usual = self.line(&source).rate_bytes_s.filter(|_| are_caches && age < RACE_AFTER).unwrap_or(0);
+        let at_this_pace = left.saturating_mul(1_000).checked_div(rate.max(usual));
+        let at_this_pace = at_this_pace.map_or(Duration::MAX, Duration::from_millis);
         let is_related = self.is_related(&other);
         let is_early = is_related && self.runners.first().is_some_and(|first| first.age(waited) < RACE_RELATED_AFTER);
         if self.roster.is_suspect(&other) || is_early {
@@ -76,7 +88,7 @@ impl Transfer {
         let line = self.line(&other);
         let is_worth_it = match line.rate_bytes_s {
             Some(_) => expected_duration(&line, left).saturating_mul(2) < at_this_pace,
-            None => at_this_pace > RACE_UNKNOWN_MIN,
+            None => at_this_pace > unknown_min,
         };
         if !is_worth_it || (self.is_strict && self.offset > 0) {
             return;
