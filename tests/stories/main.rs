@@ -39,5 +39,6 @@ mod tls;
 mod travel;
 mod trust;
 mod upstream;
+mod upstream_circles;
 mod upstream_failures;
 mod upstream_rates;

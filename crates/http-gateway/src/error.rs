@@ -13,6 +13,7 @@ use hyper::header::{
 
 use crate::store_files::Busy;
 
+static NARMESH_CIRCLE: HeaderName = HeaderName::from_static("narmesh-circle");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Why a request was not served. No variant becomes a 5xx, because that makes Nix drop the substituter for
@@ -22,6 +23,9 @@ pub enum GatewayError {
     /// There is no such path or no such endpoint on this listener, or the name does not parse.
     #[error("there is nothing at this path")]
     NotFound,
+    /// Nobody is asked for it, because the request comes round in a circle of daemons: this one, or one that asks it.
+    #[error("the request comes round in a circle of daemons")]
+    Circle,
     /// `Host` is not one of our names: a web page may have rebound its name to a loopback address.
     #[error("the host named is not this gateway")]
     ForeignHost,
@@ -61,7 +65,7 @@ impl GatewayError {
     /// The HTTP status of the response.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::Circle => StatusCode::NOT_FOUND,
             Self::ForeignHost | Self::WebPage => StatusCode::FORBIDDEN,
             Self::NoToken => StatusCode::UNAUTHORIZED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -101,6 +105,9 @@ impl GatewayError {
             }
             Self::Busy | Self::TooManyTries => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Circle => {
+                headers.insert(&NARMESH_CIRCLE, HeaderValue::from_static("1"));
             }
             Self::NotFound | Self::ForeignHost | Self::WebPage | Self::UnexpectedBody => {}
         }

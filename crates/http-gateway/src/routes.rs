@@ -35,6 +35,10 @@ type Head = hyper::http::request::Parts;
 
 pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
 const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
+/// For whom another daemon asks.
+static NARMESH_VIA: HeaderName = HeaderName::from_static("narmesh-via");
+/// Who answers another daemon.
+static NARMESH_ID: HeaderName = HeaderName::from_static("narmesh-id");
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const REALISATION_TYPE: HeaderValue = HeaderValue::from_static("application/json");
@@ -67,8 +71,9 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     // because it was dropped unread.
     drop(body);
     let answer = endpoint.dispatch(target, &head).await;
+    let id = endpoint.id_for(&head, answer.as_ref().err());
     endpoint.metrics.on_answered(kind, started.elapsed());
-    match answer {
+    let mut response = match answer {
         Ok(response) => {
             // A body that is streamed counts its own bytes as they are sent.
             if !kind.is_streamed() && head.method == Method::GET {
@@ -82,7 +87,11 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
             tracing::debug!(request = %id, method = shown(head.method.as_str()), path = shown(head.uri.path()), %error, "request not served");
             error.into_response(id, has_body(&head.headers))
         }
+    };
+    if let Some(id) = id.and_then(|id| HeaderValue::try_from(id).ok()) {
+        response.headers_mut().insert(&NARMESH_ID, id);
     }
+    response
 }
 
 impl<S: Substituter> Endpoint<S> {
@@ -99,6 +108,11 @@ impl<S: Substituter> Endpoint<S> {
         }
         if !is_read {
             return Err(GatewayError::MethodNotAllowed);
+        }
+        if let Some(via) = via_of(head)
+            && self.substituter.hear_of_chain(path_of(&target).as_ref(), via).is_some_and(|(_, is_circle)| is_circle)
+        {
+            return Err(GatewayError::Circle);
         }
         match target {
             Target::CacheInfo => {
@@ -133,6 +147,15 @@ impl<S: Substituter> Endpoint<S> {
             | Target::Entry(None)
             | Target::Unknown => Err(GatewayError::NotFound),
         }
+    }
+
+    /// The id of this daemon, if another one asks who may ask here.
+    fn id_for(&self, head: &Head, error: Option<&GatewayError>) -> Option<String> {
+        use GatewayError::{ForeignHost, NoToken, TooManyTries, WebPage};
+        if matches!(error, Some(ForeignHost | WebPage | NoToken | TooManyTries)) {
+            return None;
+        }
+        self.substituter.hear_of_chain(None, via_of(head)?).map(|(id, _)| id)
     }
 
     /// Refuses a request without a token that counts, where one is needed.
@@ -227,6 +250,30 @@ impl<S: Substituter> Endpoint<S> {
     }
 }
 
+/// For whom another daemon asks, if one does.
+fn via_of(head: &Head) -> Option<&str> {
+    head.headers.get(&NARMESH_VIA)?.to_str().ok()
+}
+
+/// The path that sources may be asked for to answer this.
+fn path_of(target: &Target) -> Option<HashPart> {
+    match target {
+        Target::NarInfo(part) => *part,
+        Target::Nar(url) => url.map(|url| url.hash_part),
+        Target::OtherNar(part, _) => Some(*part),
+        Target::CacheInfo
+        | Target::Log(_)
+        | Target::Realisation(_)
+        | Target::Listing(_)
+        | Target::Entry(_)
+        | Target::Health
+        | Target::Readiness
+        | Target::Version
+        | Target::Metrics
+        | Target::Unknown => None,
+    }
+}
+
 /// The user who asks, if the connection says so.
 fn user_of(head: &Head) -> ClientUser {
     head.extensions.get().cloned().unwrap_or_else(ClientUser::unknown)
@@ -261,7 +308,7 @@ fn kind(target: &Target) -> RequestKind {
 
 fn outcome(error: GatewayError) -> Outcome {
     match error {
-        GatewayError::NotFound => Outcome::Absent,
+        GatewayError::NotFound | GatewayError::Circle => Outcome::Absent,
         GatewayError::ForeignHost
         | GatewayError::WebPage
         | GatewayError::NoToken

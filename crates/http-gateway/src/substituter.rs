@@ -63,6 +63,13 @@ pub trait Substituter: Send + Sync + 'static {
         path: EntryPath,
     ) -> impl Future<Output = Result<Option<StoreEntry>, Busy>> + Send;
 
+    /// Hears of a request of another daemon, with the ids of those for whom it is made (see `narmesh_upstream::Chains`), and for
+    /// a file of the path `part`, if of any. Returns the id of this daemon, and whether nobody is to be asked because the
+    /// request comes round in a circle; `None` if daemons have no ids here. From memory.
+    fn hear_of_chain(&self, _part: Option<&HashPart>, _via: &str) -> Option<(String, bool)> {
+        None
+    }
+
     /// Whether bodies have to wait for memory. Then clients that do not read what waits for them lose their connections
     /// soon. From memory.
     fn is_short_of_memory(&self) -> bool;

@@ -31,6 +31,10 @@ pub enum FailureKind {
     UnexpectedStatus,
     /// A redirect that is not followed.
     Redirect,
+    /// Who answers is this very process.
+    LeadsBack,
+    /// Another daemon, which asks us for this path itself, so that nobody would answer.
+    Circle,
     /// A file of a directory that is there and cannot be read.
     Unreadable,
     /// The narinfo or realisation is not one, or is about another path, or is longer than one may be.
@@ -49,7 +53,7 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// All kinds, in the order of the enum.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Dns,
         Self::Connect,
         Self::Tls,
@@ -60,6 +64,8 @@ impl FailureKind {
         Self::Unauthorized,
         Self::UnexpectedStatus,
         Self::Redirect,
+        Self::LeadsBack,
+        Self::Circle,
         Self::Unreadable,
         Self::BadNarInfo,
         Self::Untrusted,
@@ -82,6 +88,8 @@ impl FailureKind {
             Self::Unauthorized => "unauthorized",
             Self::UnexpectedStatus => "unexpected_status",
             Self::Redirect => "redirect",
+            Self::LeadsBack => "leads_back",
+            Self::Circle => "circle",
             Self::Unreadable => "unreadable",
             Self::BadNarInfo => "bad_narinfo",
             Self::Untrusted => "untrusted",
@@ -103,8 +111,10 @@ impl FailureKind {
             | Self::ServerError
             | Self::RateLimited
             | Self::Unauthorized
-            | Self::UnexpectedStatus => true,
+            | Self::UnexpectedStatus
+            | Self::LeadsBack => true,
             Self::Redirect
+            | Self::Circle
             | Self::Unreadable
             | Self::BadNarInfo
             | Self::Untrusted
@@ -118,12 +128,12 @@ impl FailureKind {
     /// Whether it may be over in a moment, as a restart is. A name that is not found means that there is no network, and a
     /// timeout took long enough.
     pub(crate) fn may_be_a_moment(self) -> bool {
-        !matches!(self, Self::Dns | Self::Timeout)
+        !matches!(self, Self::Dns | Self::Timeout | Self::LeadsBack)
     }
 
     /// Whether the next request would end the same way, so that one is enough to take the cache as down.
     pub(crate) fn is_lasting(self) -> bool {
-        matches!(self, Self::Tls | Self::Unauthorized)
+        matches!(self, Self::Tls | Self::Unauthorized | Self::LeadsBack)
     }
 }
 

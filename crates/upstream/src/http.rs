@@ -1,10 +1,12 @@
 //! Requests to one HTTP cache: narinfos over HTTP/2 where there is one, bodies over connections of their own, redirects
 //! followed by rules.
 
+use crate::chain::Chains;
 use crate::failure::{Failure, FailureKind};
 use crate::reach::{Proxied, is_public_address, public_by_name};
 use crate::settings::{Credentials, ProxyChoice, UpstreamSettings};
 use data_encoding::BASE64;
+use narmesh_protocol::HashPart;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -40,10 +42,11 @@ pub(crate) struct Http {
     /// For redirects of a public host: names that lead to private addresses do not exist for it.
     redirected: Client,
     proxied: Proxied,
+    chains: Chains,
 }
 
 impl Http {
-    pub(crate) fn new(base: Url, settings: &UpstreamSettings) -> Result<Self, Failure> {
+    pub(crate) fn new(base: Url, settings: &UpstreamSettings, chains: Chains) -> Result<Self, Failure> {
         let made = || {
             Ok::<_, reqwest::Error>((
                 client(settings, Purpose::Text, Resolver { only_public: false })?,
@@ -54,18 +57,27 @@ impl Http {
         let (texts, bodies, redirected) = made().map_err(|error| Failure::of_error(&error))?;
         let authorization = settings.credentials.as_ref().map(authorization).transpose()?;
         let proxied = Proxied::of(&settings.proxy);
-        Ok(Self { base, authorization, texts, bodies, redirected, proxied })
+        Ok(Self { base, authorization, texts, bodies, redirected, proxied, chains })
     }
 
-    /// Requests a file of the cache from byte `offset` on, and returns the final response, whatever its status.
-    pub(crate) async fn get(&self, name: &str, offset: u64, purpose: Purpose) -> Result<Response, Failure> {
+    /// Requests a file of the cache from byte `offset` on, and returns the final response, whatever its status. The file is of
+    /// the path `part`, if of any.
+    pub(crate) async fn get(
+        &self,
+        name: &str,
+        part: Option<&HashPart>,
+        offset: u64,
+        purpose: Purpose,
+    ) -> Result<Response, Failure> {
+        let via = self.chains.via(part);
         let mut url = self.base.join(name).map_err(|error| Failure::new(FailureKind::BadNarInfo, error.to_string()))?;
         if url.origin() != self.base.origin() {
             return Err(Failure::new(FailureKind::BadNarInfo, format!("its URL leads to {}", host_of(&url))));
         }
         let (mut client, mut is_public) = (if purpose == Purpose::Text { &self.texts } else { &self.bodies }, false);
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.send(client, &url, offset).await?;
+            let response = self.send(client, &url, &via, offset).await?;
+            self.refuse_circle(&response)?;
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return Ok(response);
             }
@@ -85,7 +97,19 @@ impl Http {
         response.remote_addr().is_some_and(|address| is_public_address(address.ip()))
     }
 
-    async fn send(&self, client: &Client, url: &Url, offset: u64) -> Result<Response, Failure> {
+    /// An answer of this very process is none, nor one of a daemon that would have to ask us.
+    fn refuse_circle(&self, response: &Response) -> Result<(), Failure> {
+        let id = response.headers().get(Chains::ID).and_then(|id| id.to_str().ok());
+        if id.is_some_and(|id| self.chains.is_own(id)) {
+            return Err(Failure::new(FailureKind::LeadsBack, "its url leads back to this gateway"));
+        }
+        if response.headers().contains_key(Chains::CIRCLE) {
+            return Err(Failure::new(FailureKind::Circle, "it asks this gateway itself"));
+        }
+        Ok(())
+    }
+
+    async fn send(&self, client: &Client, url: &Url, via: &str, offset: u64) -> Result<Response, Failure> {
         let request = || -> Result<Request, Failure> {
             let mut headers = HeaderMap::new();
             // How a NAR is compressed is said in its narinfo; a server must not do it once more.
@@ -94,10 +118,13 @@ impl Http {
                 let range = HeaderValue::from_str(&format!("bytes={offset}-"));
                 headers.insert(RANGE, range.map_err(|error| Failure::new(FailureKind::BadNar, error.to_string()))?);
             }
-            if let Some(authorization) = &self.authorization
-                && url.origin() == self.base.origin()
-            {
-                headers.insert(AUTHORIZATION, authorization.clone());
+            if url.origin() == self.base.origin() {
+                if let Some(authorization) = &self.authorization {
+                    headers.insert(AUTHORIZATION, authorization.clone());
+                }
+                if let Ok(via) = HeaderValue::from_str(via) {
+                    headers.insert(Chains::VIA, via);
+                }
             }
             client.get(url.clone()).headers(headers).build().map_err(|error| Failure::of_error(&error))
         };

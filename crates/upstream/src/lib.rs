@@ -12,6 +12,7 @@
 //! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one; no NAR is
 //! unpacked without its share of [`DecoderMemory`].
 
+mod chain;
 mod decode;
 mod directory;
 mod failure;
@@ -26,6 +27,7 @@ mod settings;
 mod upstream;
 mod window;
 
+pub use chain::Chains;
 pub use decode::Compression;
 pub use failure::{Failure, FailureKind};
 pub use health::{HealthReport, HealthState};

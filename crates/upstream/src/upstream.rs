@@ -1,5 +1,6 @@
 //! One cache: what it is asked, and what its answers say about its health.
 
+use crate::chain::Chains;
 use crate::decode::{Compression, Unpacked};
 use crate::directory::Directory;
 use crate::failure::{Failure, FailureKind};
@@ -43,6 +44,8 @@ pub struct Upstream {
     health: Mutex<Health>,
     received_bytes: AtomicU64,
     trial: Trial,
+    /// Whether the log says that it is part of a circle.
+    is_circle_told: AtomicBool,
 }
 
 /// What is needed to try whether a cache that is down is back.
@@ -69,6 +72,8 @@ pub struct CacheInfo {
     pub store_dir: Option<String>,
     /// How long the answer took.
     pub took: Duration,
+    /// The id of the process that answered, if it is a narmesh daemon.
+    pub daemon: Option<String>,
 }
 
 impl Upstream {
@@ -78,8 +83,16 @@ impl Upstream {
     /// A failure of kind [`FailureKind::Tls`] or [`FailureKind::Unauthorized`] if certificates or credentials cannot be
     /// used.
     pub fn new(settings: UpstreamSettings) -> Result<Arc<Self>, Failure> {
+        Self::in_chains(settings, Chains::default())
+    }
+
+    /// The same, of a process that others may ask as well.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn in_chains(settings: UpstreamSettings, chains: Chains) -> Result<Arc<Self>, Failure> {
         let transport = match &settings.place {
-            Place::Http(base) => Transport::Http(Http::new(base.clone(), &settings)?),
+            Place::Http(base) => Transport::Http(Http::new(base.clone(), &settings, chains)?),
             Place::Directory(path) => Transport::Directory(Directory::new(path.clone())),
         };
         Ok(Arc::new(Self {
@@ -88,6 +101,7 @@ impl Upstream {
             health: Mutex::default(),
             received_bytes: AtomicU64::new(0),
             trial: Trial::default(),
+            is_circle_told: AtomicBool::new(false),
         }))
     }
 
@@ -152,6 +166,9 @@ impl Upstream {
                 tracing::warn!(upstream = name, %kind, detail, pause_s, "upstream is down for a while");
                 self.try_again();
             }
+            None if kind == FailureKind::Circle && !self.is_circle_told.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(upstream = name, detail, "upstream leads back to this gateway for some paths");
+            }
             None => tracing::debug!(upstream = name, %kind, detail, "upstream failed"),
         }
     }
@@ -181,7 +198,7 @@ impl Upstream {
 
     async fn try_once(&self) {
         let file = self.trial.file.lock().clone();
-        let answer = self.fetch_text(file.as_deref().unwrap_or("nix-cache-info"), CACHE_INFO_BYTES_MAX).await;
+        let answer = self.fetch_text(file.as_deref().unwrap_or("nix-cache-info"), None, CACHE_INFO_BYTES_MAX).await;
         let (now, mut health) = (Instant::now(), self.health.lock());
         match answer {
             Ok(_) => {
@@ -200,7 +217,7 @@ impl Upstream {
     /// # Errors
     /// The failure, which is counted already; also if the cache is down and was not asked.
     pub async fn narinfo(self: &Arc<Self>, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
-        self.ask(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await
+        self.ask(&format!("{part}.narinfo"), Some(part), NarInfo::BYTES_MAX).await
     }
 
     /// Asks which path an output of a derivation is; `None` if the cache does not know.
@@ -208,13 +225,18 @@ impl Upstream {
     /// # Errors
     /// As for [`Self::narinfo`].
     pub async fn realisation(self: &Arc<Self>, id: &RealisationId) -> Result<Option<Vec<u8>>, Failure> {
-        self.ask(&id.file(), Realisation::BYTES_MAX).await
+        self.ask(&id.file(), None, Realisation::BYTES_MAX).await
     }
 
-    async fn ask(self: &Arc<Self>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+    async fn ask(
+        self: &Arc<Self>,
+        name: &str,
+        part: Option<&HashPart>,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<u8>>, Failure> {
         self.admit()?;
         let since = Instant::now();
-        let answer = self.fetch_text(name, bytes_max).await;
+        let answer = self.fetch_text(name, part, bytes_max).await;
         match &answer {
             Ok(_) => self.health.lock().on_answer(Some(since.elapsed()), Instant::now()),
             Err(failure) => {
@@ -231,18 +253,31 @@ impl Upstream {
     /// The failure.
     pub async fn cache_info(&self) -> Result<Option<CacheInfo>, Failure> {
         let since = Instant::now();
-        let Some(text) = self.fetch_text("nix-cache-info", CACHE_INFO_BYTES_MAX).await? else { return Ok(None) };
+        let (text, daemon) = match &self.transport {
+            Transport::Directory(directory) => (directory.read("nix-cache-info", CACHE_INFO_BYTES_MAX).await?, None),
+            Transport::Http(http) => {
+                let response = http.get("nix-cache-info", None, 0, Purpose::Text).await?;
+                let id = response.headers().get(Chains::ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+                (text_of(response, "nix-cache-info", CACHE_INFO_BYTES_MAX).await?, id)
+            }
+        };
+        let Some(text) = text else { return Ok(None) };
         let text = String::from_utf8_lossy(&text);
         let store_dir = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::to_owned);
-        Ok(Some(CacheInfo { store_dir, took: since.elapsed() }))
+        Ok(Some(CacheInfo { store_dir, took: since.elapsed(), daemon }))
     }
 
-    async fn fetch_text(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+    async fn fetch_text(
+        &self,
+        name: &str,
+        part: Option<&HashPart>,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<u8>>, Failure> {
         let http = match &self.transport {
             Transport::Directory(directory) => return directory.read(name, bytes_max).await,
             Transport::Http(http) => http,
         };
-        text_of(http.get(name, 0, Purpose::Text).await?, name, bytes_max).await
+        text_of(http.get(name, part, 0, Purpose::Text).await?, name, bytes_max).await
     }
 
     fn admit(&self) -> Result<(), Failure> {
@@ -261,7 +296,7 @@ impl Upstream {
         Err(Failure::new(FailureKind::Connect, format!("down: {last}")))
     }
 
-    /// Requests the NAR at `location`, of `nar_size` bytes when unpacked, from byte `offset` of the NAR on; `None` if the
+    /// Requests the NAR of the path `part` at `location`, of `nar_size` bytes when unpacked, from byte `offset` of the NAR on; `None` if the
     /// cache does not have it. A compressed NAR comes from its beginning, and what is before `offset` is dropped here. It
     /// is unpacked in `memory`, which has to be [what it takes](NarLocation::decoder_bytes).
     ///
@@ -269,13 +304,13 @@ impl Upstream {
     /// The failure, which is counted already; also if the cache is down and was not asked.
     pub async fn nar(
         self: &Arc<Self>,
-        location: &NarLocation,
+        (part, location): (&HashPart, &NarLocation),
         offset: u64,
         nar_size: u64,
         memory: Memory,
     ) -> Result<Option<NarBody>, Failure> {
         self.admit()?;
-        let opened = self.open_nar(location, offset, nar_size, memory).await;
+        let opened = self.open_nar((part, location), offset, nar_size, memory).await;
         match &opened {
             Ok(_) => self.health.lock().on_answer(None, Instant::now()),
             Err(failure) => self.note_failure(failure.clone()),
@@ -285,7 +320,7 @@ impl Upstream {
 
     async fn open_nar(
         self: &Arc<Self>,
-        location: &NarLocation,
+        (part, location): (&HashPart, &NarLocation),
         offset: u64,
         nar_size: u64,
         memory: Memory,
@@ -306,7 +341,7 @@ impl Upstream {
                 (Box::pin(file), wanted_from)
             }
             Transport::Http(http) => {
-                let response = http.get(&location.url, wanted_from, Purpose::Body).await?;
+                let response = http.get(&location.url, Some(part), wanted_from, Purpose::Body).await?;
                 let from = match response.status() {
                     StatusCode::PARTIAL_CONTENT if range_begins_at(&response, wanted_from) => wanted_from,
                     StatusCode::OK => 0,

@@ -94,7 +94,8 @@ async fn narinfo_failure(answer: impl Into<Vec<u8>>) -> FailureKind {
 /// Reads the whole NAR from byte `offset` on.
 async fn read_nar(upstream: &Arc<Upstream>, location: &NarLocation, offset: u64) -> Result<Vec<u8>, FailureKind> {
     let memory = DecoderMemory::default().take(location.decoder_bytes(NAR.len() as u64)).await;
-    let opened = upstream.nar(location, offset, NAR.len() as u64, memory).await.map_err(|failure| failure.kind)?;
+    let opened =
+        upstream.nar((&part(), location), offset, NAR.len() as u64, memory).await.map_err(|failure| failure.kind)?;
     let (mut body, mut nar) = (opened.expect("the cache has it"), Vec::new());
     while body.read(&mut nar, 1 << 20).await.map_err(|failure| failure.kind)? > 0 {}
     Ok(nar)

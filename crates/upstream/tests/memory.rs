@@ -67,7 +67,10 @@ async fn unpack_all(dir: &Path, file_size: u64, memory: &DecoderMemory) -> u64 {
         let (upstream, location, memory) = (Arc::clone(&upstream), location.clone(), memory.clone());
         tokio::spawn(async move {
             let memory = memory.take(location.decoder_bytes(NAR_BYTES as u64)).await;
-            let body = upstream.nar(&location, 0, NAR_BYTES as u64, memory).await.unwrap();
+            let body = upstream
+                .nar((&narmesh_protocol::HashPart([0; 20]), &location), 0, NAR_BYTES as u64, memory)
+                .await
+                .unwrap();
             let (mut body, mut piece, mut most, mut bytes) = (body.expect("it is there"), Vec::new(), 0, 0);
             while body.read(&mut piece, 1 << 20).await.unwrap() > 0 {
                 bytes += piece.len();

@@ -5,7 +5,7 @@ use moka::sync::Cache;
 use narmesh_protocol::wire::NarRequest;
 use narmesh_protocol::{HashPart, NarHash, NarInfo, RealisationId, StoreDir, TrustedKeys};
 use narmesh_resolver::{Turn, UpstreamId, User};
-use narmesh_upstream::{Failure, FailureKind, Memory, NarBody, NarLocation, Upstream, UpstreamSettings};
+use narmesh_upstream::{Chains, Failure, FailureKind, Memory, NarBody, NarLocation, Upstream, UpstreamSettings};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -60,11 +60,11 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(id: UpstreamId, settings: UpstreamSettings) -> Result<Self, Failure> {
+    pub(super) fn new(id: UpstreamId, settings: UpstreamSettings, chains: Chains) -> Result<Self, Failure> {
         let trusted = Arc::new(settings.trusted.clone());
         Ok(Self {
             id,
-            upstream: Upstream::new(settings)?,
+            upstream: Upstream::in_chains(settings, chains)?,
             trusted,
             locations: Cache::builder()
                 .max_capacity(LOCATIONS_BYTES_MAX)
@@ -162,7 +162,8 @@ impl Source {
         request: &NarRequest,
         memory: Memory,
     ) -> Result<Option<NarBody>, Failure> {
-        self.at_its_pace(self.upstream.nar(location, request.offset, request.nar_size, memory)).await
+        self.at_its_pace(self.upstream.nar((&request.hash_part, location), request.offset, request.nar_size, memory))
+            .await
     }
 
     pub(super) fn may_have(&self, part: &HashPart) -> bool {

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
 use narmesh_protocol::{HashPart, StoreDir, TrustedKeys};
 use narmesh_resolver::{Candidate, Line, NarFeed, NoAnswer, Observation, SourceId, SourceTurn, UpstreamId, User};
-use narmesh_upstream::{DecoderMemory, Failure, FailureKind, Upstream, UpstreamSettings};
+use narmesh_upstream::{Chains, DecoderMemory, Failure, FailureKind, Upstream, UpstreamSettings};
 use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub(crate) struct UpstreamSources {
     store_dir: StoreDir,
     configured: RwLock<Arc<[Arc<Source>]>>,
     decoders: DecoderMemory,
+    chains: Chains,
     /// The names of all caches since the start; the place of a name is its id.
     names: Mutex<Vec<String>>,
 }
@@ -29,6 +30,7 @@ impl UpstreamSources {
             store_dir,
             configured: RwLock::new(Arc::new([])),
             decoders: DecoderMemory::default(),
+            chains: Chains::default(),
             names: Mutex::default(),
         }
     }
@@ -41,7 +43,7 @@ impl UpstreamSources {
             if let Some(same) = known.iter().find(|source| *source.upstream.settings() == settings) {
                 return Ok(Arc::clone(same));
             }
-            Source::new(self.id_of(&settings.name), settings).map(Arc::new)
+            Source::new(self.id_of(&settings.name), settings, self.chains.clone()).map(Arc::new)
         });
         made.collect::<Result<Arc<[_]>, _>>().map(PreparedUpstreams)
     }
@@ -153,6 +155,11 @@ impl UpstreamSources {
             })?;
             Ok(Box::new(feed) as Box<dyn NarFeed>)
         })
+    }
+
+    /// Who asks whom among daemons that are each other's caches.
+    pub(crate) fn chains(&self) -> &Chains {
+        &self.chains
     }
 
     /// Whether a NAR has waited for a decoder for more than a moment.

@@ -1,0 +1,141 @@
+//! Chains of narmesh daemons that are each other's caches: one that leads back to its beginning would ask itself for what
+//! nobody has, until a deadline ends that.
+//!
+//! Each process has a random id. A request to a cache names it, behind the ids of those for whom it is made, and a daemon
+//! that finds its own id in a request asks nobody for it. The answer names the daemon, so that one that is its own cache
+//! learns that at once.
+
+use narmesh_protocol::HashPart;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The longest chain of daemons: who is asked by so many asks no further.
+const IDS_MAX: usize = 8;
+/// Who asked for a path counts for this long: longer than a lookup takes.
+const ASKING_FOR: Duration = Duration::from_secs(15);
+/// Paths for which it is known who asked; beyond, a chain is found by the next daemon in it.
+const PATHS_MAX: usize = 4_096;
+
+/// The id of a process among daemons that ask each other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct ProcessId(u64);
+
+/// Who asks whom.
+#[derive(Clone, Debug)]
+pub struct Chains(Arc<State>);
+
+struct State {
+    own: ProcessId,
+    asking: Mutex<HashMap<HashPart, (Vec<ProcessId>, Instant)>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("asking", &self.asking.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl ProcessId {
+    fn parse(text: &str) -> Option<Self> {
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| is_hex).map(Self)
+    }
+}
+
+impl Default for Chains {
+    fn default() -> Self {
+        Self(Arc::new(State { own: ProcessId(rand::random()), asking: Mutex::default() }))
+    }
+}
+
+impl Chains {
+    /// The header of a request that names by whom and for whom it is made, the first one first: ids in hexadecimal with
+    /// commas between them.
+    pub const VIA: &str = "narmesh-via";
+    /// The header of an answer that names who gave it. Only who sends [`Self::VIA`] is told.
+    pub const ID: &str = "narmesh-id";
+    /// The header of an answer that says that nobody was asked, because the request comes round in a circle.
+    pub const CIRCLE: &str = "narmesh-circle";
+
+    /// The id of this process, in hexadecimal.
+    pub fn own_id(&self) -> String {
+        self.0.own.to_string()
+    }
+
+    /// Whether this is the id of this process.
+    pub(crate) fn is_own(&self, id: &str) -> bool {
+        ProcessId::parse(id) == Some(self.0.own)
+    }
+
+    /// Notes that a request for this path came with that [`Self::VIA`], so that what is asked of caches for it names them,
+    /// too. Returns whether nobody is to be asked for it, because this process stands in that chain or it is too long.
+    /// What is no list of ids is ignored.
+    pub fn is_circle(&self, part: &HashPart, via: &str) -> bool {
+        let ids: Vec<_> = via.split(',').take(IDS_MAX + 1).filter_map(|id| ProcessId::parse(id.trim())).collect();
+        if ids.contains(&self.0.own) || ids.len() >= IDS_MAX {
+            return true;
+        }
+        if !ids.is_empty() {
+            let (mut asking, now) = (self.0.asking.lock(), Instant::now());
+            if asking.len() >= PATHS_MAX {
+                asking.retain(|_, (_, at)| now.saturating_duration_since(*at) < ASKING_FOR);
+            }
+            if asking.len() < PATHS_MAX || asking.contains_key(part) {
+                asking.insert(*part, (ids, now));
+            }
+        }
+        false
+    }
+
+    /// The [`Self::VIA`] of a request for a file of this path, or of none.
+    pub(crate) fn via(&self, part: Option<&HashPart>) -> String {
+        let asking = self.0.asking.lock();
+        let known = part.and_then(|part| asking.get(part)).filter(|(_, at)| at.elapsed() < ASKING_FOR);
+        let ids = known.into_iter().flat_map(|(ids, _)| ids).chain([&self.0.own]);
+        ids.map(ProcessId::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_comes_back_is_a_circle_for_each_daemon_in_it() {
+        let (path, other) = (HashPart([1; 20]), HashPart([2; 20]));
+        let [a, b, c] = [(); 3].map(|()| Chains::default());
+        assert!(a.is_own(&a.own_id()) && !a.is_own(&b.own_id()));
+        assert!(a.is_circle(&path, &a.via(Some(&path))), "it is its own cache");
+        assert!(!b.is_circle(&path, &a.via(Some(&path))));
+        assert!(!c.is_circle(&path, &b.via(Some(&path))));
+        assert!(a.is_circle(&path, &c.via(Some(&path))) && b.is_circle(&path, &c.via(Some(&path))));
+        assert!(!a.is_circle(&other, &c.via(Some(&other))), "a asked nobody for that");
+    }
+
+    #[test]
+    fn chains_are_bounded_and_what_is_no_list_is_ignored() {
+        let (chains, path) = (Chains::default(), HashPart([1; 20]));
+        for nothing in ["", ",", "x", "+123456789abcdef", "0123456789abcdef0", &"0".repeat(1 << 16)] {
+            assert!(!chains.is_circle(&path, nothing), "{nothing:.20}");
+            assert_eq!(chains.via(Some(&path)), chains.own_id());
+        }
+        let ids = |count: u64| (0..count).map(|id| ProcessId(id).to_string()).collect::<Vec<_>>().join(", ");
+        assert!(!chains.is_circle(&path, &ids(7)));
+        assert_eq!(chains.via(Some(&path)).split(',').count(), IDS_MAX);
+        assert!(chains.is_circle(&path, &ids(8)) && chains.is_circle(&path, &ids(9_000)));
+        for number in 0..2 * PATHS_MAX as u64 {
+            let mut part = [0; 20];
+            part[..8].copy_from_slice(&number.to_le_bytes());
+            chains.is_circle(&HashPart(part), &ids(1));
+        }
+        assert_eq!(chains.0.asking.lock().len(), PATHS_MAX);
+    }
+}
