@@ -21,6 +21,7 @@ mod startable;
 mod status;
 mod token;
 mod upstream_findings;
+mod upstream_probe;
 mod why;
 
 use crate::config::DEFAULT_FILE;

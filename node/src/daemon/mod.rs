@@ -25,7 +25,6 @@ use crate::settings::{Secrets, Settings, TlsInForce};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
-use anyhow::Context;
 use certificate::LiveCertificate;
 use listeners::{OpenListener, ShownListener};
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};

@@ -6,27 +6,19 @@ use super::nix_keys::warn_of_gateway_keys;
 use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
 use super::upstream_findings::upstream_findings;
+use super::upstream_probe::{open_upstreams, probe_upstreams};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
-use crate::describe::plainly;
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
-use anyhow::Context as _;
-use futures::future::join_all;
 use jiff::Timestamp;
-use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
+use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
 use narmesh_store::NixStore;
-use narmesh_upstream::{CacheInfo, Failure, Place, ProxyChoice, Upstream, UpstreamSettings};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 /// If Nix remembers a miss for longer than this, seconds, a note says so.
 const NEGATIVE_TTL_S_MAX: u64 = 60;
-/// Our own gateway, if it runs, answers within this.
-const OWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
@@ -79,69 +71,6 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     }
     let are_upstreams_good = probe_upstreams(&settings, &upstreams)?;
     Ok(can_start && probes.iter().all(PeerProbe::is_good) && are_upstreams_good)
-}
-
-/// Reads the files that the upstream caches name and makes their clients, as the daemon does; contacts nobody.
-fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Arc<Upstream>>> {
-    let open = |upstream: &crate::settings::UpstreamSettings| {
-        let read = upstream.read()?;
-        Upstream::new(read).with_context(|| format!("the client of [[upstream]] {:?}", upstream.cache.name))
-    };
-    settings.upstreams.iter().map(open).collect()
-}
-
-/// Asks each cache for its `nix-cache-info` and prints what it says. Returns whether all of them can be used.
-fn probe_upstreams(settings: &Settings, upstreams: &[Arc<Upstream>]) -> anyhow::Result<bool> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (answers, own_id) = runtime.block_on(async {
-        let answers = join_all(upstreams.iter().map(|upstream| upstream.cache_info()));
-        tokio::join!(answers, find_own_id(settings.gateway.listen))
-    });
-    let mut are_good = true;
-    for (upstream, answer) in upstreams.iter().zip(answers) {
-        let (is_good, what) = judge_cache_info(answer, &settings.store.store_dir, own_id.as_deref());
-        are_good &= is_good;
-        emit(&format!("{}: {what}\n", upstream.settings().name))?;
-    }
-    Ok(are_good)
-}
-
-/// The id of the daemon that runs with this configuration, if one does.
-async fn find_own_id(gateway: SocketAddr) -> Option<String> {
-    let place = Place::parse(&format!("http://{gateway}")).ok()?;
-    let settings = UpstreamSettings {
-        name: "this gateway".to_owned(),
-        place,
-        trusted: TrustedKeys::default(),
-        tier: 0,
-        include: Vec::new(),
-        exclude: Vec::new(),
-        credentials: None,
-        proxy: ProxyChoice::Direct,
-        extra_certificates: Vec::new(),
-        connect_timeout: OWN_TIMEOUT,
-        stall_timeout: OWN_TIMEOUT,
-    };
-    Upstream::new(settings).ok()?.cache_info().await.ok()??.daemon
-}
-
-/// Whether a cache that answers so can be used, and why, in words.
-fn judge_cache_info(
-    answer: Result<Option<CacheInfo>, Failure>,
-    ours: &StoreDir,
-    own_id: Option<&str>,
-) -> (bool, String) {
-    match answer {
-        Ok(Some(CacheInfo { daemon: Some(id), .. })) if own_id == Some(id.as_str()) => {
-            (false, "leads back to this gateway, which would ask itself: remove the entry".to_owned())
-        }
-        Err(failure) => (false, format!("NOT reachable: {}", plainly(&failure.to_string()))),
-        Ok(None) => (false, "has no nix-cache-info: its url is not that of a binary cache".to_owned()),
-        Ok(Some(CacheInfo { store_dir: Some(theirs), .. })) if theirs != ours.as_str() => {
-            (false, format!("has paths of the store directory {theirs:?}, and this node of {:?}", ours.as_str()))
-        }
-        Ok(Some(CacheInfo { took, .. })) => (true, format!("reachable, answered after {} ms", took.as_millis())),
-    }
 }
 
 /// Warns if the store's directory or its Nix database is missing.

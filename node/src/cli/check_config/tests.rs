@@ -23,25 +23,6 @@ fn findings_of(trusted: &[String], builder_key: Option<&str>, nix_conf: &str) ->
 }
 
 #[test]
-fn upstream_is_good_only_if_it_is_a_cache_of_our_store_directory() {
-    let ours = StoreDir::parse("/nix/store").unwrap();
-    let answer = |store_dir: Option<&str>| {
-        let (store_dir, took) = (store_dir.map(str::to_owned), Duration::from_millis(7));
-        Ok(Some(CacheInfo { store_dir, took, daemon: Some("0123".to_owned()) }))
-    };
-    assert_eq!(
-        judge_cache_info(answer(Some("/nix/store")), &ours, Some("0000")),
-        (true, "reachable, answered after 7 ms".into())
-    );
-    assert!(judge_cache_info(answer(None), &ours, None).0);
-    let (is_good, why) = judge_cache_info(answer(Some("/gnu/store")), &ours, None);
-    assert!(!is_good && why.contains("/gnu/store"), "{why}");
-    assert!(!judge_cache_info(Ok(None), &ours, None).0);
-    let (is_good, why) = judge_cache_info(answer(None), &ours, Some("0123"));
-    assert!(!is_good && why.contains("leads back"), "{why}");
-}
-
-#[test]
 fn upstreams_are_compared_with_what_nix_asks_and_trusts() {
     let dir = tempfile::tempdir().unwrap();
     let (file, key) = (dir.path().join("nix.conf"), public_key("cache-1", 7));
