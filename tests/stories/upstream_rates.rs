@@ -29,8 +29,10 @@ fn timed(what: &str, realise: impl FnOnce() -> Finished) -> Duration {
     took
 }
 
-/// The stretches of a closure that arrive before a slow cache is known as one, beside what the quick one takes.
+/// So many times what the quick one takes alone.
 const SLOWER_MAX: u32 = 2;
+/// Before a slow cache is known as one, the first NARs wait for it; Nix 2.34 asks for 16 at once.
+const LEARNT: Duration = Duration::from_secs(2);
 
 #[test]
 fn slow_cache_of_a_lower_tier_costs_a_closure_no_more_than_twice_the_time_of_the_quick_one() {
@@ -45,7 +47,7 @@ fn slow_cache_of_a_lower_tier_costs_a_closure_no_more_than_twice_the_time_of_the
     let upstreams = slow.upstream("slow", &holder) + &quick.upstream("quick", &holder) + "tier = 1\n";
     let both = client_of(&mesh, "both", &holder, upstreams);
     let took = timed("a slow cache of a lower tier before it", || both.realise(&paths));
-    assert!(took <= alone * SLOWER_MAX, "{took:?} with both, {alone:?} alone\n{}", both.log());
+    assert!(took <= alone * SLOWER_MAX + LEARNT, "{took:?} with both, {alone:?} alone\n{}", both.log());
     assert_eq!(both.status().text("/upstreams/0/state"), Some("up"), "it is slow, and does not fail");
 }
 

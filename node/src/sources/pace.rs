@@ -3,7 +3,7 @@
 //! A cache that has never answered gets a few questions at a time, and one more for each answer. One that says that it is
 //! asked too much (429) is asked nothing until the time that it names, then so many times a second, evenly: about as often
 //! as it answered before. That rate doubles each second until it refuses again, goes back by some percent, and rises slowly
-//! from there. Users take turns all the while, so that whoever asks for much waits behind himself and behind nobody else.
+//! from there, and quickly again where it is not refused any more. Users take turns all the while, so that whoever asks for much waits behind himself and behind nobody else.
 
 use narmesh_resolver::{Turn, Turns, User};
 use parking_lot::Mutex;
@@ -27,12 +27,13 @@ const RATE_MAX: f64 = 1_000.0;
 const DECREASE: f64 = 0.85;
 /// How the rate grows each second in which it is used, before it is known where the limit is.
 const SEEKING_GROWTH: f64 = 2.0;
-/// The same near the limit: it is met again after some 16 s, which costs one refusal.
-const STEADY_GROWTH: f64 = 1.01;
-/// The same when there was no refusal for [`CALM`].
-const CALM_GROWTH: f64 = 1.25;
-/// As long as the way back to the limit takes twice: then the limit has become another one.
-const CALM: Duration = Duration::from_secs(30);
+/// The same near the limit: it is met again after some 8 s, which costs one refusal.
+const STEADY_GROWTH: f64 = 1.02;
+/// The same where the cache did not refuse at the rate at which it refused before: the limit is another one, or it was a
+/// matter of chance.
+const BEYOND_GROWTH: f64 = 1.25;
+/// So much above the last rate that was refused is beyond it.
+const BEYOND: f64 = 1.05;
 
 /// The pace of one cache.
 #[derive(Debug)]
@@ -64,8 +65,8 @@ struct Answered {
 struct Limited {
     /// Requests per second.
     rate: f64,
-    /// Whether it has refused at a rate that we chose, so that the limit is near.
-    is_found: bool,
+    /// The rate at which it last refused, if we chose that.
+    too_high: Option<f64>,
     refused: Instant,
     /// When the rate was last raised.
     raised: Instant,
@@ -144,13 +145,13 @@ impl Pace {
             // What was under way together is told so together.
             Some(limited) if asked <= limited.refused => {}
             Some(limited) => {
+                limited.too_high = Some(limited.rate);
                 limited.rate = (limited.rate * DECREASE).max(RATE_MIN);
-                limited.is_found = true;
                 (limited.refused, limited.raised) = (now, now);
             }
             None => {
                 let rate = (state.answered.rate(now) * DECREASE).max(RATE_FIRST);
-                state.limited = Some(Limited { rate, is_found: false, refused: now, raised: now, next: now });
+                state.limited = Some(Limited { rate, too_high: None, refused: now, raised: now, next: now });
                 // From now on the rate is the bound.
                 self.allow_at_once(&mut state, AT_ONCE_MAX);
             }
@@ -182,10 +183,10 @@ impl Limited {
     /// Raises the rate for the time since the last answer, as far as the cache was asked at this rate meanwhile.
     fn grow(&mut self, now: Instant) {
         let used = now.saturating_duration_since(self.raised).as_secs_f64().min(2.0 / self.rate);
-        let growth = match (self.is_found, now.saturating_duration_since(self.refused) >= CALM) {
-            (_, true) => CALM_GROWTH,
-            (false, false) => SEEKING_GROWTH,
-            (true, false) => STEADY_GROWTH,
+        let growth = match self.too_high {
+            None => SEEKING_GROWTH,
+            Some(too_high) if self.rate >= too_high * BEYOND => BEYOND_GROWTH,
+            Some(_) => STEADY_GROWTH,
         };
         self.rate *= growth.powf(used);
         self.raised = now;
@@ -256,7 +257,7 @@ mod tests {
                 let share = f64::from(told.answered) / (per_s * 60.0);
                 assert!(share > 0.75, "{per_s}/s, {burst}, {pause:?}: {share:.2} of what is allowed");
                 let refused = f64::from(told.refused) / f64::from(told.answered);
-                assert!(refused < 0.04, "{per_s}/s, {burst}, {pause:?}: {} refused", told.refused);
+                assert!(refused < 0.06, "{per_s}/s, {burst}, {pause:?}: {} refused", told.refused);
             }
         }
     }
