@@ -17,7 +17,7 @@ pub struct PeerSettings {
     pub peer_id: PeerId,
     /// At most [`ADDRESSES_MAX`] addresses to dial, `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
     pub addresses: Vec<Multiaddr>,
-    /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit of its own.
+    /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`](narmesh_mesh::UPLOAD_BYTES_PER_S_MIN); `None` for no limit of its own.
     pub upload_bytes_per_s: Option<NonZeroU32>,
 }
 
