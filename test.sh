@@ -146,14 +146,18 @@ arrival() {
   cargo test --package narmesh-tests --test arrival -- --test-threads 8 "${also[@]}"
 }
 stage "what somebody holds arrives" arrival
-# Optimised: a million announcements have to be signed, and 10,000 requests a second made. One at a time: they measure memory
-# and how long lookups take beside one hostile peer and three.
+# All floods at once, on the release daemon. One test at a time: they measure memory, and how long lookups take meanwhile.
 floods() {
-  local hostile=(cargo test --release --package narmesh-tests --test hostile -- --nocapture --test-threads 1)
-  "${hostile[@]}" --include-ignored together:: protocols::a_flood protocols::three_hostile_peers
-  if $full; then "${hostile[@]}" --ignored --skip together::; fi
+  cargo test --package narmesh-tests --test hostile -- --nocapture --test-threads 1 --ignored together::
 }
-stage "floods of one hostile peer and of three" floods
+stage "all floods of one hostile peer and of three" floods
+# Optimised: a million announcements have to be signed, and 10,000 requests a second made.
+floods_in_full() {
+  local hostile=(cargo test --release --package narmesh-tests --test hostile -- --nocapture --test-threads 1)
+  "${hostile[@]}" protocols::a_flood protocols::three_hostile_peers
+  "${hostile[@]}" --ignored --skip together::
+}
+if $full; then stage "floods, and five minutes set aside" floods_in_full; fi
 if $full; then stage "several holders, and a fleet of twenty" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
