@@ -6,6 +6,9 @@ use narmesh_tests::{TestMesh, get, promised, wait_until};
 
 /// A machine is promised to notice within this that a path was deleted from its store.
 const NOTICED: Duration = Duration::from_secs(1);
+/// Peers are promised to hear within this that a path was registered anew: noticed, a second for other removals, and five
+/// after the epoch before.
+const TOLD_ANEW: Duration = Duration::from_secs(7);
 
 #[test]
 fn a_collected_path_comes_from_the_other_holder_or_is_built() {
@@ -51,6 +54,21 @@ fn a_collected_path_is_gone_from_its_own_gateway_and_from_the_peers() {
     a.store.build_one("lib");
     assert_eq!(b.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);
     b.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
+}
+
+/// Between two looks at the store it was never missing.
+#[test]
+fn a_path_deleted_and_at_once_built_again_with_other_contents_is_told_as_it_is_now() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let path = a.store.build_one("nondet");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let before = b.wait_narinfo(&path).nar_hash;
+    a.store.delete(std::slice::from_ref(&path));
+    assert_eq!(a.store.build_one("nondet"), path);
+    wait_until("what it is now", promised(TOLD_ANEW), || b.wait_narinfo(&path).nar_hash != before);
+    b.realise(std::slice::from_ref(&path)).expect_success("its contents of now");
 }
 
 #[test]

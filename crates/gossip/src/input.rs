@@ -81,7 +81,8 @@ pub enum Input {
 pub enum PathChange {
     /// The node advertises exactly these paths. The first `Replace` makes the node begin to publish.
     Replace(BTreeSet<HashPart>),
-    /// Some paths were added or removed. A path in both lists is removed.
+    /// Some paths were removed, then some were added. A path in both lists was registered anew: peers are to forget what they
+    /// know of it.
     Update {
         /// Newly advertised.
         added: Vec<HashPart>,

@@ -175,9 +175,8 @@ impl Publication {
                 }
             }
             PathChange::Update { added, removed } => {
-                let removed: BTreeSet<_> = removed.into_iter().collect();
-                added.into_iter().filter(|part| !removed.contains(part)).for_each(|part| self.add(now, part));
-                removed.iter().for_each(|part| self.remove(now, *part));
+                removed.into_iter().for_each(|part| self.remove(now, part));
+                added.into_iter().for_each(|part| self.add(now, part));
             }
         }
     }
@@ -191,11 +190,11 @@ impl Publication {
             return;
         }
         self.paths.insert(part);
+        // The bits of a path that went and came back are still set. A new epoch stays due, because peers keep what they know of
+        // it, and its contents may be others now.
         if !self.stale.remove(&part) {
             self.added.insert(part);
             self.changed.get_or_insert(now);
-        } else if self.stale.is_empty() {
-            self.removed = None;
         }
     }
 

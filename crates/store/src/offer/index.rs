@@ -73,6 +73,8 @@ pub(super) struct OfferIndex {
     /// a limit cuts off the newest.
     unvouched: BTreeSet<(i64, HashPart)>,
     gone: Vec<HashPart>,
+    /// Paths that were offered, were registered anew since, and have a line.
+    registered_anew: Vec<HashPart>,
     /// Valid paths whose row cannot be read, with the store path if at least that is known.
     unreadable: HashMap<HashPart, Option<StorePath>>,
     /// References that were not here when the closures of their referrers were computed.
@@ -159,6 +161,7 @@ impl OfferIndex {
                 self.all_unknown |= is_other || entry.references != old.entry.references;
                 if old.entry.row != entry.row {
                     self.unvouched.remove(&(old.entry.row, part));
+                    self.registered_anew.extend(old.was_offered.then_some(part));
                 }
                 old.was_offered
             }
@@ -298,11 +301,15 @@ impl OfferIndex {
     /// The changes of the offer since the last call.
     pub(super) fn publish(&mut self) -> OfferChange {
         let mut change = OfferChange { added: Vec::new(), removed: Vec::new() };
-        for part in std::mem::take(&mut self.gone) {
-            if self.lines.get(&part).is_none_or(|line| !line.is_offered) {
+        // A path that went and came back, or was registered anew, may have other contents: it counts as removed and added.
+        for part in self.gone.drain(..) {
+            change.removed.push(part);
+        }
+        for part in self.registered_anew.drain(..) {
+            if let Some(line) = self.lines.get_mut(&part)
+                && std::mem::replace(&mut line.was_offered, false)
+            {
                 change.removed.push(part);
-            } else if let Some(line) = self.lines.get_mut(&part) {
-                line.was_offered = true;
             }
         }
         for (part, line) in &mut self.lines {

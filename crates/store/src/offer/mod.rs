@@ -43,7 +43,8 @@ pub struct OfferedPath {
     pub narinfo_text: Arc<[u8]>,
 }
 
-/// Changes of the offer since the last report.
+/// Changes of the offer since the last report. A path that was registered anew is in both lists, because its contents may be
+/// others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OfferChange {
     /// Paths that are now offered.
