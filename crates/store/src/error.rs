@@ -115,14 +115,8 @@ impl StoreError {
                         | ErrorCode::OperationInterrupted
                 )
             ),
-            Self::NixDaemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
             Self::Io { source, .. } => is_shortage(source),
-            Self::Unreadable { .. }
-            | Self::NotNix { .. }
-            | Self::BeyondNar { .. }
-            | Self::Row { .. }
-            | Self::NotRegistered { .. }
-            | Self::CopyFailed { .. } => false,
+            other => other.may_pass(),
         }
     }
 

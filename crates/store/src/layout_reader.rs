@@ -1,15 +1,15 @@
 //! Reads a NAR by its layout from any byte on, as long as all its files are those that the layout recorded.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat};
-use rustix::io::{Errno, pread};
+use rustix::fs::fstat;
+use rustix::io::Errno;
 
 use crate::file_identity::FileIdentity;
 use crate::layout::{Layout, Stretch};
-use crate::read_ahead::read_ahead;
+use crate::layout_files::LayoutFiles;
 
 /// Why reading by a layout stopped. Bytes already appended may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl From<Errno> for Unread {
 #[derive(Debug)]
 pub(crate) struct LayoutReader {
     layout: Arc<Layout>,
-    store: Arc<OwnedFd>,
+    files: LayoutFiles,
     /// Kept open as long as the reader lives: Nix's garbage collector treats it as a root.
     _root: OwnedFd,
     at: usize,
@@ -43,16 +43,10 @@ pub(crate) struct LayoutReader {
 
 impl LayoutReader {
     /// Starts reading at byte `offset` of the NAR.
-    pub(crate) fn open(
-        layout: Arc<Layout>,
-        store: Arc<OwnedFd>,
-        root: &std::ffi::CStr,
-        offset: u64,
-    ) -> Result<Self, Unread> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = openat(&store, root, flags, Mode::empty())?;
+    pub(crate) fn open(layout: Arc<Layout>, files: LayoutFiles, root: &CStr, offset: u64) -> Result<Self, Unread> {
+        let root = files.hold(root)?;
         let at = layout.find(offset);
-        Ok(Self { layout, store, _root: root, at, offset, file: None })
+        Ok(Self { layout, files, _root: root, at, offset, file: None })
     }
 
     /// Appends the next bytes until `out` has `target` bytes or the NAR ends.
@@ -61,8 +55,7 @@ impl LayoutReader {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
             match stretch {
                 Stretch::Seen { name, fingerprint } => {
-                    let stat = statat(&self.store, self.layout.name(name), AtFlags::SYMLINK_NOFOLLOW)?;
-                    if FileIdentity::of(&stat).fingerprint() != fingerprint {
+                    if self.files.identity(self.layout.name(name))?.fingerprint() != fingerprint {
                         return Err(Unread::NotAsSeen);
                     }
                 }
@@ -96,17 +89,7 @@ impl LayoutReader {
             None => self.open_file(name, fingerprint, end - begin)?,
         };
         let wanted = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(target - out.len());
-        out.reserve_exact(wanted);
-        let before = out.len();
-        let got = loop {
-            match pread(&file, spare_capacity(out), self.offset - begin) {
-                Err(Errno::INTR) => {}
-                got => break got?,
-            }
-        };
-        // The buffer may have more room than the file has bytes left.
-        let got = got.min(usize::try_from(end - self.offset).unwrap_or(usize::MAX));
-        out.truncate(before + got);
+        let got = self.files.read(&file, self.offset - begin, wanted, out)?;
         // If the file was written to since it was opened, the bytes just read may be wrong. Checked after each read, not
         // only at the end of the file: its metadata could have been restored by then.
         if got == 0 || FileIdentity::of(&fstat(&file)?) != identity {
@@ -118,16 +101,11 @@ impl LayoutReader {
     }
 
     fn open_file(&self, name: u32, fingerprint: u64, size_bytes: u64) -> Result<(OwnedFd, FileIdentity), Unread> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        // Kernels before 5.6 do not have `openat2` and refuse: there each tree is walked, and each
-        // whole NAR hashed, every time.
-        let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
+        let file = self.files.open(self.layout.name(name), size_bytes)?;
         let identity = FileIdentity::of(&fstat(&file)?);
         if identity.fingerprint() != fingerprint || identity.size_bytes() != size_bytes {
             return Err(Unread::NotAsSeen);
         }
-        read_ahead(&file, size_bytes);
         Ok((file, identity))
     }
 }

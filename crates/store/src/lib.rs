@@ -24,6 +24,7 @@ mod failed_copies;
 mod file_identity;
 mod known_copies;
 mod layout;
+mod layout_files;
 mod layout_reader;
 mod listing;
 mod location;

@@ -12,6 +12,7 @@
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::file_identity::FileIdentity;
 use crate::known_copies::{KnownCopies, KnownCopy};
+use crate::layout_files::{LayoutFiles, Waiting};
 use crate::layout_reader::{LayoutReader, Unread};
 use crate::nar_walk::{Stop, Walk};
 use crate::{CopyFault, PathInfo, StoreError, StoreLocation};
@@ -141,7 +142,8 @@ impl NarStream {
         let layout = known.get(&info.path.hash_part(), &registration);
         let by_layout = match layout.filter(|copy| copy.is_verified || first_byte > 0) {
             Some(KnownCopy { layout, is_verified }) => {
-                match LayoutReader::open(layout, Arc::clone(&store), &root_name, first_byte) {
+                let files = LayoutFiles::new(Arc::clone(&store), Waiting::Allowed);
+                match LayoutReader::open(layout, files, &root_name, first_byte) {
                     Ok(reader) => Some(Reader::Layout { reader, is_verified }),
                     // The walk will find out what is wrong.
                     Err(Unread::NotAsSeen | Unread::Refused(_)) => None,

@@ -302,28 +302,19 @@ impl NixStore {
         from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
     }
 
-    /// The whole NAR of at most `bytes_max` bytes, if it can be had without waiting for a disk or a lock: the row is in
+    /// The whole NAR, if it is small (64 KiB, 64 files) and can be had without waiting for a disk or a lock: the row is in
     /// memory, the copy is known to be right, and its files are in memory. `None` says nothing about the path: ask
     /// [`Self::find_nar`]. Takes some microseconds for each file.
-    pub fn read_nar_at_once(
-        &self,
-        part: &HashPart,
-        bytes_max: usize,
-        is_wanted: impl FnOnce(&PathInfo) -> bool,
-    ) -> Option<Vec<u8>> {
+    pub fn read_nar_at_once(&self, part: &HashPart, is_wanted: impl FnOnce(&PathInfo) -> bool) -> Option<Vec<u8>> {
         let (row, info) = self.registry.recall_path_info(part).filter(|(_, info)| is_wanted(info))?;
-        self.read_row_at_once(row, &info, bytes_max)
+        self.read_row_at_once(row, &info)
     }
 
     /// The same for a row that was just read.
-    pub(crate) fn read_row_at_once(&self, row: i64, info: &PathInfo, bytes_max: usize) -> Option<Vec<u8>> {
-        let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= bytes_max)?;
-        let (part, registration) = (info.path.hash_part(), Registration::of(row, info));
-        let known = self.known.get(&part, &registration).filter(|copy| copy.is_verified)?;
-        if self.failed.find_fault(&part, &registration).is_some() {
-            return None;
-        }
-        read_at_once(&known.layout, &self.location.real_dir, &info.path, size)
+    pub(crate) fn read_row_at_once(&self, row: i64, info: &PathInfo) -> Option<Vec<u8>> {
+        let known = self.known.get(&info.path.hash_part(), &Registration::of(row, info));
+        let layout = known.filter(|copy| copy.is_verified && self.find_fault(row, info).is_none())?.layout;
+        read_at_once(layout, &self.location.real_dir, &info.path, info.nar_size)
     }
 
     /// The current state of the rows, if nobody has to be waited for.

@@ -48,8 +48,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
-/// A NAR up to this size is read by the thread that serves its stream, if all of it is in memory.
-const AT_ONCE_BYTES_MAX: usize = 64 << 10;
 /// A body of what is coming in here ends when nothing has come for this long; its asker looks for others much sooner.
 const COMING_MAX: Duration = Duration::from_secs(60);
 
@@ -330,7 +328,7 @@ impl Uploads {
             return None;
         }
         let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size;
-        self.0.offer.read_nar_at_once(&hash_part, AT_ONCE_BYTES_MAX, is_wanted)
+        self.0.offer.read_nar_at_once(&hash_part, is_wanted)
     }
 
     fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<QueuedRequest> {

@@ -25,9 +25,6 @@ const READ_BYTES: usize = 256 << 10;
 /// bodies hold all the memory for larger ones. The gateway's 512 connections then hold some 64 MiB together: each has
 /// one buffer here, and up to 96 KiB in hyper.
 const FEW_BYTES: usize = 32 << 10;
-/// A NAR up to this size is read by the thread that serves the client, if all of it is in memory. Copying it takes some
-/// microseconds, which other clients of the thread wait for.
-const AT_ONCE_BYTES_MAX: usize = 64 << 10;
 
 /// How long a NAR waits for a locked store. Nix gets nothing meanwhile, and leaves after `stalled-download-timeout`, for
 /// which `init` prints 30 s.
@@ -50,7 +47,7 @@ impl OwnNars {
     /// damaged before the first byte goes out.
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Result<Option<NarBody>, NotNow> {
         let store = &self.shared.store;
-        if let Some(nar) = store.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, |info| is_wanted(&url, info)) {
+        if let Some(nar) = store.read_nar_at_once(&url.hash_part, |info| is_wanted(&url, info)) {
             return Ok(self.give(nar, first_byte));
         }
         let first = self.shared.own_reads.try_read(self.opens(url, first_byte, self.finds(url))).await?;
@@ -65,7 +62,7 @@ impl OwnNars {
 
     /// The same for what may leave this machine, which is decided anew.
     pub(super) async fn read_offered(&self, offer: Arc<Offer>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
-        if let Some(nar) = offer.read_nar_at_once(&url.hash_part, AT_ONCE_BYTES_MAX, |info| is_wanted(&url, info)) {
+        if let Some(nar) = offer.read_nar_at_once(&url.hash_part, |info| is_wanted(&url, info)) {
             return self.give(nar, first_byte);
         }
         let find = move |from: &dyn Fn(&PathInfo) -> Option<u64>| offer.find_nar(&url.hash_part, from);

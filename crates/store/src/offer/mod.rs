@@ -212,16 +212,11 @@ impl Offer {
         from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
     }
 
-    /// The whole NAR of at most `bytes_max` bytes, if a peer may have it now and it can be had without waiting:
+    /// The whole NAR, if a peer may have it now, it is small, and it can be had without waiting:
     /// [`NixStore::read_nar_at_once`] says what that takes. `None` says nothing about the path: ask [`Self::find_nar`].
-    pub fn read_nar_at_once(
-        &self,
-        part: &HashPart,
-        bytes_max: usize,
-        is_wanted: impl FnOnce(&PathInfo) -> bool,
-    ) -> Option<Vec<u8>> {
+    pub fn read_nar_at_once(&self, part: &HashPart, is_wanted: impl FnOnce(&PathInfo) -> bool) -> Option<Vec<u8>> {
         let Rendered { row, path, .. } = self.shared.recall(part).filter(|_| self.is_offered(part))?;
-        if is_wanted(&path.info) { self.shared.store.read_row_at_once(row, &path.info, bytes_max) } else { None }
+        if is_wanted(&path.info) { self.shared.store.read_row_at_once(row, &path.info) } else { None }
     }
 
     /// The contents of the path with this hash part, if a peer may have it now; checked as [`Self::find_offered`] does.

@@ -39,7 +39,7 @@ impl Shared {
         Ok(Some(rendered))
     }
 
-    /// What [`Self::look`] would return, if that is in memory and nobody has to be waited for.
+    /// What [`Self::recheck`] would return, if that is in memory and nobody has to be waited for.
     pub(super) fn recall(&self, part: &HashPart) -> Option<Rendered> {
         let number = self.rules().number;
         let stamp = self.store.read_stamp_at_once()?;

@@ -21,6 +21,9 @@ in rec {
   many = mk "many-1.0" ''
     mkdir -p $out; i=0; while [ $i -lt 2000 ]; do echo $i > $out/f$i; i=$((i+1)); done
   '' {};
+  hundred = mk "hundred-1.0" ''
+    mkdir -p $out; i=0; while [ $i -lt 100 ]; do echo $i > $out/f$i; i=$((i+1)); done
+  '' {};
   big = mk "big-1.0" ''
     mkdir -p $out; i=0
     while [ $i -lt 3 ]; do

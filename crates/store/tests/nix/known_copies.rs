@@ -36,36 +36,38 @@ fn small_nar_is_read_at_once_while_its_copy_is_known_and_unchanged() {
     wait_until_settled(&real);
     let store = nix.open();
     let info = info(&store, &path.hash_part());
-    let size = usize::try_from(info.nar_size).unwrap();
-    let at_once = |bytes_max, is_wanted| store.read_nar_at_once(&path.hash_part(), bytes_max, |_| is_wanted);
-    assert!(at_once(size, true).is_none(), "nothing is known of the copy");
+    let at_once = |is_wanted| store.read_nar_at_once(&path.hash_part(), |_| is_wanted);
+    assert!(at_once(true).is_none(), "nothing is known of the copy");
     let nar = whole(&store, &info);
     let read = || {
         // Another file system than tmpfs may need its contents in memory first.
         whole(&store, &info);
-        at_once(size, true)
+        at_once(true)
     };
     assert!(read().is_some_and(|read| read == nar));
-    assert!(at_once(size - 1, true).is_none(), "it is too large");
-    assert!(at_once(size, false).is_none(), "it is not the one asked for");
+    assert!(at_once(false).is_none(), "it is not the one asked for");
     let file = real.join("lib/seven");
     make_writable(&real.join("lib"));
     assert!(Command::new("touch").args(["-d", "@5"]).arg(&file).status().unwrap().success());
-    assert!(at_once(size, true).is_none(), "a file has changed");
+    assert!(at_once(true).is_none(), "a file has changed");
     whole(&store, &info);
     fs::rename(&file, file.with_extension("moved")).unwrap();
     std::os::unix::fs::symlink(file.with_extension("moved"), &file).unwrap();
-    assert!(at_once(size, true).is_none(), "a link is in the place of a file");
+    assert!(at_once(true).is_none(), "a link is in the place of a file");
 }
 
 #[test]
-fn nar_of_many_files_is_never_read_at_once() {
+fn nar_of_many_files_or_bytes_is_never_read_at_once() {
     let nix = TestNix::new(Kind::Relocated);
-    let path = nix.build("many");
-    wait_until_settled(&nix.location.real_path(&path));
-    let store = nix.open();
-    whole(&store, &info(&store, &path.hash_part()));
-    assert!(store.read_nar_at_once(&path.hash_part(), usize::MAX, |_| true).is_none());
+    for (name, is_small) in [("hundred", true), ("big", false)] {
+        let path = nix.build(name);
+        wait_until_settled(&nix.location.real_path(&path));
+        let store = nix.open();
+        let info = info(&store, &path.hash_part());
+        assert_eq!(info.nar_size <= 64 << 10, is_small, "{name}");
+        whole(&store, &info);
+        assert!(store.read_nar_at_once(&path.hash_part(), |_| true).is_none(), "{name}");
+    }
 }
 
 #[test]
