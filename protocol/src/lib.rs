@@ -9,6 +9,7 @@
 
 mod attestation;
 pub mod attestation_file;
+pub mod circle;
 pub mod codec;
 mod content_address;
 mod content_verifier;

@@ -11,9 +11,11 @@ use hyper::header::{
     ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 
+use narmesh_protocol::circle;
+
 use crate::store_files::Busy;
 
-static NARMESH_CIRCLE: HeaderName = HeaderName::from_static("narmesh-circle");
+static NARMESH_CIRCLE: HeaderName = HeaderName::from_static(circle::CIRCLE);
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Why a request was not served. No variant becomes a 5xx, because that makes Nix drop the substituter for

@@ -15,7 +15,7 @@ use hyper::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE, TRANSFER_ENCODING,
 };
 use hyper::{HeaderMap, Method, StatusCode};
-use narmesh_protocol::{HashPart, NarUrl, RealisationId};
+use narmesh_protocol::{HashPart, NarUrl, RealisationId, circle};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
@@ -36,9 +36,9 @@ type Head = hyper::http::request::Parts;
 pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
 const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
 /// For whom another daemon asks.
-static NARMESH_VIA: HeaderName = HeaderName::from_static("narmesh-via");
+static NARMESH_VIA: HeaderName = HeaderName::from_static(circle::VIA);
 /// Who answers another daemon.
-static NARMESH_ID: HeaderName = HeaderName::from_static("narmesh-id");
+static NARMESH_ID: HeaderName = HeaderName::from_static(circle::ID);
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const REALISATION_TYPE: HeaderValue = HeaderValue::from_static("application/json");
@@ -109,8 +109,8 @@ impl<S: Substituter> Endpoint<S> {
         if !is_read {
             return Err(GatewayError::MethodNotAllowed);
         }
-        if let Some(via) = via_of(head)
-            && self.substituter.hear_of_chain(path_of(&target).as_ref(), via).is_some_and(|(_, is_circle)| is_circle)
+        if let (Some(via), Some(part)) = (via_of(head), path_of(&target))
+            && self.substituter.is_circle(&part, via)
         {
             return Err(GatewayError::Circle);
         }
@@ -155,7 +155,7 @@ impl<S: Substituter> Endpoint<S> {
         if matches!(error, Some(ForeignHost | WebPage | NoToken | TooManyTries)) {
             return None;
         }
-        self.substituter.hear_of_chain(None, via_of(head)?).map(|(id, _)| id)
+        via_of(head).and_then(|_| self.substituter.process_id())
     }
 
     /// Refuses a request without a token that counts, where one is needed.

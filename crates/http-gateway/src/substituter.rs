@@ -63,11 +63,15 @@ pub trait Substituter: Send + Sync + 'static {
         path: EntryPath,
     ) -> impl Future<Output = Result<Option<StoreEntry>, Busy>> + Send;
 
-    /// Hears of a request of another daemon, with the ids of those for whom it is made (see `narmesh_upstream::Chains`), and for
-    /// a file of the path `part`, if of any. Returns the id of this daemon, and whether nobody is to be asked because the
-    /// request comes round in a circle; `None` if daemons have no ids here. From memory.
-    fn hear_of_chain(&self, _part: Option<&HashPart>, _via: &str) -> Option<(String, bool)> {
+    /// The id of this process among daemons that are each other's caches; `None` if they have none here.
+    fn process_id(&self) -> Option<String> {
         None
+    }
+
+    /// Hears that a request for the path `part` came with this [`VIA`](narmesh_protocol::circle::VIA). Returns whether nobody
+    /// is to be asked for it, because it comes round in a circle. From memory.
+    fn is_circle(&self, _part: &HashPart, _via: &str) -> bool {
+        false
     }
 
     /// Whether bodies have to wait for memory. Then clients that do not read what waits for them lose their connections

@@ -57,14 +57,6 @@ impl Default for Chains {
 }
 
 impl Chains {
-    /// The header of a request that names by whom and for whom it is made, the first one first: ids in hexadecimal with
-    /// commas between them.
-    pub const VIA: &str = "narmesh-via";
-    /// The header of an answer that names who gave it. Only who sends [`Self::VIA`] is told.
-    pub const ID: &str = "narmesh-id";
-    /// The header of an answer that says that nobody was asked, because the request comes round in a circle.
-    pub const CIRCLE: &str = "narmesh-circle";
-
     /// The id of this process, in hexadecimal.
     pub fn own_id(&self) -> String {
         self.0.own.to_string()
@@ -75,7 +67,7 @@ impl Chains {
         ProcessId::parse(id) == Some(self.0.own)
     }
 
-    /// Notes that a request for this path came with that [`Self::VIA`], so that what is asked of caches for it names them,
+    /// Notes that a request for this path came with that [`VIA`](narmesh_protocol::circle::VIA), so that what is asked of caches for it names them,
     /// too. Returns whether nobody is to be asked for it, because this process stands in that chain or it is too long.
     /// What is no list of ids is ignored.
     pub fn is_circle(&self, part: &HashPart, via: &str) -> bool {
@@ -95,7 +87,7 @@ impl Chains {
         false
     }
 
-    /// The [`Self::VIA`] of a request for a file of this path, or of none.
+    /// The [`VIA`](narmesh_protocol::circle::VIA) of a request for a file of this path, or of none.
     pub(crate) fn via(&self, part: Option<&HashPart>) -> String {
         let asking = self.0.asking.lock();
         let known = part.and_then(|part| asking.get(part)).filter(|(_, at)| at.elapsed() < ASKING_FOR);

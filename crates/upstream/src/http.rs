@@ -6,7 +6,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::reach::{Proxied, is_public_address, public_by_name};
 use crate::settings::{Credentials, ProxyChoice, UpstreamSettings};
 use data_encoding::BASE64;
-use narmesh_protocol::HashPart;
+use narmesh_protocol::{HashPart, circle};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -99,11 +99,11 @@ impl Http {
 
     /// An answer of this very process is none, nor one of a daemon that would have to ask us.
     fn refuse_circle(&self, response: &Response) -> Result<(), Failure> {
-        let id = response.headers().get(Chains::ID).and_then(|id| id.to_str().ok());
+        let id = response.headers().get(circle::ID).and_then(|id| id.to_str().ok());
         if id.is_some_and(|id| self.chains.is_own(id)) {
             return Err(Failure::new(FailureKind::LeadsBack, "its url leads back to this gateway"));
         }
-        if response.headers().contains_key(Chains::CIRCLE) {
+        if response.headers().contains_key(circle::CIRCLE) {
             return Err(Failure::new(FailureKind::Circle, "it asks this gateway itself"));
         }
         Ok(())
@@ -123,7 +123,7 @@ impl Http {
                     headers.insert(AUTHORIZATION, authorization.clone());
                 }
                 if let Ok(via) = HeaderValue::from_str(via) {
-                    headers.insert(Chains::VIA, via);
+                    headers.insert(circle::VIA, via);
                 }
             }
             client.get(url.clone()).headers(headers).build().map_err(|error| Failure::of_error(&error))

@@ -13,7 +13,7 @@ use crate::nar_body::{BodyObserver, Contents, FileEnd, NarBody, Packed, body_of,
 use crate::received::Received;
 use crate::settings::{Place, UpstreamSettings};
 use futures::StreamExt as _;
-use narmesh_protocol::{HashPart, NarInfo, Realisation, RealisationId};
+use narmesh_protocol::{HashPart, NarInfo, Realisation, RealisationId, circle};
 use parking_lot::Mutex;
 use reqwest::StatusCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -247,7 +247,7 @@ impl Upstream {
             Transport::Directory(directory) => (directory.read("nix-cache-info", CACHE_INFO_BYTES_MAX).await?, None),
             Transport::Http(http) => {
                 let response = http.get("nix-cache-info", None, 0, Purpose::Text).await?;
-                let id = response.headers().get(Chains::ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+                let id = response.headers().get(circle::ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
                 (text_of(response, "nix-cache-info", CACHE_INFO_BYTES_MAX).await?, id)
             }
         };

@@ -130,11 +130,14 @@ impl Substituter for GatewaySubstituter {
         }
     }
 
-    fn hear_of_chain(&self, part: Option<&HashPart>, via: &str) -> Option<(String, bool)> {
-        let chains = self.upstreams.chains();
+    fn process_id(&self) -> Option<String> {
+        Some(self.upstreams.chains().own_id())
+    }
+
+    fn is_circle(&self, part: &HashPart, via: &str) -> bool {
         // What our own store has is given to everybody whom this listener gives it.
-        let asks_others = part.filter(|part| self.source(part) == Source::Resolver && !self.store().contains(part));
-        Some((chains.own_id(), asks_others.is_some_and(|part| chains.is_circle(part, via))))
+        let asks_others = self.source(part) == Source::Resolver && !self.store().contains(part);
+        asks_others && self.upstreams.chains().is_circle(part, via)
     }
 
     fn is_short_of_memory(&self) -> bool {
