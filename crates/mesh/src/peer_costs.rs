@@ -30,6 +30,7 @@ const ATTESTATION_BYTES: usize = 100;
 /// Bytes that one peer can make us hold, and that all of them share.
 fn sums() -> (usize, usize) {
     let (control_unread, bulk_unasked, unasked_per_minute) = transport::unread_bytes_max();
+    let (control_buffers, bulk_buffers) = transport::buffer_bytes();
     let whole = |number: u64| usize::try_from(number).unwrap();
     let streams = GOSSIP_STREAMS_MAX + NARINFO_STREAMS_MAX + TREE_STREAMS_MAX + QUORUM_STREAMS_MAX;
     let requests = GOSSIP_STREAMS_MAX * GossipRequest::BYTES_MAX
@@ -51,6 +52,7 @@ fn sums() -> (usize, usize) {
         NARINFO_STREAMS_MAX * codec::SMALL_BYTES,
         CONTROL_CONNECTIONS * control_unread,
         2 * PER_SIDE_MAX * bulk_unasked,
+        CONTROL_CONNECTIONS * control_buffers + 2 * PER_SIDE_MAX * bulk_buffers,
     ];
     // Four protocols have replies that are long.
     let shared = PULLS_IN_FLIGHT_MAX * Summary::BYTES_MAX + 4 * codec::LARGE_BYTES_MAX;

@@ -116,3 +116,11 @@ pub(crate) fn unread_bytes_max() -> (usize, usize, u64) {
         per_minute.burst + 60 * per_minute.per_s,
     )
 }
+
+/// What is gathered of the bytes of one connection before they are sent, and what is read of it at once: of a control
+/// connection, and of a bulk connection.
+#[cfg(test)]
+pub(crate) fn buffer_bytes() -> (usize, usize) {
+    let of = |bounds: multiplexer::Bounds| READ_BYTES + bounds.leave_together_bytes;
+    (of(multiplexer::Bounds::CONTROL), of(multiplexer::Bounds::BULK))
+}

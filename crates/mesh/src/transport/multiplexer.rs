@@ -50,7 +50,7 @@ pub(super) struct Bounds {
     /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
     unasked_bytes: Bucket,
     /// Frames that together are no longer than this leave together; a longer one goes straight through.
-    leave_together_bytes: usize,
+    pub(super) leave_together_bytes: usize,
 }
 
 impl Bounds {
