@@ -54,14 +54,20 @@ fn use_rollback_journal(node: &TestNode) {
     assert_eq!(journal.expect_success("sqlite3"), "delete");
 }
 
-#[test]
-fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
-    let mesh = TestMesh::new();
+/// A machine with `app` and `small` whose database locks readers out, and one that has heard of them.
+fn start_with_rollback_journal(mesh: &TestMesh) -> ([TestNode; 2], [String; 2]) {
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
-    let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
+    let paths = ["app", "small"].map(|attribute| a.store.build_one(attribute));
     use_rollback_journal(&a);
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
+    ([a, b], paths)
+}
+
+#[test]
+fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
+    let mesh = TestMesh::new();
+    let ([a, b], [app, small]) = start_with_rollback_journal(&mesh);
     let known = b.wait_narinfo(&small);
     let lock = Lock::take(&nix_database(&a));
     let locked = Instant::now();
@@ -95,18 +101,14 @@ fn ask_aside(gateway: SocketAddr, url: String) -> JoinHandle<(String, u16, Insta
 #[test]
 fn what_only_a_locked_nix_database_knows_is_waited_for_and_not_absent() {
     let mesh = TestMesh::new();
-    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
-    let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
-    use_rollback_journal(&a);
-    TestMesh::start_all(&mut [&mut a, &mut b]);
-    a.wait_all_advertised(&[&b]);
+    let ([mut a, _b], [app, small]) = start_with_rollback_journal(&mesh);
     let nar = a.wait_narinfo(&small).url;
     let lock = Lock::take(&nix_database(&a));
     let locked = Instant::now();
     // As whoever has written since: rows in memory do not count any more.
     let database = OpenOptions::new().write(true).open(nix_database(&a)).unwrap();
     database.set_modified(SystemTime::now()).unwrap();
-    thread::sleep(Duration::from_secs(1));
+    a.wait_logged(&["warn", "database is locked"]);
     let part = hash_part(&app);
     // The narinfo of the NAR is in memory. A lookup may take 10 s, and the lock is felt by now.
     let urls = [nar, format!("/{part}.narinfo"), format!("/{part}.ls"), format!("/serve/{part}/")];
