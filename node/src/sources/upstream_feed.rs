@@ -78,7 +78,7 @@ impl UpstreamFeed {
         Self { under_way: UnderWay { source, since: Instant::now() }, wanted, state }
     }
 
-    pub(super) fn source(&self) -> &Source {
+    pub(super) fn source(&self) -> &Arc<Source> {
         &self.under_way.source
     }
 
@@ -90,15 +90,11 @@ impl UpstreamFeed {
     async fn ask_now(&mut self) -> Result<(), Failure> {
         match self.ask().await {
             Err(failure) if failure.kind == FailureKind::RateLimited => {
-                self.state = later(self.source_arc());
+                self.state = later(self.source());
                 Ok(())
             }
             asked => asked,
         }
-    }
-
-    fn source_arc(&self) -> &Arc<Source> {
-        &self.under_way.source
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
@@ -147,7 +143,7 @@ impl UpstreamFeed {
         let location = location.clone();
         match self.open(&location, memory).await {
             Err(failure) if failure.kind == FailureKind::RateLimited => {
-                (self.state, self.under_way.since) = (later(self.source_arc()), Instant::now());
+                (self.state, self.under_way.since) = (later(self.source()), Instant::now());
             }
             opened => opened.map_err(io::Error::other)?,
         }

@@ -178,9 +178,8 @@ impl Roster {
     pub(super) fn fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Vec<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
         let mut fresh: Vec<_> = fresh.map(|(source, _)| (*source, line(source))).collect();
-        let caches: Vec<_> =
-            fresh.iter().filter(|(source, _)| source.peer().is_none() && !self.is_suspect(source)).collect();
-        let caches: Vec<Line> = caches.into_iter().map(|(_, line)| *line).collect();
+        let is_cache = |source: &SourceId| source.peer().is_none() && !self.is_suspect(source);
+        let caches: Vec<_> = fresh.iter().filter(|(source, _)| is_cache(source)).map(|(_, line)| *line).collect();
         // Equals keep their order, so the order of the roster counts.
         fresh.sort_by_cached_key(|(source, line)| {
             let is_upstream = source.peer().is_none();
