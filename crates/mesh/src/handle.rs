@@ -2,6 +2,7 @@
 
 use super::attestation_link::{ExchangeLink, ExchangeMessage};
 use super::config::MeshConfig;
+use super::first_words::FirstWords;
 use super::nar_client::NarPool;
 use super::statistics::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
@@ -116,6 +117,7 @@ pub struct MeshHandle {
     pub(super) exchange: ExchangeLink,
     pub(super) asks: AskSlots,
     pub(super) tree_asks: AskSlots,
+    pub(super) first_words: Arc<FirstWords>,
 }
 
 impl std::fmt::Debug for MeshHandle {
@@ -128,6 +130,11 @@ impl MeshHandle {
     /// Who may hold what; can be read without asking the driver.
     pub fn table(&self) -> &Arc<FilterTable> {
         &self.table
+    }
+
+    /// Whether we started a moment ago and have not heard all peers yet: what no filter claims may still be claimed.
+    pub fn awaits_first_words(&self) -> bool {
+        self.first_words.are_awaited()
     }
 
     /// Counters of each peer.

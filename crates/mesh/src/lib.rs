@@ -30,6 +30,7 @@ mod connection_rule;
 mod dead_connections;
 mod dialer;
 mod driver;
+mod first_words;
 mod framing;
 mod handle;
 mod handshake_limits;

@@ -232,6 +232,11 @@ pub trait Sources: Send + Sync + 'static {
     /// Whether any source claims this path. From memory, and quicker than [`Self::candidates`].
     fn is_claimed(&self, part: &HashPart) -> bool;
 
+    /// Whether we started a moment ago and a source may still tell us for the first time what it has. From memory.
+    fn are_gathering(&self) -> bool {
+        false
+    }
+
     /// The current epoch of this source's summary, if it has one. From memory.
     fn summary_epoch(&self, source: &SourceId) -> Option<u64>;
 

@@ -54,6 +54,10 @@ impl MeshSources {
         !self.mesh.table().peek_candidates(part).is_empty()
     }
 
+    pub(super) fn are_gathering(&self) -> bool {
+        self.mesh.awaits_first_words()
+    }
+
     pub(super) fn summary_epoch(&self, source: &PeerId) -> Option<u64> {
         self.mesh.statistics().summary_epoch(source)
     }

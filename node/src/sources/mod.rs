@@ -96,6 +96,10 @@ impl Sources for AllSources {
         self.mesh.is_claimed(part) || self.upstreams.may_any_have(part)
     }
 
+    fn are_gathering(&self) -> bool {
+        self.mesh.are_gathering()
+    }
+
     fn summary_epoch(&self, source: &SourceId) -> Option<u64> {
         match source {
             SourceId::Peer(peer) => self.mesh.summary_epoch(peer),

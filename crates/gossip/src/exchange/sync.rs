@@ -196,6 +196,9 @@ impl Syncs {
                 }
                 self.receive_own(cx, pulls, from, yours);
                 receive_news(cx, pulls, from, &news);
+                if let Some(entry) = cx.peers.get_mut(&from) {
+                    entry.on_compared();
+                }
             }
             Some(GossipReply::StoreDirDiffers { store_dir }) => {
                 cx.connections.note_heard(&from);

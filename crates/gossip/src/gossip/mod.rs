@@ -199,6 +199,12 @@ impl Gossip {
         peers.iter().map(|(peer, entry)| entry.view(*peer, connections.contains(peer)))
     }
 
+    /// Whether every peer of the allowlist was heard of in this run, as far as it can be: there is nobody whose summary is
+    /// missing, or is only remembered from before a restart.
+    pub fn has_heard_all(&self) -> bool {
+        self.context.peers.iter().all(|(_, entry)| entry.is_heard())
+    }
+
     /// The announcement that proves the summary that we hold of this peer, and when it was first accepted (wall clock,
     /// milliseconds since 1970). `None` when we hold none.
     pub fn held_proof(&self, owner: &PeerId) -> Option<(&Arc<Envelope>, u64)> {

@@ -219,6 +219,12 @@ impl Entry {
         self.held.as_ref().is_some_and(|held| held.remembered && newest > Some(held.generation()))
     }
 
+    /// Whether we know in this run what this peer has, or can learn nothing of it.
+    pub(crate) fn is_heard(&self) -> bool {
+        let is_useless = self.store_dir_differs.is_some() || self.conduct.is_set_aside();
+        is_useless || self.held.as_ref().is_some_and(|held| !held.remembered)
+    }
+
     /// Whether this peer was in the audience of the last body held.
     pub(crate) fn admits(&self, peer: &PeerId) -> bool {
         self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
@@ -298,6 +304,14 @@ impl Entry {
             // The owner may have removed a peer from its audience since: do not tell that peer more because of this older
             // body.
             None => self.audience = audience_before,
+        }
+    }
+
+    /// Notes that this peer itself has seen what we hold of it, and had nothing newer than what we know now.
+    pub(crate) fn on_compared(&mut self) {
+        let newest = self.newest.as_ref().map(|newest| newest.announcement().generation);
+        if let Some(held) = self.held.as_mut().filter(|held| Some(held.generation()) == newest) {
+            held.remembered = false;
         }
     }
 

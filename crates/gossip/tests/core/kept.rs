@@ -85,6 +85,23 @@ fn a_kept_summary_is_used_before_anyone_is_connected() {
 }
 
 #[test]
+fn only_its_owner_confirms_a_kept_summary() {
+    let forged = Forged::new(OWNER, 3, &parts(0..20));
+    let mut lone = started(&[&forged], WALL_MS + 60_000);
+    restore(&mut lone, &kept(&forged)).unwrap();
+    lone.core.restore(lone.now, peer(OTHER), &kept(&Forged::new(OTHER, 3, &parts(0..20)))).unwrap();
+    let is_remembered = |lone: &Lone, number| {
+        lone.core.peers().find(|view| view.peer == peer(number)).unwrap().summary.unwrap().remembered
+    };
+    assert!(!lone.core.has_heard_all());
+    greet(&mut lone, OTHER, &[]);
+    assert!(is_remembered(&lone, OWNER) && !is_remembered(&lone, OTHER));
+    // It says nothing new, so what we hold is its newest.
+    greet(&mut lone, OWNER, &[]);
+    assert!(!is_remembered(&lone, OWNER) && lone.core.has_heard_all());
+}
+
+#[test]
 fn only_the_rest_of_the_lifetime_is_left_and_repeats_do_not_renew_it() {
     let forged = Forged::new(OWNER, 0, &parts(0..20));
     let age_ms = LIFETIME_MS - 100_000;

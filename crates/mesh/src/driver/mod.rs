@@ -34,6 +34,7 @@ use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
 use super::connection_rates::ConnectionRates;
+use super::first_words::FirstWords;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
 use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
@@ -113,6 +114,7 @@ pub struct Mesh {
     attestations: Attestations,
     /// Missing when summaries cannot be kept.
     summaries: Option<SummaryWriter>,
+    first_words: Arc<FirstWords>,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -141,6 +143,7 @@ impl Mesh {
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (asks_to_dial, asks) = mpsc::channel(COMMANDS_MAX);
         let nars = NarPool::new(bulk.clone());
+        let first_words = Arc::new(FirstWords::new());
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),
@@ -149,6 +152,7 @@ impl Mesh {
             exchange: exchange.link.clone(),
             asks: Arc::default(),
             tree_asks: Arc::default(),
+            first_words: Arc::clone(&first_words),
         };
         let blame = Blame(handle.commands.clone());
         let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
@@ -172,6 +176,7 @@ impl Mesh {
             nars,
             attestations: Attestations::new(exchange, offer),
             summaries: None,
+            first_words,
         };
         mesh.reconfigure(config);
         // Before anybody can ask, so that the table answers from the first question on.
@@ -418,6 +423,9 @@ impl Mesh {
             outputs.into_iter().for_each(|output| self.perform_one(output));
         }
         self.dials.tell_handshake_limits(&mut self.context);
+        if self.first_words.are_awaited() && self.context.gossip.has_heard_all() {
+            self.first_words.end();
+        }
     }
 
     fn perform_one(&mut self, output: Output) {

@@ -56,6 +56,8 @@ const WAITED_MIN: Duration = Duration::from_millis(50);
 
 /// While the deadline is put off, lines are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// While sources are gathering after our start, what nobody claims is looked up again this often.
+const GATHERING_LOOK: Duration = Duration::from_millis(10);
 /// A line is in use if something came in on it within this time.
 const IN_USE: Duration = Duration::from_secs(2);
 
@@ -206,6 +208,10 @@ impl Asking {
                 let new: Vec<_> = ranked.filter(|candidate| known.insert(candidate.source)).collect();
                 if second.is_none() && !new.is_empty() {
                     candidates = new.into_iter();
+                    continue;
+                }
+                if second.is_none() && self.shared.sources.are_gathering() && Instant::now() < patience.until_max {
+                    tokio::time::sleep(GATHERING_LOOK).await;
                     continue;
                 }
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));

@@ -157,6 +157,9 @@ impl NarInfos {
             return InMemory::Known(GivenNarInfo { rendered: own.rendered, is_own: true });
         }
         if !self.shared.sources.look_up(&part) {
+            if self.shared.sources.are_gathering() {
+                return InMemory::Unknown;
+            }
             self.shared.lookup_log.note_at_once(part, AtOnce::NotClaimed);
             return InMemory::Absent;
         }

@@ -335,7 +335,9 @@ impl Transfer {
                     if !self.is_closed {
                         self.roster.add(self.context.candidates(&self.url));
                     }
-                    if self.roster.len() == before {
+                    // While sources are gathering, `step` comes back here at the next look.
+                    let may_more_come = !self.is_closed && self.context.sources.are_gathering();
+                    if self.roster.len() == before && !may_more_come {
                         return Some(Step::Gone);
                     }
                 }
