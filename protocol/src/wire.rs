@@ -1,7 +1,10 @@
 //! The messages that peers send each other, and the size limit of each. `docs/protocol.md` describes their bytes.
 
 use crate::codec::{self, CodecError};
-use crate::{AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Summary, SummaryDelta};
+use crate::{
+    AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, RosterVersion, SignedRoster, Summary,
+    SummaryDelta,
+};
 
 /// Gossipsub topic of the announcements.
 pub const ANNOUNCE_TOPIC: &str = "/narmesh/1/announce";
@@ -20,6 +23,12 @@ pub const TREE_LEAVES_MAX: usize = 8_192;
 pub const TREE_PROTOCOL: &str = "/narmesh/1/tree";
 /// Request-response protocol of [`DialRequest`].
 pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
+
+/// Request-response protocol of [`RosterRequest`].
+pub const ROSTER_PROTOCOL: &str = "/narmesh/1/roster";
+/// Multiplexer of a connection on which a machine that is no member yet sends one [`JoinRequest`]. A node speaks it only while
+/// an invitation of its is open.
+pub const JOIN_PROTOCOL: &str = "/narmesh/1/join";
 
 /// Declares a message's size limit and its two codec methods.
 macro_rules! message {
@@ -189,6 +198,69 @@ pub enum TreeReply {
     Busy,
 }
 message!(TreeReply, TREE_LEAVES_MAX * 32 + 128);
+
+/// Request of `/narmesh/1/roster`: compares which roster of a mesh two members have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct RosterRequest {
+    /// The bytes of the mesh key.
+    pub mesh: [u8; 32],
+    /// The roster that the asker has; version 0 for none.
+    pub have: RosterVersion,
+}
+message!(RosterRequest, 128);
+
+/// Answers of `/narmesh/1/roster`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum RosterReply {
+    /// The answerer has no roster of this mesh on which the asker is.
+    Absent,
+    /// It has the same one.
+    Same,
+    /// It has a newer one: the bytes of a [`SignedRoster`].
+    Newer(Vec<u8>),
+    /// It has an older one, and asks in turn.
+    Older,
+    /// The asker sent too many requests; it may ask again.
+    Busy,
+}
+message!(RosterReply, SignedRoster::BYTES_MAX + 64);
+
+/// Request of `/narmesh/1/join`, the only one on its stream.
+#[derive(Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct JoinRequest {
+    /// The secret of the invitation. The connection proves to both sides who the other is, so it goes to the inviter alone.
+    pub secret: [u8; 16],
+    /// The name that the asker would like to have.
+    pub name: String,
+    /// Its builder key in Nix's text form, if it has one.
+    pub builder_key: Option<String>,
+    /// Where it may be dialled, as multiaddrs.
+    pub addresses: Vec<String>,
+}
+message!(JoinRequest, 4 << 10);
+
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Answers of `/narmesh/1/join`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum JoinReply {
+    /// The asker is a member now: the bytes of a [`SignedRoster`].
+    Welcome(Vec<u8>),
+    /// No open invitation has this secret. Wrong, used up and over look the same.
+    Refused,
+    /// The invitation is good, and what the asker says of itself is not.
+    Unfit {
+        /// Why, in words.
+        why: String,
+    },
+    /// The inviter cannot sign now; the asker may come again.
+    NotNow,
+}
+message!(JoinReply, SignedRoster::BYTES_MAX + 64);
 
 /// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

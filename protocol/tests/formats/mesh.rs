@@ -3,12 +3,13 @@
 use libp2p_identity::Keypair;
 use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest,
-    Referral, Sync, TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, NarInfoReply, NarInfoRequest,
+    NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
-    NixSecretKey, Statement, StoreDir, StorePath, Summary, SummaryDelta, SummaryError, attestation_file,
+    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, Member,
+    MemberRole, NarHash, NixSecretKey, Roster, RosterVersion, SignedRoster, Statement, StoreDir, StorePath, Summary,
+    SummaryDelta, SummaryError, attestation_file,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -158,6 +159,37 @@ fn trees_have_the_bytes_in_the_documentation() {
     assert_eq!(hex(&reply[..108]), format!("02000000{signature}2100000000000000{first}"));
 }
 
+/// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
+const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
+const SIGNATURE: &str = "6f29a6eb28880afa3bb34a674493c3a53ff2ba0642e03669d0ebae0bc44bd39a681dd83d2223716f0274826fcf2ad822bc8e7ed559a760dca690533998f34605";
+const DIGEST: &str = "99772002f1ae1fe7cd3e6f3415c7d731c81065979e964714e222e2f9436bb5c6";
+
+/// The same of a roster with one member.
+#[test]
+fn rosters_have_the_bytes_in_the_documentation() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let key = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
+    let member = Member {
+        node_key: std::array::from_fn(|at| at as u8),
+        name: "box".to_owned(),
+        role: MemberRole::Builder,
+        builder_key: None,
+        ephemeral_s: 0,
+        addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
+    };
+    let roster = Roster { version: 1, issued_at_ms: 1_800_000_000_000, members: vec![member] };
+    let signed = SignedRoster::sign(&key, roster).unwrap();
+    let bytes = signed.as_bytes();
+    let payload = "010000000000000000505c18a30100000100000000000000\
+        000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
+        0300000000000000626f7801000000000000000001000000000000001700000000000000\
+        2f6970342f3139322e302e322e312f7463702f37323830";
+    assert_eq!(hex(&bytes[97..]), payload);
+    assert_eq!(hex(&bytes[1..97]), format!("{}{}", MESH_KEY, SIGNATURE));
+    let request = RosterRequest { mesh: key.public().bytes(), have: signed.version() };
+    assert_eq!(hex(&request.encode().unwrap()), format!("{MESH_KEY}0100000000000000{DIGEST}"));
+}
+
 proptest! {
     #[test]
     fn messages_survive_a_round_trip(
@@ -193,6 +225,22 @@ proptest! {
         let tree = TreeReply::Tree { signature: [part[0]; 64], leaves: vec![hash; text_bytes] };
         for reply in [TreeReply::Absent, TreeReply::NotYet, tree, TreeReply::Busy] {
             assert_comes_back!(TreeReply, reply);
+        }
+        let have = RosterVersion { version: numbers.0, digest: hash };
+        assert_comes_back!(RosterRequest, RosterRequest { mesh: hash, have });
+        let bytes = part.to_vec();
+        for reply in [
+            RosterReply::Absent, RosterReply::Same, RosterReply::Newer(bytes.clone()), RosterReply::Older, RosterReply::Busy,
+        ] {
+            assert_comes_back!(RosterReply, reply);
+        }
+        let words = || "x".repeat(text_bytes);
+        let secret = std::array::from_fn(|at| part[at]);
+        let join = JoinRequest { secret, name: words(), builder_key: flag.then(words), addresses: vec![words()] };
+        assert_comes_back!(JoinRequest, join);
+        let unfit = JoinReply::Unfit { why: words() };
+        for reply in [JoinReply::Welcome(bytes), JoinReply::Refused, unfit, JoinReply::NotNow] {
+            assert_comes_back!(JoinReply, reply);
         }
         assert_comes_back!(DialRequest, DialRequest::Bulk);
         for reply in [DialReply::Dialling, DialReply::NotNow] {
@@ -245,6 +293,10 @@ proptest! {
         assert_one_spelling!(NarReply, &bytes);
         assert_one_spelling!(TreeRequest, &bytes);
         assert_one_spelling!(TreeReply, &bytes);
+        assert_one_spelling!(RosterRequest, &bytes);
+        assert_one_spelling!(RosterReply, &bytes);
+        assert_one_spelling!(JoinRequest, &bytes);
+        assert_one_spelling!(JoinReply, &bytes);
         assert_one_spelling!(DialRequest, &bytes);
         assert_one_spelling!(DialReply, &bytes);
         assert_one_spelling!(Summary, &bytes);

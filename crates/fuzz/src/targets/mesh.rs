@@ -5,12 +5,12 @@ use crate::memory::MemoryBound;
 use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest,
-    Referral, Sync, TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, NarInfoReply, NarInfoRequest,
+    NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, NarHash, Summary, SummaryDelta,
-    SummaryError,
+    Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Member, MemberRole, NarHash,
+    NixSecretKey, Roster, RosterVersion, SignedRoster, Summary, SummaryDelta, SummaryError,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -54,7 +54,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 14] = [
+pub(super) const TARGETS: [Target; 19] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -97,6 +97,32 @@ pub(super) const TARGETS: [Target; 14] = [
             .map(|reply| reply.encode().expect("fits"))
             .to_vec()
     }),
+    message!("roster-request", RosterRequest, || {
+        let have = RosterVersion { version: 3, digest: [4; 32] };
+        vec![RosterRequest { mesh: [5; 32], have }.encode().expect("fits")]
+    }),
+    message!("roster-reply", RosterReply, || {
+        [
+            RosterReply::Absent,
+            RosterReply::Same,
+            RosterReply::Newer(vec![1; 200]),
+            RosterReply::Older,
+            RosterReply::Busy,
+        ]
+        .map(|reply| reply.encode().expect("fits"))
+        .to_vec()
+    }),
+    message!("join-request", JoinRequest, || {
+        let (name, addresses) = ("box".to_owned(), vec!["/ip4/192.0.2.1/tcp/7280".to_owned()]);
+        vec![JoinRequest { secret: [1; 16], name, builder_key: None, addresses }.encode().expect("fits")]
+    }),
+    message!("join-reply", JoinReply, || {
+        let unfit = JoinReply::Unfit { why: "its name".to_owned() };
+        [JoinReply::Welcome(vec![1; 200]), JoinReply::Refused, unfit, JoinReply::NotNow]
+            .map(|reply| reply.encode().expect("fits"))
+            .to_vec()
+    }),
+    Target { name: "roster", run: roster, seeds: roster_seeds, words: WORDS, input_bytes_max: 4 << 10 },
     message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
     message!("dial-reply", DialReply, || {
         [DialReply::Dialling, DialReply::NotNow].map(|reply| reply.encode().expect("fits")).to_vec()
@@ -138,6 +164,42 @@ fn announcement(payload: &[u8]) -> Outcome {
         assert_eq!(again.as_bytes(), signed, "one spelling");
     }
     Outcome::of_result(&opened, |envelope| u64::from(envelope.announcement().is_goodbye()))
+}
+
+/// The payload of a roster: the signature over it is made here.
+fn roster(payload: &[u8]) -> Outcome {
+    let key = NixSecretKey::from_seed("home", &[1; 32]).expect("a good name");
+    let signed = signed_roster(payload);
+    let opened = MEMORY.hold(signed.len(), || SignedRoster::open(&key.public(), &signed));
+    if let Ok(roster) = &opened {
+        let again = SignedRoster::sign(&key, roster.roster().clone()).expect("what was opened can be signed");
+        assert_eq!(again.as_bytes(), signed, "one spelling");
+        assert!(roster.roster().members.iter().all(|member| roster.member(&member.node_key) == Some(member)));
+    }
+    Outcome::of_result(&opened, |roster| magnitude(roster.roster().members.len()))
+}
+
+/// A roster around any payload, as whoever has the mesh key can make it.
+fn signed_roster(payload: &[u8]) -> Vec<u8> {
+    let mesh = keypair(1);
+    let key = mesh.public().try_into_ed25519().expect("made as Ed25519").to_bytes();
+    let signature = mesh.sign(&[b"narmesh-roster-1;", payload].concat()).expect("Ed25519 signs anything");
+    [&[1], key.as_slice(), &signature, payload].concat()
+}
+
+fn roster_seeds() -> Vec<Vec<u8>> {
+    let key = NixSecretKey::from_seed("home", &[1; 32]).expect("a good name");
+    let member = |number: u8| Member {
+        node_key: [number; 32],
+        name: format!("box {number}"),
+        role: MemberRole::Builder,
+        builder_key: Some(key.public().to_string()),
+        ephemeral_s: 60,
+        addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
+    };
+    let members = vec![member(1), member(2)];
+    let signed = SignedRoster::sign(&key, Roster { version: 1, issued_at_ms: 2, members }).expect("a good roster");
+    vec![signed.as_bytes().get(97..).unwrap_or_default().to_vec()]
 }
 
 fn summary(input: &[u8]) -> Outcome {

@@ -1,0 +1,355 @@
+//! The roster of a mesh: who its members are, signed by the mesh key.
+
+use crate::codec::{self, CodecError};
+use crate::{NixPublicKey, NixSecretKey};
+use libp2p_identity::{PeerId, PublicKey, ed25519};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+/// Prefix of the signed bytes: the signature of a roster is valid for nothing else.
+const SIGNING_DOMAIN: &[u8] = b"narmesh-roster-1;";
+/// The only version so far.
+const FORMAT: u8 = 1;
+const HEADER_BYTES: usize = 1 + 32 + 64;
+
+/// The Ed25519 key of a PeerId, if it has one.
+pub fn node_key_of(peer: &PeerId) -> Option<[u8; 32]> {
+    // A multihash: the code 0 of "identity", the length, then the key itself.
+    let bytes = peer.to_bytes();
+    let [0, _, key @ ..] = bytes.as_slice() else { return None };
+    Some(PublicKey::try_decode_protobuf(key).ok()?.try_into_ed25519().ok()?.to_bytes())
+}
+
+/// What a member may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum MemberRole {
+    /// It is told what others have, and may fetch it. Nobody trusts what it builds.
+    Client,
+    /// The same, and all members trust its builder key.
+    Builder,
+}
+
+/// One machine of a mesh.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct Member {
+    /// The Ed25519 key of its PeerId.
+    pub node_key: [u8; 32],
+    /// Its name, for people; no other member has the same.
+    pub name: String,
+    /// What it may do.
+    pub role: MemberRole,
+    /// Its builder key in Nix's text form, if it has one. It counts only for a [`MemberRole::Builder`].
+    pub builder_key: Option<String>,
+    /// After how long without a sign of life it is no longer a member, seconds; 0 for never.
+    pub ephemeral_s: u32,
+    /// Where it may be dialled, as multiaddrs: hints, which its own summary replaces.
+    pub addresses: Vec<String>,
+}
+
+impl Member {
+    /// Longest name, bytes.
+    pub const NAME_BYTES_MAX: usize = 64;
+    /// Most addresses.
+    pub const ADDRESSES_MAX: usize = 8;
+    /// Longest address, bytes: a host name has at most 253.
+    pub const ADDRESS_BYTES_MAX: usize = 300;
+    /// Longest builder key in text form, bytes.
+    const BUILDER_KEY_BYTES_MAX: usize = 300;
+
+    /// Its PeerId, if its node key is one.
+    pub fn peer_id(&self) -> Option<PeerId> {
+        let key = ed25519::PublicKey::try_from_bytes(&self.node_key).ok()?;
+        Some(PublicKey::from(key).to_peer_id())
+    }
+
+    /// Why this cannot be a member, if it cannot.
+    pub fn check(&self) -> Result<(), RosterError> {
+        let name_is_good = (1..=Self::NAME_BYTES_MAX).contains(&self.name.len())
+            && !self.name.chars().any(char::is_control)
+            && self.name.trim() == self.name;
+        if !name_is_good {
+            return Err(RosterError::Name { name: self.name.clone() });
+        }
+        let key_is_good = |text: &String| {
+            text.len() <= Self::BUILDER_KEY_BYTES_MAX
+                && NixPublicKey::parse(text).is_ok_and(|key| key.to_string() == *text)
+        };
+        if !self.builder_key.as_ref().is_none_or(key_is_good) {
+            return Err(RosterError::BuilderKey { name: self.name.clone() });
+        }
+        let addresses_are_good = self.addresses.len() <= Self::ADDRESSES_MAX
+            && self.addresses.iter().all(|address| address.len() <= Self::ADDRESS_BYTES_MAX);
+        if !addresses_are_good {
+            return Err(RosterError::Addresses { name: self.name.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// All members of a mesh, as of one version.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct Roster {
+    /// Of two rosters of one mesh, the one of the higher version counts.
+    pub version: u64,
+    /// When it was signed by the clock of whoever signed it, milliseconds since 1970. It decides nothing.
+    pub issued_at_ms: u64,
+    /// The members, ordered by their node keys; at most [`Roster::MEMBERS_MAX`].
+    pub members: Vec<Member>,
+}
+
+impl Roster {
+    /// Most members: as many as the audience of a summary holds, without its owner.
+    pub const MEMBERS_MAX: usize = crate::Summary::AUDIENCE_MAX - 1;
+
+    fn check(&self) -> Result<(), RosterError> {
+        if self.members.len() > Self::MEMBERS_MAX {
+            return Err(RosterError::TooMany { members: self.members.len() });
+        }
+        if !self.members.is_sorted_by(|one, next| one.node_key < next.node_key) {
+            return Err(RosterError::Order);
+        }
+        let mut names = BTreeSet::new();
+        for member in &self.members {
+            member.check()?;
+            if !names.insert(&member.name) {
+                return Err(RosterError::NameTwice { name: member.name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of two rosters of one mesh counts: that of the higher version, and of two of the same version, which only two
+/// signers at once can make, that of the greater digest. So all machines settle on one of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, bincode::Encode, bincode::Decode)]
+pub struct RosterVersion {
+    /// The version.
+    pub version: u64,
+    /// BLAKE3 of the signed bytes.
+    pub digest: [u8; 32],
+}
+
+/// Why a roster is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RosterError {
+    /// Longer than [`SignedRoster::BYTES_MAX`] or shorter than its header.
+    #[error("roster of {bytes} bytes, expected {HEADER_BYTES} to {}", SignedRoster::BYTES_MAX)]
+    Length {
+        /// The length found.
+        bytes: usize,
+    },
+    /// The format is newer than this node.
+    #[error("roster of format {format}, this narmesh knows {FORMAT}")]
+    UnknownFormat {
+        /// The format found.
+        format: u8,
+    },
+    /// It is signed by another key.
+    #[error("roster of another mesh: it is not signed by the mesh key {expected}")]
+    OtherMesh {
+        /// The mesh key, in Nix's text form.
+        expected: String,
+    },
+    /// The signature does not verify.
+    #[error("the roster's signature does not verify")]
+    Signature,
+    /// The payload does not decode.
+    #[error("roster payload")]
+    Payload(#[from] CodecError),
+    /// Too many members.
+    #[error("{members} members, at most {} are possible", Roster::MEMBERS_MAX)]
+    TooMany {
+        /// The number found.
+        members: usize,
+    },
+    /// The members are not ordered by key, or one is there twice.
+    #[error("the members are not ordered by their keys, or one is there twice")]
+    Order,
+    /// A member's name cannot be one.
+    #[error(
+        "member name {name:?}, expected 1 to {} bytes without control characters and without white space at its ends",
+        Member::NAME_BYTES_MAX
+    )]
+    Name {
+        /// The name found.
+        name: String,
+    },
+    /// Two members have one name.
+    #[error("two members are called {name:?}")]
+    NameTwice {
+        /// The name.
+        name: String,
+    },
+    /// A builder key is not one.
+    #[error("builder key of member {name:?}, expected a Nix public key, name:base64 of 32 bytes")]
+    BuilderKey {
+        /// The member.
+        name: String,
+    },
+    /// Too many addresses, or too long ones.
+    #[error(
+        "addresses of member {name:?}, expected at most {} of at most {} bytes",
+        Member::ADDRESSES_MAX,
+        Member::ADDRESS_BYTES_MAX
+    )]
+    Addresses {
+        /// The member.
+        name: String,
+    },
+}
+
+/// A roster with the exact bytes that the mesh key signed.
+///
+/// Layout: format (1 byte, `1`), the mesh key's 32 public bytes, signature (64) over `narmesh-roster-1;` + payload, payload
+/// (the rest). The signature is checked over the bytes received, never over a re-encoding.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SignedRoster {
+    roster: Roster,
+    bytes: Vec<u8>,
+}
+
+impl SignedRoster {
+    /// Largest roster, bytes: 2,047 members of 500 bytes.
+    pub const BYTES_MAX: usize = 1 << 20;
+
+    /// Signs a roster; its members are put in order.
+    pub fn sign(key: &NixSecretKey, mut roster: Roster) -> Result<Self, RosterError> {
+        roster.members.sort_by_key(|member| member.node_key);
+        roster.check()?;
+        let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&roster)?;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        bytes.push(FORMAT);
+        bytes.extend_from_slice(&key.public().bytes());
+        bytes.extend_from_slice(&key.sign_bytes(&signed_bytes(&payload)));
+        bytes.extend_from_slice(&payload);
+        Ok(Self { roster, bytes })
+    }
+
+    /// Checks length, format, signer and signature, then decodes, and checks each member.
+    pub fn open(mesh: &NixPublicKey, bytes: &[u8]) -> Result<Self, RosterError> {
+        let length = RosterError::Length { bytes: bytes.len() };
+        if bytes.len() > Self::BYTES_MAX {
+            return Err(length);
+        }
+        let Some((&format, rest)) = bytes.split_first() else { return Err(length) };
+        if format != FORMAT {
+            return Err(RosterError::UnknownFormat { format });
+        }
+        let Some((signer, rest)) = rest.split_first_chunk::<32>() else { return Err(length) };
+        let Some((signature, payload)) = rest.split_first_chunk::<64>() else { return Err(length) };
+        if *signer != mesh.bytes() {
+            return Err(RosterError::OtherMesh { expected: mesh.to_string() });
+        }
+        if !mesh.verify_bytes(&signed_bytes(payload), signature) {
+            return Err(RosterError::Signature);
+        }
+        let roster = codec::decode::<Roster, { Self::BYTES_MAX }>(payload)?;
+        roster.check()?;
+        Ok(Self { roster, bytes: bytes.to_vec() })
+    }
+
+    /// What was signed.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Which one it is.
+    pub fn version(&self) -> RosterVersion {
+        RosterVersion { version: self.roster.version, digest: *blake3::hash(&self.bytes).as_bytes() }
+    }
+
+    /// The bytes to send, store or check again.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The member with this node key.
+    pub fn member(&self, node_key: &[u8; 32]) -> Option<&Member> {
+        let members = &self.roster.members;
+        members.binary_search_by(|member| member.node_key.cmp(node_key)).ok().and_then(|at| members.get(at))
+    }
+}
+
+/// Two rosters of one version with different digests: two signers at once.
+pub fn are_forked(one: &RosterVersion, other: &RosterVersion) -> bool {
+    one.version == other.version && one.digest.cmp(&other.digest) != Ordering::Equal
+}
+
+fn signed_bytes(payload: &[u8]) -> Vec<u8> {
+    [SIGNING_DOMAIN, payload].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> NixSecretKey {
+        NixSecretKey::from_seed("home", &[1; 32]).unwrap()
+    }
+
+    fn member(number: u8) -> Member {
+        Member {
+            node_key: [number; 32],
+            name: format!("machine {number}"),
+            role: MemberRole::Builder,
+            builder_key: Some(NixSecretKey::from_seed("b-1", &[number; 32]).unwrap().public().to_string()),
+            ephemeral_s: 0,
+            addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
+        }
+    }
+
+    fn roster(members: Vec<Member>) -> Roster {
+        Roster { version: 7, issued_at_ms: 1, members }
+    }
+
+    #[test]
+    fn opens_what_was_signed_and_nothing_else() {
+        let signed = SignedRoster::sign(&key(), roster(vec![member(9), member(2)])).unwrap();
+        assert_eq!(SignedRoster::open(&key().public(), signed.as_bytes()).unwrap(), signed);
+        assert_eq!(signed.member(&[9; 32]).unwrap().name, "machine 9");
+        assert_eq!(signed.member(&[3; 32]), None);
+        for at in 0..signed.as_bytes().len() {
+            let mut forged = signed.as_bytes().to_vec();
+            forged[at] ^= 1;
+            assert!(SignedRoster::open(&key().public(), &forged).is_err(), "byte {at} changed and still accepted");
+            assert!(SignedRoster::open(&key().public(), &signed.as_bytes()[..at]).is_err());
+        }
+        let other = NixSecretKey::from_seed("home", &[2; 32]).unwrap();
+        assert!(matches!(SignedRoster::open(&other.public(), signed.as_bytes()), Err(RosterError::OtherMesh { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_a_roster_is_not_signed() {
+        let refused = |members| SignedRoster::sign(&key(), roster(members)).unwrap_err().to_string();
+        let named = |name: &str| Member { name: name.to_owned(), ..member(1) };
+        for name in ["", " a", "a\n", &"x".repeat(65)] {
+            assert!(refused(vec![named(name)]).contains("expected 1 to 64 bytes"), "{name:?}");
+        }
+        assert!(refused(vec![member(1), member(1)]).contains("twice"));
+        assert!(refused(vec![named("two"), Member { node_key: [2; 32], ..named("two") }]).contains("two members"));
+        let key = |text: &str| Member { builder_key: Some(text.to_owned()), ..member(1) };
+        assert!(refused(vec![key("b-1:xx")]).contains("expected a Nix public key"));
+        let far = Member { addresses: vec![String::new(); 9], ..member(1) };
+        assert!(refused(vec![far]).contains("expected at most 8 of at most 300 bytes"));
+        assert!(refused(vec![member(1); 2_048]).contains("2048 members, at most 2047"));
+    }
+
+    #[test]
+    fn node_keys_and_peer_ids_belong_together() {
+        let peer = libp2p_identity::Keypair::generate_ed25519().public().to_peer_id();
+        let member = Member { node_key: node_key_of(&peer).unwrap(), ..member(1) };
+        assert_eq!(member.peer_id(), Some(peer));
+        assert_eq!(node_key_of(&PeerId::random()), None, "a PeerId without a key");
+    }
+
+    #[test]
+    fn of_two_rosters_the_higher_version_counts_and_of_two_of_one_version_always_the_same() {
+        let sign = |version, name: &str| {
+            let members = vec![Member { name: name.to_owned(), ..member(1) }];
+            SignedRoster::sign(&key(), Roster { version, issued_at_ms: 1, members }).unwrap().version()
+        };
+        assert!(sign(2, "a") > sign(1, "b") && sign(2, "b") > sign(1, "a"));
+        let (one, other) = (sign(3, "a"), sign(3, "b"));
+        assert!(are_forked(&one, &other) && one != other && !are_forked(&one, &one));
+    }
+}
