@@ -18,6 +18,7 @@ pub mod control;
 pub mod daemon;
 mod database_file;
 mod describe;
+mod membership;
 mod regular_file;
 pub mod serving;
 pub mod settings;

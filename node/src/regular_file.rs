@@ -1,8 +1,8 @@
 //! Opens a path only if it is a regular file: opening a FIFO, for instance, waits for a writer, perhaps for ever.
 
-use std::fs::{self, File, FileType, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, FileType, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -95,6 +95,27 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String
     }
     file.take(bytes_max + 1).read_to_string(&mut text)?;
     Ok((text.len() as u64 <= bytes_max).then_some(text))
+}
+
+/// Replaces the text of a file in one step, that of the target if it is a link. Owner and mode stay; a new one has mode
+/// 0644.
+pub(crate) fn replace_text(path: &Path, text: &str) -> io::Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let beside = with_suffix(&target, ".new");
+    clear(&beside)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
+    match fs::metadata(&target) {
+        Ok(before) => {
+            file.set_permissions(before.permissions())?;
+            if rustix::process::geteuid().is_root() {
+                fchown(&file, Some(before.uid()), Some(before.gid()))?;
+            }
+        }
+        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
+    }
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, &target)
 }
 
 /// Renames whatever is at `path` to `<name>.corrupt-<unix time>`.

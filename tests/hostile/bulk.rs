@@ -17,20 +17,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use tokio::sync::{mpsc, oneshot};
 
-/// Stock yamux under the protocol name of a bulk connection.
+/// Stock yamux under another protocol name.
 #[derive(Debug, Clone)]
-struct BulkYamux(yamux::Config);
+struct NamedYamux(yamux::Config, &'static str);
 
-impl UpgradeInfo for BulkYamux {
+impl UpgradeInfo for NamedYamux {
     type Info = &'static str;
     type InfoIter = std::iter::Once<&'static str>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once(NAR)
+        std::iter::once(self.1)
     }
 }
 
-impl<C> InboundConnectionUpgrade<C> for BulkYamux
+impl<C> InboundConnectionUpgrade<C> for NamedYamux
 where
     yamux::Config: InboundConnectionUpgrade<C, Info = &'static str>,
 {
@@ -43,7 +43,7 @@ where
     }
 }
 
-impl<C> OutboundConnectionUpgrade<C> for BulkYamux
+impl<C> OutboundConnectionUpgrade<C> for NamedYamux
 where
     yamux::Config: OutboundConnectionUpgrade<C, Info = &'static str>,
 {
@@ -98,14 +98,7 @@ impl Bulk {
     /// Dials a connection, and answers requests that come over it.
     pub async fn dial(&self, peer: PeerId) -> io::Result<Wanted> {
         let address = self.known().get(&peer).map(|known| known.address.clone()).ok_or(io::ErrorKind::NotFound)?;
-        let tls = tls::Config::new(&self.keys).map_err(io::Error::other)?;
-        let mut transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
-            .upgrade(Version::V1Lazy)
-            .authenticate(tls)
-            .multiplex(BulkYamux(yamux::Config::default()))
-            .boxed();
-        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
-        let (_, muxer) = transport.dial(address.clone(), options).map_err(io::Error::other)?.await?;
+        let muxer = dial_as(&self.keys, address.clone(), NAR).await?;
         let (wanted, wishes) = mpsc::unbounded_channel();
         self.known().insert(peer, Known { address, wanted: Some(wanted.clone()) });
         tokio::spawn(run(muxer, wishes, Arc::clone(&self.stage)));
@@ -115,6 +108,18 @@ impl Bulk {
     fn known(&self) -> MutexGuard<'_, BTreeMap<PeerId, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Dials a connection whose multiplexer has this name.
+pub async fn dial_as(keys: &Keypair, address: Multiaddr, name: &'static str) -> io::Result<StreamMuxerBox> {
+    let tls = tls::Config::new(keys).map_err(io::Error::other)?;
+    let mut transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(tls)
+        .multiplex(NamedYamux(yamux::Config::default(), name))
+        .boxed();
+    let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+    Ok(transport.dial(address, options).map_err(io::Error::other)?.await?.1)
 }
 
 async fn open_on(wanted: &Wanted) -> io::Result<SubstreamBox> {

@@ -26,6 +26,7 @@ mod protocols;
 mod quorum_wire;
 mod referrals;
 mod report;
+mod rosters;
 mod serving;
 mod stage;
 mod strangers;

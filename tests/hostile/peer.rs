@@ -118,6 +118,7 @@ pub struct Script {
     pub nar: Answer<NarRequest>,
     pub quorum: Answer<QuorumRequest>,
     pub tree: Answer<TreeRequest>,
+    pub roster: Answer<Vec<u8>>,
 }
 
 impl Script {

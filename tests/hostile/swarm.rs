@@ -5,8 +5,8 @@ use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::tree_wire::{TREE, TREE_ABSENT, TreeRequest};
 use crate::wire::{
-    ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest,
-    found, nar_absent,
+    ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, ROSTER, ROSTER_ABSENT,
+    TOPIC, audience_digest, found, nar_absent,
 };
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
@@ -36,6 +36,7 @@ pub struct Protocols {
     tree: request_response::Behaviour<Actor>,
     dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
+    roster: request_response::Behaviour<Actor>,
 }
 
 /// Reads a whole request, and answers with a [`Play`].
@@ -107,6 +108,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
             tree: answers(TREE),
             dial: answers(DIAL),
             quorum: answers(QUORUM),
+            roster: answers(ROSTER),
         })
         .unwrap()
         .with_swarm_config(|config| {
@@ -190,6 +192,11 @@ pub async fn run(
                         swarm.behaviour_mut().quorum.send_response(channel, stage.quorum(&request)).ok();
                     }
                 }
+                SwarmEvent::Behaviour(ProtocolsEvent::Roster(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().roster.send_response(channel, stage.roster(request)).ok();
+                    }
+                }
                 _ => {}
             },
         }
@@ -248,6 +255,13 @@ impl Stage {
                 }
             }
             None => panic!("a gossip request that docs/protocol.md does not know: {request:?}"),
+        }
+    }
+
+    fn roster(&self, request: Vec<u8>) -> Play {
+        match &self.script.roster {
+            Some(answer) => answer(&self.locked(), request),
+            None => vec![Move::Send(ROSTER_ABSENT.to_vec())],
         }
     }
 

@@ -14,7 +14,8 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
     ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest,
-    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, TREE_PROTOCOL, TreeReply, TreeRequest,
+    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, ROSTER_PROTOCOL, RosterReply, RosterRequest, TREE_PROTOCOL,
+    TreeReply, TreeRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,7 @@ pub(super) struct MeshBehaviour {
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
     pub(super) tree: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
+    pub(super) roster: request_response::Behaviour<BytesCodec>,
     pub(super) dial: request_response::Behaviour<BytesCodec>,
     pub(super) control_watch: ControlWatch,
     pub(super) ping: ping::Behaviour,
@@ -87,6 +89,11 @@ impl MeshBehaviour {
                 QUORUM_PROTOCOL,
                 QUORUM_STREAMS_MAX,
             ),
+            roster: request_response(
+                BytesCodec::new(RosterRequest::BYTES_MAX, RosterReply::BYTES_MAX),
+                ROSTER_PROTOCOL,
+                ROSTER_STREAMS_MAX,
+            ),
             dial: request_response(BytesCodec::new(DialRequest::BYTES_MAX, DialReply::BYTES_MAX), DIAL_PROTOCOL, 4),
             control_watch: ControlWatch::new(bulk),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
@@ -100,6 +107,7 @@ pub(super) const GOSSIP_STREAMS_MAX: usize = 32;
 pub(super) const NARINFO_STREAMS_MAX: usize = 256;
 pub(super) const TREE_STREAMS_MAX: usize = 32;
 pub(super) const QUORUM_STREAMS_MAX: usize = 32;
+pub(super) const ROSTER_STREAMS_MAX: usize = 8;
 
 /// The longest gossipsub message, with what it carries beside announcements: above all the ids of those seen lately
 /// (IHAVE).

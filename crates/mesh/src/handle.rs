@@ -51,7 +51,7 @@ pub(super) enum Command {
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
     Misbehaved(PeerId, Misdeed),
-    Reconfigure(MeshConfig, oneshot::Sender<()>),
+    Reconfigure(Box<MeshConfig>, oneshot::Sender<()>),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
 }
@@ -240,7 +240,7 @@ impl MeshHandle {
 
     /// Applies a new allowlist and limits; returns when they are in force, or the mesh is stopping.
     pub async fn reconfigure(&self, config: MeshConfig) {
-        drop(self.call(|done| Command::Reconfigure(config, done)).await);
+        drop(self.call(|done| Command::Reconfigure(Box::new(config), done)).await);
     }
 
     /// Asks the driver for what `status` shows of the mesh.

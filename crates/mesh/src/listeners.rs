@@ -201,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn the_kernels_error_is_found_under_the_layers_of_our_transport() {
         let keypair = libp2p::identity::Keypair::generate_ed25519();
-        let (mut swarm, _, _) = crate::swarm::build(&keypair, [], 1).unwrap();
+        let crate::swarm::Built { mut swarm, .. } = crate::swarm::build(&keypair, [], 1).unwrap();
         let error = swarm.listen_on("/ip4/192.0.2.1/tcp/0".parse().unwrap()).unwrap_err();
         assert_eq!(os_error(&error), Some(Errno::ADDRNOTAVAIL));
     }

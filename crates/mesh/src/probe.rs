@@ -72,7 +72,7 @@ pub async fn probe(
     keypair: &Keypair,
 ) -> Result<BTreeMap<PeerId, ProbeResult>, TlsError> {
     // Nobody asks for NARs here: bulk connections that come in are closed.
-    let (mut swarm, _, _) = swarm::build(keypair, peers.keys().copied(), 1_024)?;
+    let swarm::Built { mut swarm, .. } = swarm::build(keypair, peers.keys().copied(), 1_024)?;
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
     // A peer that still has an earlier connection of ours refuses the first one that comes after it.
     let mut tried_again = BTreeSet::new();

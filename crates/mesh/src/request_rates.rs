@@ -17,6 +17,11 @@ const BUSY: Bucket = Bucket { burst: 2_000, per_s: 2_000 };
 const TREES: Bucket = Bucket { burst: 1_024, per_s: 64 };
 /// Requests for trees that are told *busy*; above that a peer floods.
 const TREES_BUSY: Bucket = Bucket { burst: 1_024, per_s: 64 };
+/// Comparisons of rosters by one peer that are answered: it compares when a connection is new, once a minute, and when there
+/// is a new roster. A reply may have 1 MiB. Above that it is told *busy*.
+const ROSTERS: Bucket = Bucket { burst: 32, per_s: 1 };
+/// Comparisons that are told *busy*; above that a peer floods.
+const ROSTERS_BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
 /// A flood counts as one misdeed per second.
 const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
 /// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
@@ -39,7 +44,7 @@ pub(super) enum Admission {
     Flood,
 }
 
-/// The requests of each peer for narinfos, or for trees.
+/// The requests of each peer for narinfos, for trees, or for rosters.
 #[derive(Debug)]
 pub(super) struct RequestRates {
     answered: Bucket,
@@ -61,6 +66,10 @@ impl RequestRates {
 
     pub(super) fn of_trees() -> Self {
         Self { answered: TREES, busy: TREES_BUSY, peers: HashMap::new() }
+    }
+
+    pub(super) fn of_rosters() -> Self {
+        Self { answered: ROSTERS, busy: ROSTERS_BUSY, peers: HashMap::new() }
     }
 
     /// Counts one request.

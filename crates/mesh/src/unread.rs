@@ -18,6 +18,7 @@ pub(super) enum Protocol {
     NarInfo,
     Tree,
     Quorum,
+    Roster,
 }
 
 /// Tells a request from those of all protocols.

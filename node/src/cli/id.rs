@@ -107,7 +107,7 @@ pub(super) fn check_name(name: &str) -> anyhow::Result<&str> {
 
 /// The name of this machine: `node.name`, else the name in its builder key (which `narmesh init --name` set before
 /// there was `node.name`), else the host name.
-fn own_name(settings: &Settings, secrets: &Secrets) -> String {
+pub(super) fn own_name(settings: &Settings, secrets: &Secrets) -> String {
     let of_key = || Some(secrets.builder_key.as_ref()?.name().strip_suffix(KEY_NAME_END)?.to_owned());
     settings.node.name.clone().or_else(of_key).filter(|name| is_name(name)).unwrap_or_else(host_name)
 }
@@ -119,7 +119,7 @@ pub(super) fn host_name() -> String {
     if name.is_empty() { "node".to_owned() } else { name.to_owned() }
 }
 
-fn introduced(name: &str, settings: &Settings, secrets: &Secrets) -> PeerConfig {
+pub(super) fn introduced(name: &str, settings: &Settings, secrets: &Secrets) -> PeerConfig {
     let addresses = dialable_addresses(&settings.node.listen, &settings.node.external_addresses);
     PeerConfig {
         name: name.to_owned(),

@@ -8,7 +8,9 @@ mod demo;
 mod finding;
 mod id;
 mod init;
+mod join;
 mod log;
+mod mesh;
 mod nix_conf;
 mod nix_keys;
 mod nix_substituters;
@@ -17,6 +19,7 @@ mod quorum;
 mod reload;
 mod run;
 mod serve;
+mod setup_nix;
 mod startable;
 mod status;
 mod token;
@@ -50,6 +53,13 @@ enum Command {
     Run(run::Arguments),
     /// Print this node's peer id, its [[peer]] lines and its builder key
     Id(id::Arguments),
+    /// Make a mesh, invite machines to it, and change who its members are
+    #[command(subcommand)]
+    Mesh(mesh::Command),
+    /// Join the mesh of another machine with the token that `narmesh mesh invite` printed there
+    Join(join::Arguments),
+    /// Leave the mesh: its members are no peers of this machine any more
+    Leave,
     /// Check the configuration, whether the daemon could start with it, and how it fits Nix's; with --probe, dial the
     /// peers
     CheckConfig(check_config::Arguments),
@@ -91,6 +101,9 @@ pub fn main() -> ExitCode {
         Command::Init(arguments) => init::init(&config, &arguments).map(|()| true),
         Command::Run(arguments) => run::run(&config, &arguments).map(|()| true),
         Command::Id(arguments) => id::id(&config, &arguments).map(|()| true),
+        Command::Mesh(command) => mesh::mesh(&config, &command).map(|()| true),
+        Command::Join(arguments) => join::join(&config, &arguments).map(|()| true),
+        Command::Leave => mesh::leave(&config).map(|()| true),
         Command::CheckConfig(arguments) => check_config::check_config(&config, &arguments),
         Command::Serve(arguments) => serve::serve(&config, &arguments).map(|()| true),
         Command::Token(command) => token::token(&config, &command).map(|()| true),

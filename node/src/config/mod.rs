@@ -44,6 +44,8 @@ pub struct Config {
     pub transfer: TransferConfig,
     /// `[limits]`
     pub limits: LimitsConfig,
+    /// `[mesh]`
+    pub mesh: RosterConfig,
     /// `[[peer]]`: the allowlist.
     pub peer: Vec<PeerConfig>,
     /// `[[upstream]]`: the caches that are asked beside the mesh.
@@ -92,6 +94,16 @@ impl Default for NodeConfig {
             advertise_loopback: false,
         }
     }
+}
+
+/// `[mesh]`: the mesh whose roster names more peers than `[[peer]]` does.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RosterConfig {
+    /// The mesh key, `name:base64`, which signs the roster.
+    pub key: Option<String>,
+    /// A signed roster, beside what the daemon hears.
+    pub roster_file: Option<PathBuf>,
 }
 
 /// `[gateway]`: the HTTP gateway that our own Nix asks.

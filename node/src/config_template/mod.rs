@@ -15,6 +15,7 @@ pub(crate) fn render(config: &Config) -> String {
         advertise,
         transfer,
         limits,
+        mesh,
         peer,
         upstream,
         builder,
@@ -67,6 +68,8 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.upload_bytes_per_s", limits.upload_bytes_per_s.to_string()),
         ("limits.partial_copies_bytes", limits.partial_copies_bytes.to_string()),
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
+        ("mesh.key", optional("key", mesh.key.as_deref().map(std::path::Path::new), "home:BASE64")),
+        ("mesh.roster_file", optional("roster_file", mesh.roster_file.as_deref(), "/etc/narmesh/roster")),
         ("quorum.mode", quoted(&quorum.mode)),
         ("quorum.k", quorum.k.map_or_else(|| "# k = 2".to_owned(), |k| format!("k = {k}"))),
         (
@@ -331,6 +334,14 @@ upload_bytes_per_s = @limits.upload_bytes_per_s@
 partial_copies_bytes = @limits.partial_copies_bytes@
 # The most paths that this node advertises (1 to 400000); beyond that the newest are withheld, and the log warns.
 advertised_paths_max = @limits.advertised_paths_max@
+
+[mesh]
+# A mesh has a roster, which names its machines: they are peers as if each had a [[peer]], and the keys of its builders
+# are trusted. `narmesh mesh create` and `narmesh join` write the mesh key here, which signs the roster (docs/mesh.md).
+@mesh.key@
+# A signed roster of that mesh (`narmesh mesh export`), for machines that are configured from one place. What the daemon
+# hears of a newer version counts as well.
+@mesh.roster_file@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
 # Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or

@@ -10,6 +10,7 @@ mod control;
 mod follow;
 mod listener;
 mod listeners;
+mod members;
 mod metrics;
 mod part_settings;
 mod process_metrics;
@@ -20,6 +21,8 @@ mod store;
 use crate::attestations::{Attestations, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
+use crate::membership::files::MeshFiles;
+use crate::membership::joins::Admission;
 use crate::serving::{ServeState, Serving, minute_now};
 use crate::settings::{Secrets, Settings, TlsInForce};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
@@ -47,7 +50,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 /// How long bodies that are being sent may take to end after SIGTERM.
@@ -64,6 +67,7 @@ pub(crate) struct Daemon {
     in_force: RwLock<InForce>,
     /// One reload at a time: SIGHUP and the control socket may ask for two at once.
     reloading: tokio::sync::Mutex<()>,
+    admission: Arc<Admission>,
     gateway_address: SocketAddr,
     listeners: Vec<ShownListener>,
     store: Arc<NixStore>,
@@ -83,7 +87,10 @@ pub(crate) struct Daemon {
 
 /// The settings in force.
 struct InForce {
+    /// With the members of the roster.
     settings: Arc<Settings>,
+    /// As the configuration says, without them.
+    configured: Arc<Settings>,
     loaded_unix_s: u64,
     /// Why the last reload was refused, if it was.
     error: Option<String>,
@@ -95,11 +102,11 @@ struct InForce {
 /// When it cannot start. Once it runs, failures are logged and shown in `status`.
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     gather_entropy();
-    let settings = Settings::load(config_file)?;
-    let secrets = settings.read_secrets()?;
-    let policy = quorum_policy(&settings, &secrets)?;
+    let configured = Settings::load(config_file)?;
+    let secrets = configured.read_secrets()?;
+    let policy = quorum_policy(&configured, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
-    runtime.block_on(serve(config_file, settings, secrets, policy))
+    runtime.block_on(serve(config_file, configured, secrets, policy))
 }
 
 /// Gathers entropy while everything else starts. AWS-LC times the processor before it gives its first random number,
@@ -111,8 +118,9 @@ fn gather_entropy() {
     drop(thread::Builder::new().name("entropy".to_owned()).spawn(gather));
 }
 
-async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
+async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     warn_if_clock_is_unset();
+    let settings = members::with_members(&configured, &secrets.peer_id());
     let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
     let for_others = listeners::open_all(&settings.gateway.listeners)?;
@@ -135,7 +143,12 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         settings.limits.partial_copies_bytes,
     )?;
     let uploads = make_uploads(&settings, &offer, &partial_copies, &statistics);
+    let admission = Arc::new(Admission::new(MeshFiles::new(&settings.node.state_dir)));
+    admission.set_mesh(settings.mesh.key.clone());
+    let (rosters, heard_rosters) = mpsc::channel(1);
     let parts = MeshParts {
+        rosters,
+        join_handler: admission.handler(),
         offer: Arc::clone(&offer),
         uploads: uploads.clone(),
         statistics,
@@ -171,7 +184,13 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         config_file: config_file.to_owned(),
         started: Instant::now(),
         secrets,
-        in_force: RwLock::new(InForce { settings: Arc::new(settings), loaded_unix_s: unix_s(), error: None }),
+        in_force: RwLock::new(InForce {
+            settings: Arc::new(settings),
+            configured: Arc::new(configured),
+            loaded_unix_s: unix_s(),
+            error: None,
+        }),
+        admission,
         reloading: tokio::sync::Mutex::default(),
         serving,
         is_serving: AtomicBool::new(is_serving),
@@ -195,6 +214,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         mesh_task.abort_handle(),
         tokio::spawn(control.serve(Arc::clone(&daemon))).abort_handle(),
         tokio::spawn(Arc::clone(&daemon).follow_serving()).abort_handle(),
+        tokio::spawn(Arc::clone(&daemon).follow_roster(heard_rosters)).abort_handle(),
     ];
     let metrics = (gateway_metrics, others_metrics, Arc::new(registry));
     let gateways = Gateways::serve(&daemon, gateway_listener, for_others, metrics);
@@ -357,8 +377,28 @@ impl Daemon {
     /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
         let _reloading = self.reloading.lock().await;
-        let Loaded { settings, secrets, policy, gateway_key, upstreams, certificates } =
-            self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
+        let loaded = self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
+        self.put_in_force(loaded, None).await;
+        tracing::info!("configuration reloaded");
+        Ok(())
+    }
+
+    /// Puts the newest roster in force, whatever the configuration looks like now.
+    async fn reload_roster(&self) -> anyhow::Result<()> {
+        let _reloading = self.reloading.lock().await;
+        let (configured, error) = {
+            let in_force = self.in_force.read();
+            (Arc::clone(&in_force.configured), in_force.error.clone())
+        };
+        let loaded = self.prepare(Settings::clone(&configured))?;
+        self.put_in_force(loaded, error).await;
+        Ok(())
+    }
+
+    /// Gives each part its new settings. `error` is why the last reload of the configuration was refused, if it was.
+    async fn put_in_force(&self, loaded: Loaded, error: Option<String>) {
+        let Loaded { configured, settings, secrets, policy, gateway_key, upstreams, certificates } = loaded;
+        self.admission.set_mesh(settings.mesh.key.clone());
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let kept = settings.quorum.keep.iter().copied();
         self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
@@ -379,11 +419,9 @@ impl Daemon {
         self.offer.set_policy(offer_policy);
         self.is_serving.store(is_serving, Ordering::SeqCst);
         self.attestations.judge_anew();
-        let settings = Arc::new(settings);
-        *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
+        let (settings, configured) = (Arc::new(settings), Arc::new(configured));
+        *self.in_force.write() = InForce { settings, configured, loaded_unix_s: unix_s(), error };
         self.serving.on_settings_changed();
-        tracing::info!("configuration reloaded");
-        Ok(())
     }
 
     /// Serves peers, or stops it, when a switch or the clock says so.
@@ -408,9 +446,14 @@ impl Daemon {
 
     /// Everything that may be refused: once it is there, nothing of a reload can fail.
     fn load_again(&self) -> anyhow::Result<Loaded> {
-        let settings = Settings::load(&self.config_file)?;
-        let secrets = settings.read_secrets()?;
-        let policy = quorum_policy(&settings, &secrets)?;
+        self.prepare(Settings::load(&self.config_file)?)
+    }
+
+    /// The same for a configuration that was read, with the newest roster.
+    fn prepare(&self, configured: Settings) -> anyhow::Result<Loaded> {
+        let secrets = configured.read_secrets()?;
+        let policy = quorum_policy(&configured, &secrets)?;
+        let settings = members::with_members(&configured, &secrets.peer_id());
         let old = self.settings();
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
@@ -436,12 +479,13 @@ impl Daemon {
         let certificates = self.listeners.iter().filter_map(|listener| listener.certificate.as_ref());
         let read = |live: &Arc<LiveCertificate>| live.read().map(|read| (Arc::clone(live), read));
         let certificates = certificates.map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Loaded { settings, secrets, policy, gateway_key, upstreams, certificates })
+        Ok(Loaded { configured, settings, secrets, policy, gateway_key, upstreams, certificates })
     }
 }
 
 /// What a reload is about to put in force.
 struct Loaded {
+    configured: Settings,
     settings: Settings,
     secrets: Secrets,
     policy: Policy,

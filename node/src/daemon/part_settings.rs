@@ -1,10 +1,11 @@
 //! What each part of the daemon gets of the settings and secrets.
 
+use super::members::is_open;
 use crate::attestations::KeyNames;
 use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
 use crate::sources::{PreparedUpstreams, UpstreamSources};
 use anyhow::Context as _;
-use narmesh_mesh::{MeshConfig, UploadLimits};
+use narmesh_mesh::{MeshConfig, MeshMembership, UploadLimits};
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::ResolverSettings;
@@ -75,6 +76,8 @@ pub(super) fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig 
         advertise_loopback: settings.node.advertise_loopback,
         connections_gossip: settings.limits.connections_gossip as usize,
         builders: settings.quorum.counted(own.as_ref()),
+        mesh: settings.mesh.key.clone().map(|key| MeshMembership { key, roster: settings.mesh.roster.clone() }),
+        is_open: is_open(settings),
         own_builder: own.map(|key| BuilderKey(key.bytes())),
     }
 }

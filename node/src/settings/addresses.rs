@@ -27,6 +27,11 @@ pub(super) fn check(key: &str, texts: &[String], usage: AddressUse) -> Result<Ve
     texts.iter().enumerate().map(check).collect()
 }
 
+/// An address that can be dialled.
+pub(super) fn parse_dialable(text: &str) -> Option<Multiaddr> {
+    check_one(text, AddressUse::Dial).ok()
+}
+
 /// The socket address of a multiaddr that begins with an IP address and a TCP port.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();

@@ -23,6 +23,7 @@ mod listeners;
 mod netrc;
 mod peers;
 mod quorum;
+mod roster;
 mod secrets;
 mod store;
 mod tls;
@@ -39,8 +40,12 @@ pub use listeners::{GatewayRole, LISTENERS_MAX, ListenerAddress, ListenerSetting
 pub(crate) use netrc::find_login;
 pub use peers::PeerSettings;
 pub use quorum::QuorumSettings;
+pub use roster::RosterSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
-pub(crate) use secrets::{create_builder_key, gateway_key_file, is_gateway_key, read_builder_key, read_gateway_key};
+pub(crate) use secrets::{
+    create_builder_key, create_secret, gateway_key_file, is_gateway_key, read_builder_key, read_gateway_key,
+    read_mesh_key,
+};
 pub use tls::TlsFiles;
 pub(crate) use tls::TlsInForce;
 pub use upstream::{CredentialsFile, UPSTREAMS_MAX, UpstreamSettings};
@@ -88,7 +93,9 @@ pub struct Settings {
     pub transfer: TransferSettings,
     /// `[limits]`
     pub limits: LimitSettings,
-    /// `[[peer]]`: names and peer ids are unique.
+    /// `[mesh]`
+    pub mesh: RosterSettings,
+    /// `[[peer]]`, and the members of the roster once [`Settings::add_members`] was called: names and peer ids are unique.
     pub peers: Vec<PeerSettings>,
     /// `[[upstream]]` that are enabled: names are unique.
     pub upstreams: Vec<UpstreamSettings>,
@@ -193,6 +200,7 @@ impl Settings {
                 )?),
             },
             limits: check_limits(&config.limits)?,
+            mesh: roster::check(&config.mesh, &base)?,
             peers,
             file,
         })

@@ -3,8 +3,8 @@
 use super::addresses::{self, AddressUse};
 use super::{ADDRESSES_MAX, Count, NAME_FORM, PEERS_MAX, SettingsError, check_upload_rate, is_name, refused};
 use crate::config::PeerConfig;
-use libp2p::identity::PublicKey;
 use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::node_key_of;
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
@@ -52,7 +52,7 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     if !is_name(&config.name) {
         return Err(refused(key("name"), &config.name, NAME_FORM));
     }
-    let peer_id = config.peer_id.parse().ok().filter(is_ed25519).ok_or_else(|| {
+    let peer_id = config.peer_id.parse().ok().filter(|peer| node_key_of(peer).is_some()).ok_or_else(|| {
         refused(
             key("peer_id"),
             &config.peer_id,
@@ -65,11 +65,4 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
     let upload_bytes_per_s = check_upload_rate(&key("upload_bytes_per_s"), config.upload_bytes_per_s)?;
     Ok(PeerSettings { name: config.name.clone(), peer_id, addresses, upload_bytes_per_s })
-}
-
-/// Whether this id contains an Ed25519 key, the only kind that announcements are signed with.
-fn is_ed25519(peer_id: &PeerId) -> bool {
-    // A multihash: the code 0 of "identity", the length, then the key itself.
-    let [0, _, key @ ..] = &*peer_id.to_bytes() else { return false };
-    PublicKey::try_decode_protobuf(key).is_ok_and(|key| key.try_into_ed25519().is_ok())
 }

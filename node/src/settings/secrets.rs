@@ -167,6 +167,24 @@ pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>,
     key.map(Some).map_err(|_| SecretError::Form { key: KEY.into(), path, accepted: ACCEPTED })
 }
 
+/// The mesh key, if this machine has one.
+pub(crate) fn read_mesh_key(path: &Path) -> Result<Option<NixSecretKey>, SecretError> {
+    const KEY: &str = "mesh key";
+    const ACCEPTED: &str = "the file with the secret key that `narmesh mesh create` made, or no file";
+    let text = match read_secret(KEY, path, ACCEPTED) {
+        Ok(text) => text,
+        Err(SecretError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let key = NixSecretKey::parse(text.trim());
+    key.map(Some).map_err(|_| SecretError::Form { key: KEY.into(), path: path.to_owned(), accepted: ACCEPTED })
+}
+
+/// Writes a secret into a new file that only its owner may read.
+pub(crate) fn create_secret(path: &Path, text: &str) -> io::Result<()> {
+    write_secret(path, text)
+}
+
 /// How the name of each gateway key begins.
 const GATEWAY_KEY_PREFIX: &str = "narmesh-gateway-";
 

@@ -48,7 +48,8 @@ struct Node {
 
 impl Node {
     fn start(keys: &Keypair, allowed: &[PeerId], answer: Answer) -> Self {
-        let (mut swarm, bulk, arrivals) = swarm::build(keys, allowed.iter().copied(), 16).unwrap();
+        let built = swarm::build(keys, allowed.iter().copied(), 16).unwrap();
+        let swarm::Built { mut swarm, bulk, bulk_arrivals: arrivals, .. } = built;
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
         let statistics = Arc::new(PeerStatistics::default());
         statistics.retain_only(allowed.iter().copied());

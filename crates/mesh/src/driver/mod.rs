@@ -17,6 +17,7 @@ mod kept;
 mod narinfos;
 mod questions;
 mod requests;
+mod rosters;
 mod trees;
 
 use self::attestations::{Attestations, view_audiences};
@@ -26,22 +27,24 @@ use self::dials::Dials;
 use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::narinfos::NarInfos;
+use self::rosters::Rosters;
 use self::trees::Trees;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6, is_local};
 use super::attestation_link::DriverEnd;
 use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
-use super::config::MeshConfig;
+use super::config::{MeshConfig, MeshMembership};
 use super::connection_rates::ConnectionRates;
 use super::first_words::FirstWords;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
+use super::join::{JoinHandler, answer_joins};
 use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
 use super::shut_out::SHUT_OUT;
 use super::state::{MeshState, SummaryStore};
 use super::statistics::PeerStatistics;
-use super::swarm;
+use super::swarm::{self, Built};
 use super::transport::{TlsError, is_handed_over};
 use super::unread::UnreadReplies;
 use super::uploads::Uploads;
@@ -50,13 +53,15 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, gossipsub, ping};
 use narmesh_gossip::{Event, Gossip, GossipConfig, Input, Misdeed, Moment, Output, PATHS_MAX, Record};
-use narmesh_protocol::StoreDir;
+use narmesh_protocol::{SignedRoster, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::io;
 use std::iter;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,7 +75,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS_MAX: u32 = 1_024;
 
 /// What the mesh works with besides its configuration.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "the join handler is a function")]
 pub struct MeshParts {
     /// Says which paths may leave.
     pub offer: Arc<Offer>,
@@ -84,6 +89,10 @@ pub struct MeshParts {
     pub summaries: Option<Box<dyn SummaryStore>>,
     /// Leads to the thread that exchanges attestations.
     pub exchange: DriverEnd,
+    /// Takes rosters that are newer than ours.
+    pub rosters: mpsc::Sender<Arc<SignedRoster>>,
+    /// Answers machines that want to join.
+    pub join_handler: JoinHandler,
 }
 
 /// Why the mesh cannot start.
@@ -115,6 +124,9 @@ pub struct Mesh {
     /// Missing when summaries cannot be kept.
     summaries: Option<SummaryWriter>,
     first_words: Arc<FirstWords>,
+    rosters: Rosters,
+    /// Whether machines that are no members may ask to join.
+    is_open: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -131,8 +143,9 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> Result<(Self, MeshHandle), StartError> {
-        let MeshParts { offer, uploads, statistics, state, summaries, exchange } = parts;
-        let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
+        let MeshParts { offer, uploads, statistics, state, summaries, exchange, rosters, join_handler } = parts;
+        let built = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
+        let Built { mut swarm, bulk, bulk_arrivals, joins, is_open } = built;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
@@ -162,8 +175,9 @@ impl Mesh {
             connection_rates,
             incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
         };
-        tokio::spawn(bulk.clone().run(surroundings, arrivals));
+        tokio::spawn(bulk.clone().run(surroundings, bulk_arrivals));
         let unread = UnreadReplies::default();
+        tokio::spawn(answer_joins(joins, join_handler));
         let mut mesh = Self {
             context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
             listeners,
@@ -175,6 +189,8 @@ impl Mesh {
             trees: Trees::new(Arc::clone(&offer), keypair.clone()),
             nars,
             attestations: Attestations::new(exchange, offer),
+            rosters: Rosters::new(rosters),
+            is_open,
             summaries: None,
             first_words,
         };
@@ -216,6 +232,7 @@ impl Mesh {
         loop {
             self.perform();
             self.dials.dial_due(&mut self.context);
+            self.rosters.compare_due(&mut self.context);
             if let Some(writer) = &mut self.summaries {
                 writer.write_due(&self.context.gossip);
             }
@@ -260,7 +277,7 @@ impl Mesh {
             Command::Probe(peer, outcome) => context.gossip.handle(now(), Input::Probe { peer, outcome }),
             Command::Misbehaved(peer, misdeed) => context.report_misdeed(peer, misdeed),
             Command::Reconfigure(config, done) => {
-                self.reconfigure(config);
+                self.reconfigure(*config);
                 done.send(()).unwrap_or(());
             }
             Command::View(reply) => {
@@ -293,6 +310,7 @@ impl Mesh {
             self.bulk_dials.forget(peer);
             self.narinfos.forget(peer);
             self.trees.forget(peer);
+            self.rosters.forget(peer);
         }
         for peer in config.peers.keys() {
             behaviour.allowlist.allow_peer(*peer);
@@ -300,8 +318,13 @@ impl Mesh {
         statistics.retain_only(config.peers.keys().copied());
         gossip.handle(now(), Input::Allowlist(config.peers.keys().copied().collect()));
         self.dials.set_peers(&mut self.context);
+        self.is_open.store(self.context.config.is_open, Relaxed);
         self.tell_addresses();
         self.attestations.tell_builders(&self.context);
+        let version = |config: &MeshConfig| config.mesh.as_ref().map(MeshMembership::version);
+        if version(&before) != version(&self.context.config) {
+            self.rosters.compare_with_all(&mut self.context);
+        }
     }
 
     fn tell_addresses(&mut self) {
@@ -338,6 +361,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
                 context.statistics.update(&peer, |stats| {
@@ -391,6 +415,7 @@ impl Mesh {
         self.dials.on_connected(peer, is_dialled.then_some(address));
         self.context.gossip.handle(now(), Input::Connected(peer));
         self.attestations.speak_with(&self.context, peer);
+        self.rosters.compare(&mut self.context, peer);
     }
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {

@@ -1,5 +1,6 @@
-//! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control
-//! connections, which belong to the swarm, and bulk connections, which carry NARs and which the swarm never sees.
+//! The kinds of connection, told apart by the name under which their multiplexer is negotiated: control connections, which
+//! belong to the swarm; bulk connections, which carry NARs; and those of machines that want to join. The swarm never sees
+//! the last two.
 
 use super::multiplexer::{Bounds, Muxer, PROTOCOL};
 use futures::future::Ready;
@@ -8,28 +9,31 @@ use libp2p::PeerId;
 use libp2p::core::UpgradeInfo;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
-use narmesh_protocol::wire::BULK_PROTOCOL;
+use narmesh_protocol::wire::{BULK_PROTOCOL, JOIN_PROTOCOL};
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
 
-/// Bulk connections that came in and that nobody has looked at yet; a further one is closed.
+/// Connections of one kind that came in and that nobody has looked at yet; a further one is closed.
 const ARRIVALS_MAX: usize = 64;
 
-/// A bulk connection that came in, with the peer that proved to be at its other end.
+/// A connection that came in and is not the swarm's, with the peer that proved to be at its other end.
 pub type Arrival = (PeerId, StreamMuxerBox);
 
-/// The channel on which bulk connections that come in are handed over.
+/// A channel on which connections that come in are handed over.
 pub fn arrivals() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
     mpsc::channel(ARRIVALS_MAX)
 }
 
-/// What the swarm is told instead of a bulk connection.
+/// What the swarm is told instead of such a connection.
 #[derive(Debug, thiserror::Error)]
-#[error("a bulk connection, which is not the swarm's")]
+#[error("a connection of another kind, which is not the swarm's")]
 struct HandedOver;
 
-/// Whether this error only says that a bulk connection came in.
+/// Whether this error only says that a connection came in that is not the swarm's.
 pub fn is_handed_over(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.is::<HandedOver>())
 }
@@ -48,6 +52,17 @@ pub fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e 
     })
 }
 
+/// Where connections go that come in and are not the swarm's.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// Bulk connections.
+    pub bulk: mpsc::Sender<Arrival>,
+    /// Connections of machines that want to join.
+    pub joins: mpsc::Sender<Arrival>,
+    /// Whether any may. While none may, nobody is told that there is such a protocol.
+    pub is_open: Arc<AtomicBool>,
+}
+
 /// The multiplexing upgrade of one connection.
 #[derive(Clone, Debug)]
 pub enum Multiplexing {
@@ -55,12 +70,14 @@ pub enum Multiplexing {
     Control,
     /// It is a bulk connection.
     Bulk,
+    /// It is that of a machine that wants to join.
+    Join,
     /// The connection came in, and the peer chooses its kind.
     Either {
         /// The peer that proved to be at the other end.
         peer: PeerId,
-        /// Where a bulk connection goes.
-        bulk: mpsc::Sender<Arrival>,
+        /// Where the other kinds go.
+        elsewhere: Elsewhere,
     },
 }
 
@@ -72,6 +89,10 @@ impl UpgradeInfo for Multiplexing {
         match self {
             Self::Control => vec![PROTOCOL],
             Self::Bulk => vec![BULK_PROTOCOL],
+            Self::Join => vec![JOIN_PROTOCOL],
+            Self::Either { elsewhere, .. } if elsewhere.is_open.load(Relaxed) => {
+                vec![PROTOCOL, BULK_PROTOCOL, JOIN_PROTOCOL]
+            }
             Self::Either { .. } => vec![PROTOCOL, BULK_PROTOCOL],
         }
     }
@@ -84,16 +105,26 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
 
     fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
         future::ready(match self {
-            Self::Either { peer, bulk } if name == BULK_PROTOCOL => {
-                let muxer = Muxer::listener(socket, Bounds::BULK);
-                // If nobody takes it, or too many wait, it is closed.
-                drop(bulk.try_send((peer, StreamMuxerBox::new(muxer))));
-                Err(io::Error::other(HandedOver))
+            Self::Either { peer, elsewhere } if name == BULK_PROTOCOL => {
+                hand_over(peer, Muxer::listener(socket, Bounds::BULK), &elsewhere.bulk)
             }
-            Self::Either { .. } | Self::Control => Ok(Muxer::listener(socket, Bounds::CONTROL)),
+            Self::Either { peer, elsewhere } if name == JOIN_PROTOCOL => {
+                hand_over(peer, Muxer::listener(socket, Bounds::CONTROL), &elsewhere.joins)
+            }
+            Self::Either { .. } | Self::Control | Self::Join => Ok(Muxer::listener(socket, Bounds::CONTROL)),
             Self::Bulk => Ok(Muxer::listener(socket, Bounds::BULK)),
         })
     }
+}
+
+/// Gives a connection to whoever is waiting for its kind. If nobody takes it, or too many wait, it is closed.
+fn hand_over<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    peer: PeerId,
+    muxer: Muxer<C>,
+    to: &mpsc::Sender<Arrival>,
+) -> io::Result<Muxer<C>> {
+    drop(to.try_send((peer, StreamMuxerBox::new(muxer))));
+    Err(io::Error::other(HandedOver))
 }
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Multiplexing {

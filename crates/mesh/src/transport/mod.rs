@@ -12,7 +12,7 @@ mod received;
 mod tls;
 
 use futures::io::BufReader;
-pub use kinds::{Arrival, Multiplexing, arrivals, causes, is_handed_over};
+pub use kinds::{Arrival, Elsewhere, Multiplexing, arrivals, causes, is_handed_over};
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
@@ -24,7 +24,6 @@ use rustix::net::sockopt;
 use std::io;
 use std::time::Duration;
 pub use tls::{Tls, TlsError};
-use tokio::sync::mpsc;
 
 /// A connection on which something stays unacknowledged for this long ends: the network was cut, or the peer is gone.
 /// Without this bound the kernel tries for a quarter of an hour, ever more rarely, so that a healed network would not
@@ -44,14 +43,16 @@ const READ_BYTES: usize = 32 << 10;
 /// A transport that gives connections with peers.
 pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// The transport of a swarm. It dials control connections; bulk connections that come in go to `bulk`.
-pub fn control(tls: Tls, bulk: mpsc::Sender<Arrival>) -> PeerTransport {
-    build(
-        tls,
-        move |peer, came_in| {
-            if came_in { Multiplexing::Either { peer, bulk: bulk.clone() } } else { Multiplexing::Control }
-        },
-    )
+/// The transport of a swarm. It dials control connections; other kinds that come in go elsewhere.
+pub fn control(tls: Tls, elsewhere: Elsewhere) -> PeerTransport {
+    build(tls, move |peer, came_in| {
+        if came_in { Multiplexing::Either { peer, elsewhere: elsewhere.clone() } } else { Multiplexing::Control }
+    })
+}
+
+/// The transport by which a machine dials another one to join.
+pub fn join(tls: Tls) -> PeerTransport {
+    build(tls, |_, _| Multiplexing::Join)
 }
 
 /// The transport that dials bulk connections.

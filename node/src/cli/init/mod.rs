@@ -53,6 +53,21 @@ pub(super) struct Arguments {
     force: bool,
 }
 
+impl Arguments {
+    /// What `narmesh join` makes a configuration with.
+    pub(super) fn of_name(name: Option<String>) -> Self {
+        Self {
+            dir: None,
+            name,
+            no_builder_key: false,
+            no_nix_keys: false,
+            no_upstreams: false,
+            user: None,
+            force: false,
+        }
+    }
+}
+
 pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     init_beside(config, arguments, NixSettings::of_this_machine)
 }

@@ -1,0 +1,449 @@
+//! `narmesh mesh` and `narmesh leave`.
+
+use super::client::ask;
+use super::id::{introduced, own_name};
+use super::{emit, emit_report, eprint_line, setup_nix};
+use crate::control::ControlRequest;
+use crate::describe::describe;
+use crate::membership::config_file::set_mesh_key;
+use crate::membership::files::{MeshFiles, newest, read_roster_file};
+use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
+use crate::membership::joins::put_member;
+use crate::membership::request_file;
+use crate::membership::token::{ADDRESSES_MAX, JoinToken};
+use crate::settings::{Secrets, Settings};
+use anyhow::Context as _;
+use jiff::{SignedDuration, Timestamp};
+use libp2p::Multiaddr;
+use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, SignedRoster, node_key_of};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Longest time that an invitation is open, or that an ephemeral member may be away.
+const TIME_MAX: SignedDuration = SignedDuration::from_hours(366 * 24);
+
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Command {
+    /// Make a mesh with this machine as its first member; whoever has its mesh key decides who belongs
+    Create {
+        /// What the mesh is called, in the name of its key
+        #[arg(default_value = "mesh")]
+        name: String,
+    },
+    /// Print a token with which other machines join (for as long as the daemon runs here)
+    Invite(Invite),
+    /// Show the members, and which roster names them
+    List {
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a member: its connections are closed and its builder key is no longer trusted, on every machine that hears of it
+    Remove {
+        /// The member's name
+        name: String,
+    },
+    /// Give a member another name
+    Rename {
+        /// The member's name
+        name: String,
+        /// Its new name
+        new_name: String,
+    },
+    /// Make a member a builder, whose builder key all members trust, or a client
+    Role {
+        /// The member's name
+        name: String,
+        /// `client` or `builder`
+        role: String,
+    },
+    /// Close all invitations that are open
+    CloseInvitations,
+    /// Admit a machine by the file that `narmesh join --request FILE` wrote there, and give `export` to it
+    Admit {
+        /// The file
+        file: PathBuf,
+        /// What it may do: `client` or `builder`
+        #[arg(long, default_value = "client")]
+        role: String,
+    },
+    /// Write the signed roster into a file, for mesh.roster_file on machines that are configured from one place
+    Export {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Invite {
+    /// The name of the new member; by default the one that it gives itself
+    #[arg(long)]
+    name: Option<String>,
+    /// What it may do: `client` (fetch) or `builder` (all members also trust its builder key)
+    #[arg(long, default_value = "client")]
+    role: String,
+    /// How many machines may join with this token
+    #[arg(long, default_value_t = 1)]
+    uses: u32,
+    /// How long the token is good, such as 30m, 2h or 7d
+    #[arg(long = "for", value_name = "TIME", default_value = "1h")]
+    good_for: String,
+    /// Remove the member when it was not connected for this long, such as 24h (for CI runners)
+    #[arg(long, value_name = "TIME")]
+    ephemeral: Option<String>,
+    /// Where others reach this machine, as a multiaddr; several times for several. It is also noted in the roster. By default
+    /// a guess
+    #[arg(long, value_name = "ADDRESS")]
+    address: Vec<Multiaddr>,
+}
+
+/// This machine and its mesh, as the configuration says.
+struct Place {
+    settings: Settings,
+    secrets: Secrets,
+    files: MeshFiles,
+}
+
+impl Place {
+    fn find(config: &Path) -> anyhow::Result<Self> {
+        let settings = Settings::load(config)?;
+        let secrets = settings.read_secrets()?;
+        let files = MeshFiles::new(&settings.node.state_dir);
+        Ok(Self { settings, secrets, files })
+    }
+
+    fn mesh(&self) -> anyhow::Result<NixPublicKey> {
+        let file = self.settings.file.display();
+        self.settings.mesh.key.clone().with_context(|| {
+            format!("{file} names no mesh; `narmesh mesh create` makes one, `narmesh join TOKEN` joins one")
+        })
+    }
+
+    /// The newest roster that this machine has.
+    fn roster(&self) -> anyhow::Result<SignedRoster> {
+        let mesh = self.mesh()?;
+        let given = self.settings.mesh.roster_file.as_deref().map(|file| read_roster_file(&mesh, file)).transpose()?;
+        let roster = newest(self.files.read_roster(&mesh)?, given.flatten());
+        roster.with_context(|| format!("there is no roster of the mesh {mesh} here yet"))
+    }
+
+    /// Notes in the roster where this machine is reached.
+    fn note_addresses(&self, mesh: &NixPublicKey, addresses: &[Multiaddr]) -> anyhow::Result<()> {
+        let addresses: Vec<_> = addresses.iter().map(Multiaddr::to_string).collect();
+        let own_key = node_key_of(&self.secrets.peer_id());
+        let is_own = |member: &&mut Member| Some(member.node_key) == own_key;
+        if self
+            .roster()?
+            .roster()
+            .members
+            .iter()
+            .any(|member| Some(member.node_key) == own_key && member.addresses == addresses)
+        {
+            return Ok(());
+        }
+        self.files.edit(mesh, |roster| {
+            if let Some(member) = roster.members.iter_mut().find(is_own) {
+                member.addresses = addresses;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// This machine as a member.
+    fn as_member(&self, role: MemberRole) -> anyhow::Result<Member> {
+        let (peer, name) = (self.secrets.peer_id(), own_name(&self.settings, &self.secrets));
+        Ok(Member {
+            node_key: node_key_of(&peer).context("the node key is no Ed25519 key")?,
+            addresses: introduced(&name, &self.settings, &self.secrets).addresses,
+            name,
+            role,
+            builder_key: self.secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+            ephemeral_s: 0,
+        })
+    }
+}
+
+pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create { name } => create(config, name),
+        Command::Invite(invite) => print_token(config, invite),
+        Command::List { json } => list(config, *json),
+        Command::Remove { name } => remove(config, name),
+        Command::Rename { name, new_name } => edit_member(config, name, |member| {
+            member.name.clone_from(new_name);
+            Ok(())
+        }),
+        Command::Role { name, role } => {
+            let role = role_of(role)?;
+            edit_member(config, name, |member| {
+                member.role = role;
+                Ok(())
+            })
+        }
+        Command::CloseInvitations => {
+            let place = Place::find(config)?;
+            place.files.change_invitations(|invitations| {
+                invitations.close_all();
+                Ok(())
+            })?;
+            tell_daemon(config, "no invitation is open");
+            Ok(())
+        }
+        Command::Admit { file, role } => admit(config, file, role_of(role)?),
+        Command::Export { file } => {
+            let roster = Place::find(config)?.roster()?;
+            std::fs::write(file, roster.as_bytes()).with_context(|| format!("cannot write {}", file.display()))
+        }
+    }
+}
+
+fn role_of(word: &str) -> anyhow::Result<MemberRole> {
+    parse_role(word).with_context(|| format!("role {word:?} is refused; accepted: client, builder"))
+}
+
+/// A time such as `2h`.
+fn duration_of(option: &str, text: &str) -> anyhow::Result<SignedDuration> {
+    const FORM: &str = "1 second to 366 days, such as 30m, 2h or 7d";
+    let span: Option<jiff::Span> = text.parse().ok();
+    let duration = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
+    let duration = duration.filter(|duration| *duration >= SignedDuration::from_secs(1) && *duration <= TIME_MAX);
+    duration.with_context(|| format!("{option} {text:?} is refused; accepted: {FORM}"))
+}
+
+fn create(config: &Path, name: &str) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    if let Some(mesh) = &place.settings.mesh.key {
+        anyhow::bail!("this machine is in the mesh {mesh} already; `narmesh leave` leaves it");
+    }
+    let mut seed = [0; 32];
+    rand::fill(&mut seed);
+    let key =
+        NixSecretKey::from_seed(name, &seed).map_err(|error| anyhow::anyhow!("NAME {name:?} is refused: {error}"))?;
+    let file = place.files.key_file();
+    anyhow::ensure!(
+        !file.exists(),
+        "{} is the key of an earlier mesh; move it away, or put its public half into [mesh] of {}",
+        file.display(),
+        config.display()
+    );
+    let this = place.as_member(MemberRole::Builder)?;
+    this.check()?;
+    place.files.forget()?;
+    place.files.create_key(&key)?;
+    let mesh = key.public();
+    place.files.edit(&mesh, |roster| {
+        put_member(roster, this);
+        Ok(())
+    })?;
+    set_mesh_key(config, Some(&mesh))?;
+    emit(&format!(
+        "wrote {} (mode 0600): the mesh key. Who has it decides who belongs; keep a copy in a safe place\n\
+         mesh key: {mesh}\n\nNext: narmesh mesh invite\n",
+        file.display()
+    ))?;
+    tell_daemon(config, "this machine is the first member");
+    Ok(())
+}
+
+fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let mesh = place.mesh()?;
+    anyhow::ensure!(
+        place.files.read_key()?.is_some(),
+        "{} is not there: only a machine with the mesh key can invite",
+        place.files.key_file().display()
+    );
+    let role = role_of(&invite.role)?;
+    anyhow::ensure!(invite.uses > 0, "--uses 0 is refused; accepted: 1 to 4294967295");
+    let now = Timestamp::now();
+    let until = now + duration_of("--for", &invite.good_for)?;
+    let ephemeral = invite.ephemeral.as_deref().map(|text| duration_of("--ephemeral", text)).transpose()?;
+    if let Some(name) = &invite.name {
+        Member { name: name.clone(), ..place.as_member(role)? }.check()?;
+    }
+    let addresses = match &invite.address {
+        none if none.is_empty() => {
+            let guessed = place.as_member(role)?.addresses;
+            guessed.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect()
+        }
+        given => given.clone(),
+    };
+    anyhow::ensure!(
+        (1..=ADDRESSES_MAX).contains(&addresses.len()),
+        "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address",
+        addresses.len()
+    );
+    let mut secret = [0; SECRET_BYTES];
+    rand::fill(&mut secret);
+    let mut invitation = Invitation::new(&secret, role, invite.uses, until);
+    invitation.ephemeral_s = ephemeral.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    invitation.name.clone_from(&invite.name);
+    let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
+    let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
+    if !invite.address.is_empty() {
+        place.note_addresses(&token.mesh, &token.addresses)?;
+    }
+    place.files.change_invitations(|invitations| invitations.add(now, invitation))?;
+    emit(&format!("{text}\n"))?;
+    let machines = if invite.uses == 1 { "one machine".to_owned() } else { format!("{} machines", invite.uses) };
+    eprint_line(&format!(
+        "{machines} may join as {} until {}: narmesh join TOKEN",
+        role_word(role),
+        until.strftime("%Y-%m-%d %H:%M UTC")
+    ));
+    tell_daemon(config, "the invitation is open");
+    Ok(())
+}
+
+/// One line of `narmesh mesh list`.
+#[derive(Serialize)]
+struct MemberView {
+    name: String,
+    peer_id: Option<String>,
+    role: &'static str,
+    builder_key: Option<String>,
+    ephemeral_s: u32,
+    addresses: Vec<String>,
+    is_this_machine: bool,
+}
+
+/// `narmesh mesh list`.
+#[derive(Serialize)]
+struct MeshReport {
+    mesh: String,
+    version: u64,
+    issued_at_ms: u64,
+    has_mesh_key: bool,
+    invitations_open: usize,
+    members: Vec<MemberView>,
+}
+
+fn list(config: &Path, json: bool) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let (mesh, roster, me) = (place.mesh()?, place.roster()?, place.secrets.peer_id());
+    let view = |member: &Member| MemberView {
+        name: member.name.clone(),
+        peer_id: member.peer_id().map(|peer| peer.to_string()),
+        role: role_word(member.role),
+        builder_key: member.builder_key.clone(),
+        ephemeral_s: member.ephemeral_s,
+        addresses: member.addresses.clone(),
+        is_this_machine: member.peer_id() == Some(me),
+    };
+    let mut members: Vec<_> = roster.roster().members.iter().map(view).collect();
+    members.sort_by(|one, other| one.name.cmp(&other.name));
+    let report = MeshReport {
+        mesh: mesh.to_string(),
+        version: roster.roster().version,
+        issued_at_ms: roster.roster().issued_at_ms,
+        has_mesh_key: place.files.read_key()?.is_some(),
+        invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
+        members,
+    };
+    emit_report(&report, json, text_of)
+}
+
+fn text_of(report: &MeshReport) -> String {
+    let issued = i64::try_from(report.issued_at_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let issued = issued.map_or_else(|| "?".to_owned(), |issued| issued.strftime("%Y-%m-%d %H:%M UTC").to_string());
+    let mut text = format!("mesh {}\nroster version {} of {issued}\n", report.mesh, report.version);
+    if report.has_mesh_key {
+        text += &format!("the mesh key is here; invitations that are open: {}\n", report.invitations_open);
+    }
+    text += "\n";
+    let width = report.members.iter().map(|member| member.name.chars().count()).max().unwrap_or(0);
+    for member in &report.members {
+        let name = crate::describe::escaped(&member.name);
+        let this = if member.is_this_machine { "  (this machine)" } else { "" };
+        let peer = member.peer_id.as_deref().unwrap_or("no peer id");
+        let ephemeral = match member.ephemeral_s {
+            0 => String::new(),
+            seconds => format!("  removed when away for {}", SignedDuration::from_secs(seconds.into())),
+        };
+        text += &format!("{name:<width$}  {:<7}  {peer}{ephemeral}{this}\n", member.role);
+    }
+    text
+}
+
+fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let own_key = node_key_of(&place.secrets.peer_id());
+    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+        let at = find_member(&roster.members, name)?;
+        anyhow::ensure!(
+            Some(roster.members.remove(at).node_key) != own_key,
+            "{name:?} is this machine, which has the mesh key; `narmesh leave` leaves the mesh"
+        );
+        Ok(())
+    })?;
+    tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
+    Ok(())
+}
+
+fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+        let at = find_member(&roster.members, name)?;
+        roster.members.get_mut(at).map_or(Ok(()), edit)
+    })?;
+    tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
+    Ok(())
+}
+
+fn find_member(members: &[Member], name: &str) -> anyhow::Result<usize> {
+    members.iter().position(|member| member.name == name).with_context(|| {
+        let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        names.sort_unstable();
+        format!("there is no member {name:?}; accepted: {}", names.join(", "))
+    })
+}
+
+fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let member = Member { role, ..request_file::read(file)? };
+    let name = member.name.clone();
+    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+        put_member(roster, member);
+        Ok(())
+    })?;
+    eprint_line(&format!(
+        "{name} is a member; give it the roster (`narmesh mesh export FILE`) and the mesh key {}",
+        place.mesh()?
+    ));
+    tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
+    Ok(())
+}
+
+/// Writes what `narmesh mesh admit` needs to know of this machine.
+pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let mut member = place.as_member(MemberRole::Client)?;
+    if let Some(name) = name {
+        name.clone_into(&mut member.name);
+    }
+    member.check()?;
+    request_file::write(file, &place.secrets.keypair, &member)?;
+    eprint_line(&format!("wrote {}; on the machine with the mesh key: narmesh mesh admit FILE", file.display()));
+    Ok(())
+}
+
+pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let mesh = place.mesh()?;
+    set_mesh_key(config, None)?;
+    place.files.forget()?;
+    eprint_line(&format!(
+        "left the mesh {mesh}; its other members go on trusting this machine until one with the mesh key removes it"
+    ));
+    tell_daemon(config, "its members are no peers any more");
+    setup_nix::take_out()
+}
+
+/// Has the daemon read what has changed, and says whether it did.
+pub(super) fn tell_daemon(config: &Path, done: &str) {
+    match ask(config, &ControlRequest::Reload) {
+        Ok(_) => eprint_line(&format!("the running daemon knows: {done}")),
+        Err(error) => eprint_line(&format!("for the daemon, when it runs: {done} ({})", describe(&error))),
+    }
+}

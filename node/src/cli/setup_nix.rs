@@ -1,0 +1,118 @@
+//! `--setup-nix`: our part of nix.conf, between two marks, so that it can be taken out again.
+
+use super::{emit, eprint_line};
+use crate::regular_file::replace_text;
+use crate::settings::Settings;
+use anyhow::Context as _;
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const BEGIN: &str = "# begin narmesh: `narmesh join --setup-nix` wrote this, and `narmesh leave` removes it";
+const END: &str = "# end narmesh";
+
+/// The nix.conf of this machine, as Nix finds it.
+fn nix_conf() -> PathBuf {
+    env::var_os("NIX_CONF_DIR").map_or_else(|| "/etc/nix".into(), PathBuf::from).join("nix.conf")
+}
+
+/// Shows our part of nix.conf, writes it at the end of the file in place of an earlier one, and has nix-daemon read it.
+pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
+    let key = settings.make_gateway_key()?.context("--setup-nix needs gateway.sign = true in the configuration")?;
+    let (gateway, key) = (settings.gateway.listen, key.public());
+    // Where narmesh knows the caches, it stands instead of them: the last line of a setting counts. Else it stands beside.
+    let extra = if settings.upstreams.is_empty() { "extra-" } else { "" };
+    let part = format!("{extra}substituters = http://{gateway}\n{extra}trusted-public-keys = {key}\n");
+    let file = nix_conf();
+    emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
+    let before = read(&file)?;
+    let after = with_part(&before, Some(&part));
+    if after == before {
+        return Ok(());
+    }
+    refuse_store(&file).and_then(|()| replace_text(&file, &after)).with_context(|| {
+        format!("cannot write {}; where another program makes that file, have it add these lines", file.display())
+    })?;
+    restart_nix_daemon();
+    Ok(())
+}
+
+/// Takes our part out of nix.conf, if it is there.
+pub(super) fn take_out() -> anyhow::Result<()> {
+    let file = nix_conf();
+    let before = read(&file)?;
+    let after = with_part(&before, None);
+    if after == before {
+        return Ok(());
+    }
+    replace_text(&file, &after).with_context(|| format!("cannot write {}", file.display()))?;
+    eprint_line(&format!("took our lines out of {}", file.display()));
+    restart_nix_daemon();
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.with_context(|| format!("cannot read {}", file.display())),
+    }
+}
+
+/// The text with our part at its end, or without it.
+fn with_part(text: &str, part: Option<&str>) -> String {
+    let mut is_ours = false;
+    let mut kept = String::new();
+    for line in text.split_inclusive('\n') {
+        is_ours |= line.trim_end() == BEGIN;
+        if !is_ours {
+            kept.push_str(line);
+        }
+        is_ours &= line.trim_end() != END;
+    }
+    let Some(part) = part else { return kept };
+    if !kept.is_empty() && !kept.ends_with('\n') {
+        kept.push('\n');
+    }
+    format!("{kept}{BEGIN}\n{part}{END}\n")
+}
+
+/// On NixOS nix.conf is a link into the store, which nobody writes to.
+fn refuse_store(file: &Path) -> io::Result<()> {
+    let is_in_store = fs::canonicalize(file).is_ok_and(|target| target.starts_with("/nix/store"));
+    if is_in_store { Err(io::Error::new(io::ErrorKind::PermissionDenied, "it lies in the Nix store")) } else { Ok(()) }
+}
+
+/// nix-daemon reads its settings when it starts.
+fn restart_nix_daemon() {
+    let systemctl = |arguments: &[&str]| {
+        let mut command = Command::new("systemctl");
+        let ran = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        ran.is_ok_and(|status| status.success())
+    };
+    if systemctl(&["is-active", "--quiet", "nix-daemon.service"]) {
+        match systemctl(&["restart", "nix-daemon.service"]) {
+            true => eprint_line("restarted nix-daemon"),
+            false => eprint_line("nix-daemon could not be restarted: restart it, so that it reads nix.conf"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_part_comes_in_once_and_out_again() {
+        for text in ["", "substituters = https://cache.nixos.org\n", "max-jobs = 4\n# end\n"] {
+            let first = with_part(text, Some("substituters = http://127.0.0.1:7281\n"));
+            assert!(first.starts_with(text) && first.ends_with("# end narmesh\n"), "{first}");
+            let second = with_part(&first, Some("substituters = http://127.0.0.1:9\n"));
+            assert_eq!(second, first.replace("7281", "9"), "in place of the earlier one");
+            assert_eq!(with_part(&second, None), text);
+            assert_eq!(with_part(text, None), text);
+        }
+        assert_eq!(with_part("max-jobs = 4", Some("x\n")), format!("max-jobs = 4\n{BEGIN}\nx\n{END}\n"));
+    }
+}

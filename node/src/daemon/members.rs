@@ -1,0 +1,141 @@
+//! Follows the roster of the mesh: takes newer ones, puts them in force, and strikes off members that are gone.
+
+use super::Daemon;
+use crate::describe::describe;
+use crate::membership::files::{MeshFiles, newest, read_roster_file};
+use crate::settings::Settings;
+use jiff::Timestamp;
+use libp2p::PeerId;
+use narmesh_protocol::{SignedRoster, node_key_of};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How often it is checked whether ephemeral members are gone and whether invitations are over. Members that are gone are
+/// struck off together: a thousand short lives a day make no thousand rosters.
+const CHECK: Duration = Duration::from_secs(60);
+
+/// The settings with the members of the newest roster, if this machine is on it.
+pub(super) fn with_members(configured: &Settings, me: &PeerId) -> Settings {
+    let mut settings = configured.clone();
+    let Some(mesh) = &configured.mesh.key else { return settings };
+    let usable = |read: anyhow::Result<Option<SignedRoster>>| {
+        read.unwrap_or_else(|error| {
+            tracing::error!(error = describe(&error), "a roster cannot be used");
+            None
+        })
+    };
+    let kept = usable(MeshFiles::new(&configured.node.state_dir).read_roster(mesh));
+    let given = configured.mesh.roster_file.as_ref().and_then(|file| usable(read_roster_file(mesh, file)));
+    let Some(roster) = newest(kept, given) else {
+        tracing::warn!(%mesh, "there is no roster of the mesh yet: its members are unknown");
+        return settings;
+    };
+    if node_key_of(me).is_none_or(|key| roster.member(&key).is_none()) {
+        let version = roster.roster().version;
+        tracing::warn!(%mesh, version, "this machine is not on the roster of the mesh: its members are no peers");
+        return settings;
+    }
+    for remark in settings.add_members(Arc::new(roster), me) {
+        tracing::warn!("{remark}");
+    }
+    settings
+}
+
+/// Whether machines that are no members may ask to join.
+pub(super) fn is_open(settings: &Settings) -> bool {
+    if settings.mesh.key.is_none() {
+        return false;
+    }
+    let invitations = MeshFiles::new(&settings.node.state_dir).read_invitations();
+    invitations.is_ok_and(|invitations| invitations.is_any_open(Timestamp::now()))
+}
+
+impl Daemon {
+    /// Takes rosters that peers have heard, and puts in force what has changed.
+    pub(super) async fn follow_roster(self: Arc<Self>, mut heard: mpsc::Receiver<Arc<SignedRoster>>) {
+        let mut check = tokio::time::interval(CHECK);
+        let mut seen = HashMap::new();
+        let mut was_open = is_open(&self.settings());
+        loop {
+            let is_changed = tokio::select! {
+                Some(roster) = heard.recv() => self.keep_roster(roster).await,
+                () = self.admission.changed() => true,
+                _ = check.tick() => {
+                    let is_open = is_open(&self.settings());
+                    let is_other = std::mem::replace(&mut was_open, is_open) != is_open;
+                    self.strike_off_gone(&mut seen).await || is_other
+                }
+            };
+            if is_changed && let Err(error) = self.reload_roster().await {
+                tracing::error!(error = describe(&error), "the newest roster is not in force");
+            }
+        }
+    }
+
+    /// Writes a roster if it is newer than ours; says whether it was.
+    async fn keep_roster(&self, roster: Arc<SignedRoster>) -> bool {
+        let settings = self.settings();
+        let Some(mesh) = settings.mesh.key.clone() else { return false };
+        let files = MeshFiles::new(&settings.node.state_dir);
+        let kept = tokio::task::spawn_blocking(move || files.take(&mesh, &roster)).await;
+        match kept {
+            Ok(Ok(is_newer)) => is_newer,
+            Ok(Err(error)) => {
+                tracing::error!(error = describe(&error), "a newer roster cannot be kept");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Where the mesh key is: removes ephemeral members that were not connected for their time. `seen` says when each was
+    /// seen last; a start counts as a sign of life. Returns whether anybody was removed.
+    async fn strike_off_gone(&self, seen: &mut HashMap<PeerId, Instant>) -> bool {
+        let settings = self.settings();
+        let Some(roster) = settings.mesh.roster.clone() else { return false };
+        let files = MeshFiles::new(&settings.node.state_dir);
+        if !files.key_file().exists() {
+            return false;
+        }
+        let mut gone = Vec::new();
+        let ephemeral = roster.roster().members.iter().filter(|member| member.ephemeral_s > 0);
+        let mut still = HashMap::new();
+        for member in ephemeral {
+            let Some(peer) = member.peer_id() else { continue };
+            let last = match seen.get(&peer) {
+                Some(last) if !self.mesh.statistics().is_connected(&peer) => *last,
+                _ => Instant::now(),
+            };
+            still.insert(peer, last);
+            if last.elapsed() > Duration::from_secs(member.ephemeral_s.into()) {
+                gone.push(member.node_key);
+            }
+        }
+        *seen = still;
+        let Some(mesh) = settings.mesh.key.clone().filter(|_| !gone.is_empty()) else { return false };
+        let count = gone.len();
+        let strike = move || {
+            files.edit(&mesh, |roster| {
+                roster.members.retain(|member| !gone.contains(&member.node_key));
+                Ok(())
+            })
+        };
+        match tokio::task::spawn_blocking(strike).await {
+            Ok(Ok((roster, ()))) => {
+                tracing::info!(
+                    count,
+                    version = roster.roster().version,
+                    "ephemeral members that are gone were removed"
+                );
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = describe(&error), "ephemeral members that are gone cannot be removed");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}

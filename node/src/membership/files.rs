@@ -1,0 +1,280 @@
+//! What a machine keeps of its mesh, in the state directory: the newest roster and, where members are admitted, the mesh
+//! key and the invitations.
+
+use super::invitations::Invitations;
+use crate::regular_file::{clear, open_itself, open_to_read, with_suffix};
+use crate::settings::{create_secret, read_mesh_key};
+use anyhow::Context as _;
+use narmesh_protocol::{NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
+use rustix::fs::FlockOperation;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Largest file of invitations, bytes.
+const INVITATIONS_BYTES_MAX: u64 = 256 << 10;
+
+/// The files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MeshFiles {
+    state_dir: PathBuf,
+}
+
+impl MeshFiles {
+    /// Those in this state directory; none of them need be there.
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned() }
+    }
+
+    /// The file of the mesh key.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.state_dir.join("mesh.key")
+    }
+
+    fn roster_file(&self) -> PathBuf {
+        self.state_dir.join("roster")
+    }
+
+    fn invitations_file(&self) -> PathBuf {
+        self.state_dir.join("invitations")
+    }
+
+    /// The mesh key, if this machine has it.
+    pub(crate) fn read_key(&self) -> anyhow::Result<Option<NixSecretKey>> {
+        Ok(read_mesh_key(&self.key_file())?)
+    }
+
+    /// Writes a new mesh key; there must be none yet.
+    pub(crate) fn create_key(&self, key: &NixSecretKey) -> anyhow::Result<()> {
+        let file = self.key_file();
+        self.make_state_dir()?;
+        create_secret(&file, &format!("{}\n", key.expose_secret()))
+            .and_then(|()| self.give_to_daemon(&open_to_read(&file)?))
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// The newest roster of this mesh that this machine has heard of.
+    pub(crate) fn read_roster(&self, mesh: &NixPublicKey) -> anyhow::Result<Option<SignedRoster>> {
+        read_roster_file(mesh, &self.roster_file())
+    }
+
+    /// Keeps a roster unless a newer one is kept already; `false` if it was not kept.
+    pub(crate) fn take(&self, mesh: &NixPublicKey, roster: &SignedRoster) -> anyhow::Result<bool> {
+        let _lock = self.lock()?;
+        // One that cannot be read is replaced: it came from a member, and comes again.
+        let kept = self.read_roster(mesh).ok().flatten();
+        let is_newer = kept.is_none_or(|kept| kept.version() < roster.version());
+        if is_newer {
+            self.write(&self.roster_file(), roster.as_bytes())?;
+        }
+        Ok(is_newer)
+    }
+
+    /// Changes the roster, signs it as the next version, and keeps it. Others who change it at the same time wait. If
+    /// `change` fails, nothing is written.
+    ///
+    /// # Errors
+    /// When this machine does not have the mesh key, or has another one, or the change makes no valid roster.
+    pub(crate) fn edit<T>(
+        &self,
+        mesh: &NixPublicKey,
+        change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(SignedRoster, T)> {
+        let _lock = self.lock()?;
+        let key = self.read_key()?.with_context(|| {
+            format!("{} is not there: this machine cannot change the mesh", self.key_file().display())
+        })?;
+        anyhow::ensure!(
+            key.public().bytes() == mesh.bytes(),
+            "{} is the key of another mesh than mesh.key in the configuration",
+            self.key_file().display()
+        );
+        let before = self.read_roster(mesh)?.map(|signed| signed.roster().clone());
+        let mut roster = before.unwrap_or(Roster { version: 0, issued_at_ms: 0, members: Vec::new() });
+        let changed = change(&mut roster)?;
+        roster.version = roster.version.checked_add(1).context("there is no higher version of this roster")?;
+        roster.issued_at_ms = unix_ms();
+        let signed = SignedRoster::sign(&key, roster)?;
+        self.write(&self.roster_file(), signed.as_bytes())?;
+        Ok((signed, changed))
+    }
+
+    /// The invitations that are open or were.
+    pub(crate) fn read_invitations(&self) -> anyhow::Result<Invitations> {
+        let file = self.invitations_file();
+        let text = match read_bounded(&file, INVITATIONS_BYTES_MAX) {
+            Ok(bytes) => String::from_utf8(bytes).context("it is no text"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error.into()),
+        };
+        text.and_then(|text| Invitations::parse(&text)).with_context(|| format!("cannot use {}", file.display()))
+    }
+
+    /// Changes the invitations. Others who change them at the same time wait.
+    pub(crate) fn change_invitations<T>(
+        &self,
+        change: impl FnOnce(&mut Invitations) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let _lock = self.lock()?;
+        let mut invitations = self.read_invitations()?;
+        let changed = change(&mut invitations)?;
+        self.write(&self.invitations_file(), invitations.render().as_bytes())?;
+        Ok(changed)
+    }
+
+    /// Forgets the mesh: what it kept of it is deleted, but for the mesh key.
+    pub(crate) fn forget(&self) -> anyhow::Result<()> {
+        let _lock = self.lock()?;
+        for file in [self.roster_file(), self.invitations_file()] {
+            clear(&file).with_context(|| format!("cannot delete {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Dropping the file releases the lock. It stays: whoever removed it could remove one that somebody has just locked.
+    fn lock(&self) -> anyhow::Result<File> {
+        self.make_state_dir()?;
+        let path = self.state_dir.join("mesh.lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let mut locked = || {
+            let file = open_itself(&path, &mut options)?;
+            self.give_to_daemon(&file)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        let locked: io::Result<File> = locked();
+        locked.with_context(|| format!("cannot lock {}", path.display()))
+    }
+
+    fn make_state_dir(&self) -> anyhow::Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(0o750).create(&self.state_dir);
+        made.with_context(|| format!("cannot make {}", self.state_dir.display()))
+    }
+
+    /// Writes a file in one step.
+    fn write(&self, file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+        let write = || {
+            let beside = with_suffix(file, ".new");
+            clear(&beside)?;
+            let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+            self.give_to_daemon(&written)?;
+            written.write_all(bytes)?;
+            written.sync_all()?;
+            fs::rename(&beside, file)?;
+            File::open(&self.state_dir)?.sync_all()
+        };
+        let written: io::Result<()> = write();
+        written.with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// What root writes here belongs to the owner of the directory, which is the daemon's user.
+    fn give_to_daemon(&self, file: &File) -> io::Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let owner = fs::metadata(&self.state_dir)?;
+        fchown(file, Some(owner.uid()), Some(owner.gid()))
+    }
+}
+
+/// Reads a signed roster; `None` if there is no file.
+pub(crate) fn read_roster_file(mesh: &NixPublicKey, file: &Path) -> anyhow::Result<Option<SignedRoster>> {
+    let bytes = match read_bounded(file, SignedRoster::BYTES_MAX as u64) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    let opened = SignedRoster::open(mesh, &bytes);
+    Ok(Some(opened.with_context(|| format!("{} is refused", file.display()))?))
+}
+
+/// The newest of what is kept and what the configuration names.
+pub(crate) fn newest(one: Option<SignedRoster>, other: Option<SignedRoster>) -> Option<SignedRoster> {
+    let version =
+        |roster: &Option<SignedRoster>| roster.as_ref().map_or(RosterVersion::default(), SignedRoster::version);
+    if version(&one) >= version(&other) { one } else { other }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_to_read(file)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        let why = format!("it is larger than {bytes_max} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{Member, MemberRole};
+
+    fn member(number: u8) -> Member {
+        let name = format!("machine {number}");
+        let addresses = Vec::new();
+        Member { node_key: [number; 32], name, role: MemberRole::Client, builder_key: None, ephemeral_s: 0, addresses }
+    }
+
+    fn add(roster: &mut Roster, number: u8) -> anyhow::Result<()> {
+        roster.members.push(member(number));
+        Ok(())
+    }
+
+    fn files() -> (tempfile::TempDir, MeshFiles, NixPublicKey) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = MeshFiles::new(&dir.path().join("state"));
+        let key = NixSecretKey::from_seed("home", &[1; 32]).unwrap();
+        files.create_key(&key).unwrap();
+        (dir, files, key.public())
+    }
+
+    #[test]
+    fn no_edit_is_lost_when_many_come_at_once() {
+        let (_dir, files, mesh) = files();
+        std::thread::scope(|scope| {
+            for number in 1..=8 {
+                let (files, mesh) = (&files, &mesh);
+                scope.spawn(move || {
+                    files.edit(mesh, |roster| add(roster, number)).unwrap();
+                });
+            }
+        });
+        let kept = files.read_roster(&mesh).unwrap().unwrap();
+        assert_eq!((kept.roster().version, kept.roster().members.len()), (8, 8));
+    }
+
+    #[test]
+    fn an_older_roster_replaces_no_newer_one_and_a_damaged_one_is_replaced() {
+        let (_dir, files, mesh) = files();
+        let (first, ()) = files.edit(&mesh, |roster| add(roster, 1)).unwrap();
+        let (second, ()) = files.edit(&mesh, |roster| add(roster, 2)).unwrap();
+        assert!(!files.take(&mesh, &first).unwrap() && !files.take(&mesh, &second).unwrap());
+        assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), second);
+        fs::write(files.roster_file(), [1; 300]).unwrap();
+        let refused = format!("{:#}", files.read_roster(&mesh).unwrap_err());
+        assert!(refused.contains("roster is refused"), "{refused}");
+        assert!(files.take(&mesh, &first).unwrap());
+        assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), first);
+    }
+
+    #[test]
+    fn without_the_right_mesh_key_nothing_is_changed() {
+        let (_dir, files, mesh) = files();
+        let other = NixSecretKey::from_seed("other", &[2; 32]).unwrap().public();
+        let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, |_| Ok(())).unwrap_err());
+        assert!(edit(&other).contains("the key of another mesh"), "{}", edit(&other));
+        fs::remove_file(files.key_file()).unwrap();
+        assert!(edit(&mesh).contains("this machine cannot change the mesh"), "{}", edit(&mesh));
+        assert_eq!(files.read_roster(&mesh).unwrap(), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! Admits machines that show an invitation.
+
+use super::files::MeshFiles;
+use super::invitations::Invitation;
+use jiff::Timestamp;
+use libp2p::PeerId;
+use narmesh_mesh::JoinHandler;
+use narmesh_protocol::wire::{JoinReply, JoinRequest};
+use narmesh_protocol::{Member, NixPublicKey, Roster, SignedRoster, node_key_of};
+use parking_lot::RwLock;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Whoever is refused hears of it after this long, whatever the reason: so nobody learns whether a secret was ever good.
+const REFUSED_AFTER: Duration = Duration::from_millis(500);
+
+/// Admits machines to the mesh whose key is in the state directory.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    files: MeshFiles,
+    mesh: RwLock<Option<NixPublicKey>>,
+    changed: Notify,
+}
+
+impl Admission {
+    /// Admits nobody until [`Self::set_mesh`] says to which mesh.
+    pub(crate) fn new(files: MeshFiles) -> Self {
+        Self { files, mesh: RwLock::new(None), changed: Notify::new() }
+    }
+
+    /// Sets the mesh of this machine.
+    pub(crate) fn set_mesh(&self, mesh: Option<NixPublicKey>) {
+        *self.mesh.write() = mesh;
+    }
+
+    /// Returns when the roster was changed by an admission.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What answers machines that want to join.
+    pub(crate) fn handler(self: &Arc<Self>) -> JoinHandler {
+        let this = Arc::clone(self);
+        Arc::new(move |peer, request| {
+            let this = Arc::clone(&this);
+            Box::pin(async move {
+                let admit = move || this.admit(peer, &request);
+                let reply = tokio::task::spawn_blocking(admit).await.unwrap_or(JoinReply::NotNow);
+                if reply == JoinReply::Refused {
+                    tokio::time::sleep(REFUSED_AFTER).await;
+                }
+                reply
+            })
+        })
+    }
+
+    fn admit(&self, peer: PeerId, request: &JoinRequest) -> JoinReply {
+        let (Some(mesh), Some(node_key)) = (self.mesh.read().clone(), node_key_of(&peer)) else {
+            return JoinReply::Refused;
+        };
+        let now = Timestamp::now();
+        let is_open = self.files.read_invitations().map(|mut invitations| invitations.use_up(now, &request.secret));
+        let invitation = match is_open {
+            Ok(Some(invitation)) => invitation,
+            Ok(None) => return JoinReply::Refused,
+            Err(error) => return cannot_admit(peer, &error),
+        };
+        let wanted = Member {
+            node_key,
+            name: invitation.name.clone().unwrap_or_else(|| request.name.clone()),
+            role: invitation.role,
+            builder_key: request.builder_key.clone(),
+            ephemeral_s: invitation.ephemeral_s,
+            addresses: request.addresses.clone(),
+        };
+        // Before the invitation is used up: it stays good for a second try.
+        if let Err(error) = wanted.check() {
+            return JoinReply::Unfit { why: error.to_string() };
+        }
+        match self.admit_as(&mesh, &request.secret, now, wanted) {
+            Ok(Some(roster)) => {
+                tracing::info!(%peer, version = roster.roster().version, "a machine has joined");
+                self.changed.notify_one();
+                JoinReply::Welcome(roster.as_bytes().to_vec())
+            }
+            Ok(None) => JoinReply::Refused,
+            Err(error) => cannot_admit(peer, &error),
+        }
+    }
+
+    /// Uses the invitation up, and signs a roster with the member; `None` if somebody else has used it up meanwhile.
+    fn admit_as(
+        &self,
+        mesh: &NixPublicKey,
+        secret: &[u8; 16],
+        now: Timestamp,
+        member: Member,
+    ) -> anyhow::Result<Option<SignedRoster>> {
+        let used: Option<Invitation> =
+            self.files.change_invitations(|invitations| Ok(invitations.use_up(now, secret)))?;
+        if used.is_none() {
+            return Ok(None);
+        }
+        let (roster, ()) = self.files.edit(mesh, |roster| {
+            put_member(roster, member);
+            Ok(())
+        })?;
+        Ok(Some(roster))
+    }
+}
+
+/// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number.
+pub(crate) fn put_member(roster: &mut Roster, mut member: Member) {
+    roster.members.retain(|known| known.node_key != member.node_key);
+    let wanted = member.name.clone();
+    let mut number = 2_u32;
+    while roster.members.iter().any(|known| known.name == member.name) {
+        let end = format!("-{number}");
+        let room = Member::NAME_BYTES_MAX - end.len();
+        member.name = format!("{}{end}", wanted.get(..wanted.floor_char_boundary(room)).unwrap_or_default().trim_end());
+        number += 1;
+    }
+    roster.members.push(member);
+}
+
+fn cannot_admit(peer: PeerId, error: &anyhow::Error) -> JoinReply {
+    tracing::error!(%peer, error = crate::describe::describe(error), "a machine with an invitation cannot be admitted");
+    JoinReply::NotNow
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libp2p::identity::Keypair;
+    use narmesh_protocol::{MemberRole, NixSecretKey};
+
+    struct Stage {
+        _dir: tempfile::TempDir,
+        files: MeshFiles,
+        admission: Admission,
+    }
+
+    fn stage(uses: u32) -> Stage {
+        let dir = tempfile::tempdir().unwrap();
+        let files = MeshFiles::new(dir.path());
+        let key = NixSecretKey::from_seed("home", &[1; 32]).unwrap();
+        files.create_key(&key).unwrap();
+        let until = Timestamp::now() + jiff::SignedDuration::from_hours(1);
+        let invitation = Invitation::new(&[7; 16], MemberRole::Client, uses, until);
+        files.change_invitations(|invitations| invitations.add(Timestamp::now(), invitation)).unwrap();
+        let admission = Admission::new(files.clone());
+        admission.set_mesh(Some(key.public()));
+        Stage { _dir: dir, files, admission }
+    }
+
+    fn request(secret: u8, name: &str) -> JoinRequest {
+        JoinRequest { secret: [secret; 16], name: name.to_owned(), builder_key: None, addresses: Vec::new() }
+    }
+
+    fn peer() -> PeerId {
+        Keypair::generate_ed25519().public().to_peer_id()
+    }
+
+    #[test]
+    fn an_invitation_admits_as_many_machines_as_it_says() {
+        let Stage { files, admission, .. } = &stage(2);
+        assert_eq!(admission.admit(peer(), &request(8, "a")), JoinReply::Refused);
+        assert!(matches!(admission.admit(peer(), &request(7, "\n")), JoinReply::Unfit { .. }), "and stays good");
+        for _ in 0..2 {
+            assert!(matches!(admission.admit(peer(), &request(7, "box")), JoinReply::Welcome(_)));
+        }
+        assert_eq!(admission.admit(peer(), &request(7, "box")), JoinReply::Refused);
+        let mesh = files.read_key().unwrap().unwrap().public();
+        let names: Vec<_> =
+            files.read_roster(&mesh).unwrap().unwrap().roster().members.iter().map(|it| it.name.clone()).collect();
+        assert!(
+            names.len() == 2 && names.contains(&"box".to_owned()) && names.contains(&"box-2".to_owned()),
+            "{names:?}"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_joins_again_takes_its_own_place() {
+        let mut roster = Roster { version: 1, issued_at_ms: 0, members: Vec::new() };
+        let member = |number: u8, name: &str| Member {
+            node_key: [number; 32],
+            name: name.to_owned(),
+            role: MemberRole::Client,
+            builder_key: None,
+            ephemeral_s: 0,
+            addresses: Vec::new(),
+        };
+        put_member(&mut roster, member(1, "a"));
+        put_member(&mut roster, member(1, "a"));
+        put_member(&mut roster, member(2, &"\u{e4}".repeat(32)));
+        put_member(&mut roster, member(3, &"\u{e4}".repeat(32)));
+        let names: Vec<_> = roster.members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["a", &"\u{e4}".repeat(32), &format!("{}-2", "\u{e4}".repeat(31))]);
+    }
+}
