@@ -2,6 +2,7 @@
 
 use super::files::MeshFiles;
 use super::invitations::Invitation;
+use crate::settings::may_be_told;
 use jiff::Timestamp;
 use libp2p::PeerId;
 use narmesh_mesh::JoinHandler;
@@ -110,8 +111,10 @@ impl Admission {
     }
 }
 
-/// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number.
+/// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number. Of
+/// the addresses that it gives, those that are no IP addresses are left out.
 pub(crate) fn put_member(roster: &mut Roster, mut member: Member) {
+    member.addresses.retain(|address| may_be_told(address));
     roster.members.retain(|known| known.node_key != member.node_key);
     let wanted = member.name.clone();
     let mut number = 2_u32;
@@ -193,6 +196,9 @@ mod tests {
         };
         put_member(&mut roster, member(1, "a"));
         put_member(&mut roster, member(1, "a"));
+        let named = ["/dns/evil.example/tcp/1", "/ip4/192.0.2.1/tcp/7280"].map(str::to_owned).into();
+        put_member(&mut roster, Member { addresses: named, ..member(1, "a") });
+        assert_eq!(roster.members[0].addresses, ["/ip4/192.0.2.1/tcp/7280"], "no names of hosts");
         put_member(&mut roster, member(2, &"\u{e4}".repeat(32)));
         put_member(&mut roster, member(3, &"\u{e4}".repeat(32)));
         let names: Vec<_> = roster.members.iter().map(|member| member.name.as_str()).collect();

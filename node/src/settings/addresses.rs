@@ -32,6 +32,12 @@ pub(super) fn parse_dialable(text: &str) -> Option<Multiaddr> {
     check_one(text, AddressUse::Dial).ok()
 }
 
+/// Whether this is an address that a machine may tell others of itself: an IP address that can be dialled. What a name means
+/// each machine decides for itself.
+pub(crate) fn may_be_told(text: &str) -> bool {
+    check_one(text, AddressUse::Tell).is_ok()
+}
+
 /// The socket address of a multiaddr that begins with an IP address and a TCP port.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();

@@ -31,7 +31,7 @@ mod upstream;
 mod written;
 
 use addresses::AddressUse;
-pub(crate) use addresses::socket_address;
+pub(crate) use addresses::{may_be_told, socket_address};
 pub use error::SettingsError;
 pub use gateway::{GatewaySettings, Prefer};
 pub use host_names::HOST_NAMES_MAX;
@@ -95,7 +95,7 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// `[mesh]`
     pub mesh: RosterSettings,
-    /// `[[peer]]`, and the members of the roster once [`Settings::add_members`] was called: names and peer ids are unique.
+    /// `[[peer]]`, and the members of the roster once they were added: names and peer ids are unique.
     pub peers: Vec<PeerSettings>,
     /// `[[upstream]]` that are enabled: names are unique.
     pub upstreams: Vec<UpstreamSettings>,

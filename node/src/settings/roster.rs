@@ -1,9 +1,9 @@
 //! `[mesh]`, checked, and what the roster adds to the settings.
 
-use super::{ADDRESSES_MAX, PeerSettings, Settings, SettingsError, path_from, refused};
+use super::{ADDRESSES_MAX, PeerSettings, Settings, SettingsError, path_from, refused, socket_address};
 use crate::config::RosterConfig;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_protocol::{Member, MemberRole, NixPublicKey, SignedRoster, TrustedKeys};
+use narmesh_protocol::{Member, MemberRole, NixPublicKey, SignedRoster, Summary, TrustedKeys};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct RosterSettings {
     pub key: Option<NixPublicKey>,
     /// A file with a signed roster.
     pub roster_file: Option<PathBuf>,
-    /// The roster in force, once [`Settings::add_members`] was called.
+    /// The roster in force, once its members were added.
     pub roster: Option<Arc<SignedRoster>>,
 }
 
@@ -44,8 +44,16 @@ impl Settings {
                 continue;
             };
             if peer_id != *me && self.peer(&peer_id).is_none() {
+                if self.peers.len() >= Summary::AUDIENCE_MAX {
+                    remarks.push(format!(
+                        "member {:?} is no peer: there are {} already",
+                        member.name,
+                        self.peers.len()
+                    ));
+                    continue;
+                }
                 let name = self.free_name(&member.name);
-                let addresses = addresses_of(member);
+                let addresses = self.addresses_of(member);
                 self.peers.push(PeerSettings { name, peer_id, addresses, upload_bytes_per_s: None });
             }
             let Some(key) = builder_key_of(member) else { continue };
@@ -64,6 +72,16 @@ impl Settings {
         remarks
     }
 
+    /// Those of a member's addresses that can be dialled; another version of narmesh may write more kinds. Loopback is
+    /// another machine for each member.
+    fn addresses_of(&self, member: &Member) -> Vec<Multiaddr> {
+        let is_loopback =
+            |address: &Multiaddr| socket_address(address).is_some_and(|address| address.ip().is_loopback());
+        let addresses = member.addresses.iter().filter_map(|text| super::addresses::parse_dialable(text));
+        let dialled = addresses.filter(|address| self.node.advertise_loopback || !is_loopback(address));
+        dialled.take(ADDRESSES_MAX).collect()
+    }
+
     /// This name, or one made of it that no peer has.
     fn free_name(&self, name: &str) -> String {
         let is_free = |name: &String| self.peers.iter().all(|peer| peer.name != *name);
@@ -80,8 +98,55 @@ fn builder_key_of(member: &Member) -> Option<NixPublicKey> {
     }
 }
 
-/// Those of a member's addresses that can be dialled; another version of narmesh may write more kinds.
-fn addresses_of(member: &Member) -> Vec<Multiaddr> {
-    let addresses = member.addresses.iter().filter_map(|text| super::addresses::parse_dialable(text));
-    addresses.take(ADDRESSES_MAX).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use libp2p::identity::Keypair;
+    use narmesh_protocol::{NixSecretKey, Roster, node_key_of};
+
+    fn member(peer: &PeerId, name: &str, role: MemberRole, key: &str) -> Member {
+        let addresses = ["/ip4/127.0.0.1/tcp/1", "/ip4/192.0.2.1/tcp/7280", "/unknown"].map(str::to_owned).into();
+        let builder_key = Some(key.to_owned());
+        Member {
+            node_key: node_key_of(peer).unwrap(),
+            name: name.to_owned(),
+            role,
+            builder_key,
+            ephemeral_s: 0,
+            addresses,
+        }
+    }
+
+    #[test]
+    fn the_configuration_comes_before_the_roster_and_only_builders_are_trusted() {
+        let [me, known, new, client] = [(); 4].map(|()| Keypair::generate_ed25519().public().to_peer_id());
+        let key = |name: &str, seed| NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string();
+        let text = format!(
+            "[trust]\ntrusted_public_keys = ['{}']\n[[peer]]\nname = 'box'\npeer_id = '{known}'\naddresses = []\n",
+            key("own-1", 1)
+        );
+        let file = Path::new("/etc/narmesh.toml");
+        let mut settings = Settings::check(Config::parse(&text, file).unwrap(), file).unwrap();
+        let members = vec![
+            member(&me, "me", MemberRole::Builder, &key("me-1", 2)),
+            member(&known, "known", MemberRole::Builder, &key("known-1", 3)),
+            member(&new, "box", MemberRole::Builder, &key("own-1", 4)),
+            member(&client, "client", MemberRole::Client, &key("client-1", 5)),
+        ];
+        let mesh = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
+        let signed = SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members }).unwrap();
+        let remarks = settings.add_members(Arc::new(signed), &me);
+        assert_eq!(remarks.len(), 1, "{remarks:?}");
+        assert!(remarks[0].contains("own-1") && remarks[0].contains("another key of that name"), "{remarks:?}");
+        let peer = |peer: &PeerId| settings.peer(peer).unwrap();
+        assert_eq!((peer(&known).name.as_str(), peer(&known).addresses.len()), ("box", 0), "as configured");
+        assert_eq!(peer(&new).name, "box (2)");
+        assert_eq!(peer(&new).addresses, ["/ip4/192.0.2.1/tcp/7280".parse().unwrap()]);
+        assert!(settings.peer(&me).is_none() && settings.peer(&client).is_some());
+        let mut keys: Vec<_> = settings.trusted.iter().map(NixPublicKey::name).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["known-1", "me-1", "own-1"]);
+        assert_eq!(settings.trusted.by_name("own-1").unwrap().to_string(), key("own-1", 1));
+    }
 }
