@@ -30,6 +30,7 @@ mod policy;
 mod quorum;
 mod realisations;
 mod reload;
+mod remote_builds;
 mod restart;
 mod serving;
 mod serving_others;

@@ -91,6 +91,14 @@ pub enum StoreError {
         /// What was wrong with the copy.
         fault: CopyFault,
     },
+    /// What builders attest of this path cannot be read now.
+    #[error("what builders attest of {path} cannot be read: {why}")]
+    Attestations {
+        /// The store path.
+        path: StorePath,
+        /// Why not.
+        why: String,
+    },
     /// The operating system could not start a thread.
     #[error("no thread for watching the store: {source}")]
     Thread {
@@ -124,7 +132,11 @@ impl StoreError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Sqlite { .. } | Self::NixDaemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
+            Self::Sqlite { .. }
+            | Self::NixDaemon { .. }
+            | Self::Changing { .. }
+            | Self::Attestations { .. }
+            | Self::Thread { .. } => true,
             Self::Io { source, .. } => !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
             Self::Unreadable { .. }
             | Self::NotNix { .. }

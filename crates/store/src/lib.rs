@@ -55,7 +55,7 @@ pub use nar_stream::{NarProgress, NarStream, NarStreamError};
 pub use nar_trees::OfferedTree;
 pub use nix_daemon::DaemonError;
 pub use nix_store::NixStore;
-pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, OfferedRealisation, Offering, Withheld};
+pub use offer::{AttestedPaths, Offer, OfferChange, OfferPolicy, OfferedPath, OfferedRealisation, Offering, Withheld};
 pub use partial_copies::{GiveAway, PartialCopies, PartialCopy, PartialWriter};
 pub use path_info::PathInfo;
 pub use realisations::OwnRealisation;

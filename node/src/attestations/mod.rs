@@ -4,7 +4,8 @@
 //! Walk: [`LiveLedger`] holds attestations, and when this node first stored them, in memory and in a file. Four ways lead
 //! into it, each through `verification`: `exchange` hears from peers, [`import`] reads a text file, `attester` attests what
 //! this machine built ([`OwnBuilds`]), and [`StoreSignatures`] and `builders` take bare signatures from the store and from
-//! narinfos. Out of it come the answers to peers (`exchange`), to the resolver (`builders`), to `narmesh quorum`
+//! narinfos. Out of it come the answers to peers (`exchange`), to the resolver (`builders`), to the offer
+//! (`counted`), to `narmesh quorum`
 //! ([`Queries`], with `members` for the store's side of a report and [`Page`] for one in HTML), and to `status` and
 //! `/metrics` (`observer`). `Attestations` starts all of this for the daemon: three threads, which are `exchange`,
 //! `attester`, and `ledger_thread` for the ledger and the observer.
@@ -12,6 +13,7 @@
 mod attester;
 mod bare_signatures;
 mod builders;
+mod counted;
 mod exchange;
 mod import;
 mod key_names;
@@ -68,6 +70,7 @@ impl Attestations {
         signers: Vec<NixPublicKey>,
     ) -> anyhow::Result<(Self, DriverEnd)> {
         let (ledger, counters) = (Arc::new(ledger), ExchangeCounters::default());
+        counted::tell_offer(&ledger, offer);
         let ledger_thread = LedgerThread::start(&ledger)?;
         let attester = Attester::start(store, offer, &ledger, key, signers)?;
         let driver_end = exchange::start(&ledger, offer, attester.on_dropped(), counters.clone())?;

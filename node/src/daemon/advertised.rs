@@ -15,9 +15,13 @@ pub(super) fn collect_advertised(offer: &Offer, store: &NixStore) -> AdvertisedR
         match ballot {
             Offering::Offered => {
                 let offered = offer.find_offered(&path.hash_part());
-                let signed_by = offered.map(|it| it.map(|offered| signers(&offered.narinfo_text, store_dir)));
-                match why_kept(signed_by) {
-                    Ok(signed_by) => report.paths.push(AdvertisedPath { path: full, nar_size, signed_by }),
+                match why_kept(offered) {
+                    Ok(offered) => report.paths.push(AdvertisedPath {
+                        path: full,
+                        nar_size,
+                        signed_by: signers(&offered.narinfo_text, store_dir),
+                        attested: offered.is_attested,
+                    }),
                     Err(reason) => report.withheld.push(WithheldPath { path: full, reason }),
                 }
             }

@@ -326,6 +326,9 @@ pub struct AdvertisedPath {
     pub nar_size: u64,
     /// Names of the keys whose signatures peers get with it.
     pub signed_by: Vec<String>,
+    /// Whether these signatures come from attestations of `[[builder]]` alone.
+    #[serde(default)]
+    pub attested: bool,
 }
 
 /// One path that peers may not see.

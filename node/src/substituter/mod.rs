@@ -244,7 +244,7 @@ mod tests {
             let narinfo = info.narinfo(vec![key.sign(&info.fingerprint(&store_dir))]);
             let expected = narinfo.render(&store_dir, "nar/x");
             let narinfo_text = narinfo.without_hearsay().render(&store_dir, "nar/x").into_bytes().into();
-            let offered = OfferedPath { info, narinfo_text };
+            let offered = OfferedPath { info, narinfo_text, is_attested: false };
             assert_eq!(with_deriver(&offered), expected.as_bytes());
             assert!(NarInfo::parse(&store_dir, expected.as_bytes()).unwrap().deriver.is_some());
             let unknown = OfferedPath { info: PathInfo { deriver: None, ..offered.info.clone() }, ..offered.clone() };

@@ -200,6 +200,19 @@ impl NixStoreFixture {
         lines(&finish(&mut command).expect_success(&format!("nix-build -A {attribute}")))
     }
 
+    /// As [`Self::build_one`], but Nix has another chroot store build it, as on a remote builder, and copies the result back.
+    ///
+    /// # Panics
+    /// As [`Self::build_one`].
+    #[track_caller]
+    pub fn build_one_on(&self, builder: &Self, attribute: &str) -> String {
+        let StorePlace::Root(root) = &builder.place else { panic!("a chroot store") };
+        let builders = format!("local?root={} x86_64-linux,aarch64-linux - 1", root.display());
+        let mut command = self.nix("nix-build");
+        command.arg(packages()).args(["-A", attribute, "--no-out-link", "--max-jobs", "0", "--builders", &builders]);
+        only(lines(&finish(&mut command).expect_success("nix-build on a remote builder")))
+    }
+
     /// Writes the derivation of `attribute` into the store, builds nothing, and returns its path.
     ///
     /// # Panics

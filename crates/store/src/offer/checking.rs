@@ -18,6 +18,8 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     pub(super) touched: BTreeSet<HashPart>,
+    /// Paths of which builders said something new.
+    pub(super) attested: BTreeSet<HashPart>,
     /// New derivations, whose outputs may have to be checked again.
     pub(super) derivations: BTreeSet<HashPart>,
     /// Whether the index changed and the listener must be told.
@@ -29,7 +31,8 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn is_idle(&self) -> bool {
-        self.touched.is_empty() && self.derivations.is_empty() && !self.is_unpublished && !self.is_stopping
+        let has_paths = !(self.touched.is_empty() && self.derivations.is_empty() && self.attested.is_empty());
+        !(has_paths || self.is_unpublished || self.is_stopping)
     }
 }
 
@@ -54,13 +57,13 @@ impl Shared {
     pub(super) fn run(&self, on_change: &dyn Fn(OfferChange)) {
         let mut pause = RETRY_MIN;
         loop {
-            let (mut touched, derivations, is_unpublished) = {
+            let (mut touched, attested, derivations, is_unpublished) = {
                 let mut pending = self.pending.lock();
                 if pending.is_stopping {
                     return;
                 }
-                let Pending { touched, derivations, is_unpublished, .. } = std::mem::take(&mut *pending);
-                (touched, derivations, is_unpublished)
+                let Pending { touched, attested, derivations, is_unpublished, .. } = std::mem::take(&mut *pending);
+                (touched, attested, derivations, is_unpublished)
             };
             for derivation in derivations {
                 touched.extend(self.find_known_outputs(&derivation));
@@ -72,6 +75,7 @@ impl Shared {
                     return;
                 }
             }
+            self.index.write().vouch_again(&attested);
             // One batch only, so that changes and the order to stop are seen between batches.
             let has_vouched = self.vouch();
             // The first round has inspected all paths that were there at the start, so it is known which are private.
@@ -178,6 +182,6 @@ impl Shared {
     fn find_voucher(&self, rules: &Rules, part: &HashPart) -> Result<Voucher, StoreError> {
         let Some((_, info)) = self.store.read_registration(part)? else { return Ok(Voucher::Nobody) };
         let derivers = if rules.asks_for_derivers() { self.store.read_derivers(&info)? } else { Vec::new() };
-        Ok(rules.vouchers(&info, &derivers).0)
+        Ok(self.with_attestations(rules.vouchers(&info, &derivers).0, &info))
     }
 }

@@ -205,6 +205,15 @@ impl OfferIndex {
         self.settle(rules);
     }
 
+    /// Has those of these paths checked again for which nobody vouched.
+    pub(super) fn vouch_again(&mut self, parts: &BTreeSet<HashPart>) {
+        for part in parts {
+            if let Some(line) = self.lines.get(part).filter(|line| line.voucher == Some(Voucher::Nobody)) {
+                self.unvouched.insert((line.entry.row, *part));
+            }
+        }
+    }
+
     /// Takes up to `count_max` paths that must be checked for who vouches for them.
     pub(super) fn take_unvouched(&mut self, count_max: usize) -> Vec<HashPart> {
         let mut parts = Vec::new();
@@ -454,7 +463,7 @@ impl Line {
     /// Why the path is not offered, ignoring the limit.
     fn why_withheld(&self, rules: &Rules) -> Option<Withheld> {
         self.why_unheard(rules).or_else(|| self.entry.why_not_sent()).or(match self.voucher {
-            Some(Voucher::Contents | Voucher::Signature) => None,
+            Some(Voucher::Contents | Voucher::Signature | Voucher::Attestation) => None,
             Some(Voucher::Nobody) => Some(Withheld::NotVouchedFor),
             None => Some(Withheld::Unchecked),
         })

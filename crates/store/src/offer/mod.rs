@@ -5,6 +5,7 @@
 //! time, so that offering begins while signatures are still being verified. From then on it follows the store's changes.
 //! Whether a path is *served* is decided again at each request, from its current row.
 
+mod attested;
 mod checking;
 mod entries;
 mod index;
@@ -14,6 +15,7 @@ mod realisations;
 mod recheck;
 mod rendered;
 
+pub use attested::AttestedPaths;
 pub use policy::{OfferPolicy, Withheld};
 pub use realisations::OfferedRealisation;
 
@@ -29,8 +31,8 @@ use policy::{BuilderStatement, Origin, Rules, Voucher, origin, read_builders_wor
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,8 @@ pub struct OfferedPath {
     pub info: PathInfo,
     /// Text of the narinfo, with the signatures that peers may see and a [`NarUrl`](narmesh_protocol::NarUrl).
     pub narinfo_text: Arc<[u8]>,
+    /// Whether only attestations of builders vouch for it: the signatures are theirs.
+    pub is_attested: bool,
 }
 
 /// Changes of the offer since the last report. A path that was registered anew is in both lists, because its contents may be
@@ -79,6 +83,8 @@ struct Shared {
     pending: Mutex<Pending>,
     woken: Condvar,
     warned: Mutex<Option<Instant>>,
+    /// What builders attest, once that is known.
+    attested: OnceLock<Box<dyn AttestedPaths>>,
     /// Whether all paths that were there at the start were checked, so that it is known which are private.
     has_looked: AtomicBool,
 }
@@ -122,6 +128,7 @@ impl Offer {
             pending: Mutex::default(),
             woken: Condvar::new(),
             warned: Mutex::default(),
+            attested: OnceLock::new(),
             has_looked: AtomicBool::new(false),
         });
         let watched = Arc::clone(&shared);
@@ -349,7 +356,9 @@ impl Shared {
         let info = PathInfo::of_another_store(info);
         match (origin(&self.store, &info, &[]), rules.vouchers(&info, &[]).0) {
             (_, Voucher::Nobody) | (Origin::Added | Origin::Unknown, Voucher::Contents) => false,
-            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => find_excess(&info).is_none(),
+            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature | Voucher::Attestation) => {
+                find_excess(&info).is_none()
+            }
         }
     }
 }

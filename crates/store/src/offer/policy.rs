@@ -76,7 +76,7 @@ pub enum Withheld {
     ClosureUnreadable,
     /// No pattern of `include` matches its name.
     NotIncluded,
-    /// No trusted key signed it, and it was not built here or there is no builder key.
+    /// No trusted key signed it, no builder that counts attests it, and it was not built here or there is no builder key.
     NotVouchedFor,
     /// Our copy failed its NarHash and has not changed since.
     CopyFailed,
@@ -121,7 +121,9 @@ impl Withheld {
             Self::ClosureWithheld => "its closure contains a withheld path",
             Self::ClosureUnreadable => "its closure contains a path whose row in the Nix database cannot be read",
             Self::NotIncluded => "no pattern of advertise.include matches its name",
-            Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
+            Self::NotVouchedFor => {
+                "no trusted key signed it, no [[builder]] attests it as it is here, and our builder key does not vouch for it"
+            }
             Self::CopyFailed => "our copy of it failed its hash",
             Self::CopyGone => {
                 "our copy of it is gone from the disk, wholly or in part (`nix-store --verify` finds such paths)"
@@ -160,6 +162,8 @@ pub(super) enum Voucher {
     Contents,
     /// A trusted key, or our own key for a path that was built here.
     Signature,
+    /// A builder that counts, by an attestation; no signature in the Nix database does.
+    Attestation,
 }
 
 impl From<CopyFault> for Withheld {

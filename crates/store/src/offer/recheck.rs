@@ -56,19 +56,30 @@ impl Shared {
             let is_private = entry.why_private(rules).is_some() || entry.references.iter().any(is_private);
             (is_private, index.is_carried(&info.path.hash_part()))
         };
-        let (voucher, signatures) = rules.vouchers(&info, &derivers);
+        let (voucher, mut signatures) = rules.vouchers(&info, &derivers);
+        let voucher = self.with_attestations(voucher, &info);
         let may_leave = match (entry.origin, voucher) {
             (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
             (Origin::Added, Voucher::Contents) => is_carried,
-            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || entry.is_included(rules),
+            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature | Voucher::Attestation) => {
+                is_carried || entry.is_included(rules)
+            }
         };
         let is_of_kind = !info.path.is_derivation() || rules.offers_derivations();
         if !is_of_kind || entry.why_not_sent().is_some() || is_private || !may_leave {
             return Ok(None);
         }
+        let is_attested = voucher == Voucher::Attestation;
+        if is_attested {
+            signatures = self.read_attested(&info)?;
+            // The attestation was taken back a moment ago.
+            if signatures.is_empty() {
+                return Ok(None);
+            }
+        }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
         // The deriver is left out: no signature covers it, so a receiver could not trust it.
         let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
-        Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
+        Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into(), is_attested })))
     }
 }

@@ -2,9 +2,13 @@
 
 use crate::harness::{Kind, TestNix, eventually};
 use crate::offer::{builder, narinfo, offerings, policy, start, update, wait_until_told};
-use narmesh_protocol::{Fingerprint, NarInfo, NixPublicKey, StorePath, TrustedKeys};
-use narmesh_store::{OfferPolicy, Offering, Withheld};
+use narmesh_protocol::{
+    Fingerprint, HashPart, NarInfo, NixPublicKey, NixSecretKey, NixSignature, StorePath, TrustedKeys,
+};
+use narmesh_store::{AttestedPaths, OfferPolicy, Offering, PathInfo, StoreError, Withheld};
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::{Arc, Mutex};
 
 /// Signs the paths with a new key and returns that key.
 fn sign(nix: &TestNix, paths: &[&StorePath]) -> TrustedKeys {
@@ -189,6 +193,92 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
         });
     }
     wait_until_told(&offer, &believed);
+}
+
+/// A builder that attests the paths in the set, as they are here. Its signatures can be read unless `is_locked`.
+#[derive(Clone)]
+struct Attesting {
+    key: NixSecretKey,
+    nix: narmesh_protocol::StoreDir,
+    parts: Arc<Mutex<BTreeSet<HashPart>>>,
+    is_locked: Arc<Mutex<bool>>,
+}
+
+impl AttestedPaths for Attesting {
+    fn is_attested(&self, info: &PathInfo) -> bool {
+        self.parts.lock().unwrap().contains(&info.path.hash_part())
+    }
+
+    fn read_signatures(&self, info: &PathInfo) -> Result<Vec<NixSignature>, String> {
+        if *self.is_locked.lock().unwrap() {
+            return Err("the file is locked".to_owned());
+        }
+        let signature = || self.key.sign(&info.fingerprint(&self.nix));
+        Ok(self.is_attested(info).then(signature).into_iter().collect())
+    }
+}
+
+#[test]
+fn attestation_lets_an_output_go_and_nothing_that_is_private() {
+    let builder = TestNix::new(Kind::Chroot);
+    let [app, lib, source] = ["app", "lib", "withsource"].map(|name| builder.build(name));
+    let nix = TestNix::new(Kind::Chroot);
+    for path in [&app, &source] {
+        builder.run("nix", &["copy", "--no-check-sigs", "--to", &nix.url(), &builder.full(path)]);
+    }
+    let (offer, believed) = start(&nix, OfferPolicy { exclude: vec!["app*".to_owned()], ..policy() });
+    let key = NixSecretKey::from_seed("elsewhere-1", &[3; 32]).unwrap();
+    let store_dir = nix.location.store_dir.clone();
+    let attesting = Attesting { key, nix: store_dir, parts: Arc::default(), is_locked: Arc::default() };
+    offer.follow_attestations(Box::new(attesting.clone()));
+    wait_until_told(&offer, &believed);
+    assert_eq!(offerings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
+
+    // The builder attests everything that is here, as nobody would.
+    let all: Vec<HashPart> = nix.open().hash_parts().into_iter().collect();
+    let sources: Vec<HashPart> = {
+        let named = |path: &StorePath| path.name() == "a-source";
+        offer.list().into_iter().filter(|(path, ..)| named(path)).map(|(path, ..)| path.hash_part()).collect()
+    };
+    attesting.parts.lock().unwrap().extend(all.iter().copied());
+    offer.on_attested(&all);
+    eventually("its word lets it go", || offerings(&offer)["lib-1.0"] == Offering::Offered);
+    wait_until_told(&offer, &believed);
+    let told = offer.find_offered(&lib.hash_part()).unwrap().unwrap();
+    assert!(told.is_attested);
+    let signed = narinfo(&nix, &offer, &lib);
+    let fingerprint = signed.fingerprint(&nix.location.store_dir);
+    assert!(attesting.key.public().verify(&fingerprint, &signed.signatures[0]) && signed.signatures.len() == 1);
+    assert_eq!(offerings(&offer)["app-1.0"], Offering::Withheld(Withheld::Excluded));
+
+    // Without what needs it, the source stays here, attested or not.
+    offer.set_policy(OfferPolicy { exclude: vec!["withsource*".to_owned()], ..policy() });
+    eventually("the other policy counts", || offerings(&offer)["app-1.0"] == Offering::Offered);
+    wait_until_told(&offer, &believed);
+    assert!(!sources.is_empty());
+    for part in &sources {
+        assert_eq!(offer.find_offered(part).unwrap(), None);
+    }
+    assert_eq!(offerings(&offer)["a-source"], Offering::Withheld(Withheld::Source));
+
+    // That the signature cannot be read now is no reason to say that the path is gone.
+    *attesting.is_locked.lock().unwrap() = true;
+    offer.set_policy(policy());
+    wait_until_told(&offer, &believed);
+    let error = offer.find_offered(&lib.hash_part()).unwrap_err();
+    assert!(matches!(error, StoreError::Attestations { .. }) && error.may_pass(), "{error}");
+    *attesting.is_locked.lock().unwrap() = false;
+    // Taken back.
+    attesting.parts.lock().unwrap().clear();
+    assert_eq!(offer.find_offered(&lib.hash_part()).unwrap(), None);
+    eventually("and it is withheld", || offerings(&offer)["lib-1.0"] == Offering::Withheld(Withheld::NotVouchedFor));
+    // No attestation covers a content address, so none vouches for what has a false one.
+    attesting.parts.lock().unwrap().extend(all.iter().copied());
+    offer.on_attested(&all);
+    eventually("attested again", || offerings(&offer)["lib-1.0"] == Offering::Offered);
+    wait_until_told(&offer, &believed);
+    update(&nix, &lib, &format!("ca = 'fixed:r:sha256:{}'", "0".repeat(52)));
+    assert_eq!(offer.find_offered(&lib.hash_part()).unwrap(), None);
 }
 
 fn builder_key_signed(info: &NarInfo, fingerprint: &Fingerprint) -> bool {

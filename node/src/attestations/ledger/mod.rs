@@ -23,8 +23,8 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 /// How many statements are put into memory at a time, while readers wait: some 50 us (a guess, not measured).
@@ -36,6 +36,9 @@ const READERS_IDLE_MAX: usize = 3;
 
 /// Tells from memory, at once, whether our store holds a path.
 pub type IsHeld = Box<dyn Fn(&HashPart) -> bool + Send + Sync>;
+
+/// Is told of paths with new statements, on the thread that took them; it must not ask the ledger.
+pub(super) type OnAttested = Box<dyn Fn(&[HashPart]) + Send + Sync>;
 
 /// The ledger of a process, in memory and on disk.
 pub struct LiveLedger {
@@ -50,6 +53,7 @@ pub struct LiveLedger {
     names: RwLock<Arc<KeyNames>>,
     /// Paths that are pinned because the configuration names them.
     configured: Mutex<BTreeSet<HashPart>>,
+    on_attested: OnceLock<OnAttested>,
     /// The number of changes of the ledger and of the policy.
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
@@ -127,6 +131,7 @@ impl LiveLedger {
             policy: RwLock::new(Arc::new(policy)),
             names: RwLock::default(),
             configured: Mutex::default(),
+            on_attested: OnceLock::new(),
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
             unwritten: Mutex::default(),
@@ -175,6 +180,11 @@ impl LiveLedger {
     /// A receiver that is told of each change. Changes in quick succession may be told as one.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// From now on tells which paths have new statements; only the first call counts.
+    pub(super) fn tell_attested(&self, on_attested: OnAttested) {
+        drop(self.on_attested.set(on_attested));
     }
 
     /// Reads the ledger in memory. `look` must not take long: others can read meanwhile, but nobody can write.
@@ -413,7 +423,7 @@ impl LiveLedger {
         statements: impl IntoIterator<Item = (&'a VerifiedStatement, Option<WallMs>)>,
         taken: &mut TakeOutcome,
     ) -> Vec<Evicted> {
-        let mut gone = Vec::new();
+        let (mut gone, mut attested) = (Vec::new(), Vec::new());
         let before = (taken.new, taken.upgraded);
         self.in_portions(statements, |ledger, (verified, stored_at)| {
             if (self.is_held)(&verified.hash_part()) {
@@ -422,10 +432,14 @@ impl LiveLedger {
             match ledger.insert(verified, stored_at) {
                 Insertion::New { evicted } => {
                     taken.new += 1;
+                    attested.push(verified.hash_part());
                     taken.full.extend(evicted.iter().map(|gone| gone.builder));
                     gone.extend(evicted);
                 }
-                Insertion::Upgraded => taken.upgraded += 1,
+                Insertion::Upgraded => {
+                    taken.upgraded += 1;
+                    attested.push(verified.hash_part());
+                }
                 Insertion::Known => taken.known += 1,
                 Insertion::EnoughStatements => {
                     taken.enough_statements += 1;
@@ -444,6 +458,9 @@ impl LiveLedger {
         });
         if (taken.new, taken.upgraded) != before {
             self.tell();
+            if let Some(tell) = self.on_attested.get() {
+                tell(&attested);
+            }
         }
         gone
     }

@@ -339,6 +339,7 @@ impl AdvertisedReport {
             .map(|path| {
                 let vouched = match path.signed_by.as_slice() {
                     [] => "not signed: it is content-addressed".to_owned(),
+                    keys if path.attested => format!("attested by {}", keys.join(", ")),
                     keys => format!("signed by {}", keys.join(", ")),
                 };
                 vec![path.path.clone(), bytes(path.nar_size), vouched]

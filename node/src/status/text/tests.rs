@@ -309,13 +309,19 @@ fn each_advertised_path_is_shown_with_the_keys_that_signed_it() {
         path: path.to_owned(),
         nar_size: 1_024,
         signed_by: signed_by.iter().map(ToString::to_string).collect(),
+        attested: false,
     };
+    let attested = AdvertisedPath { attested: true, ..path("/c", &["three-1"]) };
     let report = AdvertisedReport {
-        paths: vec![path("/a", &["one-1", "two-1"]), path("/b", &[])],
+        paths: vec![path("/a", &["one-1", "two-1"]), path("/b", &[]), attested],
         ..AdvertisedReport::default()
     };
     let text = report.text();
-    for line in ["  /a  1.0 KiB  signed by one-1, two-1", "  /b  1.0 KiB  not signed: it is content-addressed"] {
+    for line in [
+        "  /a  1.0 KiB  signed by one-1, two-1",
+        "  /b  1.0 KiB  not signed: it is content-addressed",
+        "  /c  1.0 KiB  attested by three-1",
+    ] {
         assert!(text.lines().any(|given| given == line), "{line}\n{text}");
     }
 }
