@@ -24,6 +24,7 @@ pub mod serving;
 pub mod settings;
 mod sources;
 pub mod state_db;
+mod state_files;
 pub mod status;
 mod substituter;
 mod tokens;

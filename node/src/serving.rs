@@ -2,6 +2,7 @@
 
 use crate::regular_file;
 use crate::settings::Settings;
+use crate::state_files::SERVE_FILE;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
@@ -10,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// The file of the switch in the state directory: `on` or `off`; absent when the configuration decides.
-const FILE: &str = "serve";
 /// Largest such file, bytes.
 const FILE_BYTES_MAX: u64 = 64;
 /// How often the clock is looked at while hours are configured.
@@ -51,7 +50,7 @@ pub(crate) struct Serving {
 impl Serving {
     /// Reads the switch; one that cannot be read counts as not touched.
     pub(crate) fn open(state_dir: &Path) -> Self {
-        let file = state_dir.join(FILE);
+        let file = state_dir.join(SERVE_FILE);
         let switch = match regular_file::read_text(&file, FILE_BYTES_MAX) {
             Ok(Some(text)) if text.trim() == "on" => ServeSwitch::On,
             Ok(Some(text)) if text.trim() == "off" => ServeSwitch::Off,
@@ -148,7 +147,7 @@ mod tests {
             Serving::open(dir.path()).set(switch).unwrap();
             assert_eq!(kept(), switch);
         }
-        std::fs::write(dir.path().join(FILE), "maybe").unwrap();
+        std::fs::write(dir.path().join(SERVE_FILE), "maybe").unwrap();
         assert_eq!(kept(), ServeSwitch::Auto);
     }
 }

@@ -55,6 +55,16 @@ pub enum SettingsError {
         /// The address there, as written.
         address: String,
     },
+    /// One file would be two things.
+    #[error("{key} = {path:?} is also {other}; accepted: a path of its own")]
+    OnePlace {
+        /// The key whose value is refused.
+        key: String,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The other key, or what the daemon keeps there.
+        other: String,
+    },
     /// A rule that means nothing without `quorum.k`.
     #[error("{key} needs quorum.k; accepted: both of them, or neither")]
     Alone {

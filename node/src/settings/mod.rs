@@ -22,6 +22,7 @@ mod hours;
 mod listeners;
 mod netrc;
 mod peers;
+mod places;
 mod quorum;
 mod roster;
 mod secrets;
@@ -65,6 +66,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const SERVE_HOURS_MAX: usize = 16;
 /// Longest include or exclude pattern, bytes: no name is longer than 211.
 const PATTERN_BYTES_MAX: usize = 256;
+/// Digits of a hash part.
+const HASH_PART_DIGITS: usize = 32;
 // The text of `bounds_of` names this number.
 const _: () = assert!(narmesh_gossip::PATHS_MAX == 400_000);
 
@@ -180,7 +183,7 @@ impl Settings {
         let builder_key_file = config.trust.builder_key_file.as_ref();
         let builder_key_file =
             builder_key_file.map(|path| path_from(&base, "trust.builder_key_file", path)).transpose()?;
-        Ok(Self {
+        let settings = Self {
             quorum: quorum::check(&config, &peers)?,
             node,
             gateway,
@@ -203,7 +206,9 @@ impl Settings {
             mesh: roster::check(&config.mesh, &base)?,
             peers,
             file,
-        })
+        };
+        places::check(&settings)?;
+        Ok(settings)
     }
 
     /// The allowlist, with the configured addresses of each peer.
@@ -343,15 +348,25 @@ fn check_hours(texts: &[String]) -> Result<Vec<Hours>, SettingsError> {
     texts.iter().enumerate().map(check).collect()
 }
 
+/// Whether a pattern begins with the hash part of a store path. None of the digits of a hash part is e, o, t or u, so hardly
+/// any name begins with as many of them.
+fn begins_with_hash_part(pattern: &str) -> bool {
+    let Some((begin, rest)) = pattern.as_bytes().split_at_checked(HASH_PART_DIGITS) else { return false };
+    let is_digit = |byte: &u8| b"0123456789abcdfghijklmnpqrsvwxyz?".contains(byte);
+    let is_written_out = !begin.contains(&b'?');
+    begin.iter().all(is_digit) && matches!((rest.first(), is_written_out), (Some(b'-'), _) | (None | Some(b'*'), true))
+}
+
 fn check_patterns(key: &str, patterns: &[String]) -> Result<(), SettingsError> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte);
     for (index, pattern) in patterns.iter().enumerate() {
-        if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !pattern.bytes().all(permitted) {
+        let is_of_a_name = pattern.bytes().all(permitted) && !begins_with_hash_part(pattern);
+        if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !is_of_a_name {
             return Err(refused(
                 format!("{key}[{index}]"),
                 pattern,
-                "1 to 256 characters that are allowed in store path names (a-z A-Z 0-9 + - . _ ? =), with * for any \
-                 text and ? for any one character",
+                "a pattern for the name of a store path, which is what follows /nix/store/HASH-: 1 to 256 of the characters \
+                 a-z A-Z 0-9 + - . _ ? =, with * for any text and ? for any one character",
             ));
         }
     }

@@ -3,6 +3,7 @@
 use super::{PeerSettings, Settings};
 use crate::database_file::make_directory;
 use crate::regular_file::{clear, open_to_read};
+use crate::state_files::GATEWAY_KEY_FILE;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libp2p::PeerId;
@@ -142,9 +143,6 @@ pub(crate) fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError>
 pub(crate) fn create_builder_key(path: &Path, key: &NixSecretKey) -> io::Result<()> {
     write_secret(path, &format!("{}\n", key.expose_secret()))
 }
-
-/// Name of the gateway key's file in the state directory.
-const GATEWAY_KEY_FILE: &str = "gateway.key";
 
 /// Where the gateway key is, if it was made.
 pub(crate) fn gateway_key_file(state_dir: &Path) -> PathBuf {

@@ -73,6 +73,16 @@ fn store_root_sets_both_directories_and_cannot_be_combined_with_them() {
     assert_eq!(message, "store.root = \"/chroot\" cannot be combined with store.real_dir; accepted: one of the two");
 }
 
+const HASH_PART: &str = "0c5r1v9smcv5ibgzvl7yaz4xkbs2kz17";
+
+#[test]
+fn names_that_only_resemble_a_hash_part_are_patterns() {
+    let words = "a-quick-brown-fox-jumped-over-the-lazy-dog";
+    for name in [words, "linux-*", "*", &"?".repeat(32), &"x".repeat(31), &format!("{}-x", "e".repeat(32))] {
+        assert!(check(&format!("[advertise]\nexclude = ['{name}']")).is_ok(), "{name}");
+    }
+}
+
 #[test]
 fn every_refusal_names_key_value_and_what_is_accepted() {
     let peer = |fields: &str| format!("[[peer]]\nname = 'a'\npeer_id = '{PEER}'\n{fields}");
@@ -104,6 +114,30 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         ("[node]\nname = ''".into(), "node.name", "\"\"", "1 to 64"),
         (format!("[node]\nname = '{}'", "n".repeat(65)), "node.name", "nnn", "1 to 64"),
         ("[node]\nname = \"a\\nb\"".into(), "node.name", "\"a\\nb\"", "without control"),
+        (
+            "[node]\nstate_dir = '/nix/store/narmesh'".into(),
+            "node.state_dir",
+            "/nix/store/narmesh",
+            "outside the store",
+        ),
+        (
+            "[node]\nstate_dir = '/srv/../chroot/nix/store/x'\n[store]\nroot = '/chroot'".into(),
+            "node.state_dir",
+            "/chroot/nix/store/x",
+            "outside the store",
+        ),
+        ("[node]\ncontrol_socket = '/nix/store/x'".into(), "node.control_socket", "/nix/store/x", "outside the store"),
+        (listener("/nix/store/x", "serve"), "gateway.listener[0].address", "/nix/store/x", "outside the store"),
+        ("[advertise]\nexclude = ['/nix/store/*-secret']".into(), "advertise.exclude[0]", "*-secret", "what follows"),
+        (
+            format!("[advertise]\nexclude = ['a', '{HASH_PART}-secret']"),
+            "advertise.exclude[1]",
+            HASH_PART,
+            "what follows /nix/store/HASH-",
+        ),
+        (format!("[advertise]\ninclude = ['{HASH_PART}']"), "advertise.include[0]", HASH_PART, "what follows"),
+        (format!("[advertise]\nexclude = ['{HASH_PART}*']"), "advertise.exclude[0]", HASH_PART, "what follows"),
+        (format!("[advertise]\nexclude = ['{}-x']", "?".repeat(32)), "advertise.exclude[0]", "??-x", "what follows"),
         ("[node]\nstate_dir = ''".into(), "node.state_dir", "\"\"", "a path"),
         ("[node]\nkey_file = ''".into(), "node.key_file", "\"\"", "a path"),
         ("[node]\ncontrol_socket = ''".into(), "node.control_socket", "\"\"", "a path"),

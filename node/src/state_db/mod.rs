@@ -15,6 +15,7 @@ use crate::database_file::{
     Empty, OpenError, clear_siblings, make_directory, migrate, prepare, remove_siblings, set_aside,
 };
 use crate::regular_file::Lies;
+use crate::state_files::STATE_FILE;
 use libp2p::PeerId;
 use narmesh_gossip::{Persisted, Record};
 use narmesh_mesh::MeshState;
@@ -29,8 +30,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Name of the file in the state directory.
-pub const FILE_NAME: &str = "state.sqlite";
 /// The most remembered answers. A narinfo with its row takes about 1 KB, so they take at most 100 MB.
 pub const ANSWERS_MAX: usize = 100_000;
 /// One clean-up drops one answer in this many, so that it is rare.
@@ -136,7 +135,7 @@ impl StateDb {
     fn open_bounded(dir: &Path, answers_max: usize) -> Result<(Self, Option<Recovered>), StateDbError> {
         let directory_error = |source| StateDbError::Directory { path: dir.to_owned(), source };
         make_directory(dir).map_err(directory_error)?;
-        let path = dir.join(FILE_NAME);
+        let path = dir.join(STATE_FILE);
         let lies = Lies::at(&path).map_err(directory_error)?;
         let missing = lies == Lies::Nothing;
         if missing {

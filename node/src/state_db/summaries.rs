@@ -7,6 +7,7 @@
 
 use crate::database_file::make_directory;
 use crate::regular_file::{Lies, clear, open, open_to_read, tell_moved};
+use crate::state_files::SUMMARIES_DIR;
 use libp2p::PeerId;
 use narmesh_gossip::KeptSummary;
 use narmesh_mesh::SummaryStore;
@@ -17,8 +18,6 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// Name of the directory in the state directory.
-pub(super) const DIR_NAME: &str = "summaries";
 /// The most bytes that all files may have together: a thousand summaries of 100,000 paths. What is beyond it is not
 /// kept.
 const TOTAL_BYTES_MAX: u64 = 256 << 20;
@@ -49,7 +48,7 @@ impl SummaryFiles {
     }
 
     pub(super) fn open_bounded(state_dir: &Path, total_bytes_max: u64) -> io::Result<Self> {
-        let dir = state_dir.join(DIR_NAME);
+        let dir = state_dir.join(SUMMARIES_DIR);
         match Lies::at(&dir)? {
             Lies::Nothing | Lies::Directory => {}
             Lies::File => tell_moved(&dir, "a file")?,

@@ -1,9 +1,9 @@
 //! What was written comes back; a damaged file is moved aside.
 
-use super::summaries::DIR_NAME;
 use super::*;
 use crate::database_file::SET_ASIDE_MAX;
 use crate::regular_file::{list_moved_aside, list_oddities};
+use crate::state_files::SUMMARIES_DIR;
 use narmesh_gossip::KeptSummary;
 use narmesh_mesh::SummaryStore as _;
 use std::fs;
@@ -18,7 +18,7 @@ const AUDIENCE: [AudienceDigest; 2] = [AudienceDigest([1; 8]), AudienceDigest([2
 /// A database with something in every table.
 fn make_filled(dir: &Path) -> (PeerId, RememberedAnswer) {
     let (mut db, recovered) = StateDb::open(dir).unwrap();
-    assert_eq!(recovered, Some(Recovered::Missing { path: dir.join(FILE_NAME) }));
+    assert_eq!(recovered, Some(Recovered::Missing { path: dir.join(STATE_FILE) }));
     let (peer, answer) = (PeerId::random(), answer("StorePath: x\n", 5));
     db.set_own_epoch(u64::MAX - 1).unwrap();
     db.set_newest(&peer, b"older").unwrap();
@@ -62,7 +62,7 @@ fn a_thousand_announcements_at_once_take_little_more_room_than_their_bytes() {
     let newest = |peer| Record::Newest { peer, envelope: vec![7; 169] };
     let records: Vec<_> = (0..1_024).map(|_| newest(PeerId::random())).collect();
     db.persist(&records.iter().collect::<Vec<_>>()).unwrap();
-    let written = fs::metadata(dir.path().join(format!("{FILE_NAME}-wal"))).unwrap().len();
+    let written = fs::metadata(dir.path().join(format!("{STATE_FILE}-wal"))).unwrap().len();
     assert!(written < 1 << 20, "{written} bytes: a commit for each would write 4 MB");
     assert_eq!(db.read_newest().unwrap().len(), 1_024);
 }
@@ -127,7 +127,7 @@ fn damaged_files_are_moved_aside_with_a_warning() {
     for (what, damage) in damages {
         let dir = tempfile::tempdir().unwrap();
         make_filled(dir.path());
-        let path = dir.path().join(FILE_NAME);
+        let path = dir.path().join(STATE_FILE);
         let mut bytes = fs::read(&path).unwrap();
         damage(&mut bytes);
         fs::write(&path, &bytes).unwrap();
@@ -151,7 +151,7 @@ fn a_database_with_values_of_another_type_is_moved_aside() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         make_filled(dir.path());
-        let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        let connection = Connection::open(dir.path().join(STATE_FILE)).unwrap();
         connection.execute(odd, ()).unwrap();
         drop(connection);
         let (db, recovered) = StateDb::open(dir.path()).unwrap();
@@ -165,7 +165,7 @@ fn database_without_one_of_its_tables_is_moved_aside() {
     for table in ["own", "newest", "answers", "audiences"] {
         let dir = tempfile::tempdir().unwrap();
         make_filled(dir.path());
-        let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        let connection = Connection::open(dir.path().join(STATE_FILE)).unwrap();
         connection.execute_batch(&format!("DROP TABLE {table}")).unwrap();
         drop(connection);
         let (db, recovered) = StateDb::open(dir.path()).unwrap();
@@ -181,18 +181,18 @@ fn anything_but_a_file_is_moved_aside_and_nothing_waits_for_it() {
         let dir = tempfile::tempdir().unwrap();
         // More often than files are kept: a directory that was moved aside is never deleted, and does no harm.
         for _ in 0..SET_ASIDE_MAX + 2 {
-            std::os::unix::fs::symlink(&path, dir.path().join(FILE_NAME)).unwrap();
+            std::os::unix::fs::symlink(&path, dir.path().join(STATE_FILE)).unwrap();
             let (db, recovered) = StateDb::open(dir.path()).unwrap();
             let told = recovered.unwrap().to_string();
             assert!(told.contains(&format!("could not be used (it is {what}, not a file): moved to ")), "{told}");
             assert_empty(&db);
             drop(db);
-            fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+            fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
         }
         // The same in place of its log: the database itself stays as it was.
         let (peer, _) = make_filled(dir.path());
         for suffix in ["-wal", "-shm", "-journal"] {
-            let sibling = dir.path().join(format!("{FILE_NAME}{suffix}"));
+            let sibling = dir.path().join(format!("{STATE_FILE}{suffix}"));
             std::os::unix::fs::symlink(&path, &sibling).unwrap();
             let (mut db, recovered) = StateDb::open(dir.path()).unwrap();
             assert_eq!(recovered, None, "{what} as {suffix}");
@@ -207,11 +207,11 @@ fn anything_but_a_file_is_moved_aside_and_nothing_waits_for_it() {
 fn a_directory_in_place_of_a_file_is_kept_with_what_is_in_it() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..SET_ASIDE_MAX + 2 {
-        fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
-        fs::write(dir.path().join(FILE_NAME).join("precious"), "x").unwrap();
+        fs::create_dir(dir.path().join(STATE_FILE)).unwrap();
+        fs::write(dir.path().join(STATE_FILE).join("precious"), "x").unwrap();
         drop(StateDb::open(dir.path()).unwrap());
-        fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-        let kept = list_moved_aside(&dir.path().join(FILE_NAME)).unwrap();
+        fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
+        let kept = list_moved_aside(&dir.path().join(STATE_FILE)).unwrap();
         assert_eq!(kept.len(), number + 1);
         assert!(kept.iter().all(|(_, kept)| kept.join("precious").exists()));
     }
@@ -221,7 +221,7 @@ fn a_directory_in_place_of_a_file_is_kept_with_what_is_in_it() {
 fn a_log_left_behind_by_a_deletion_is_not_replayed() {
     let dir = tempfile::tempdir().unwrap();
     make_filled(dir.path());
-    fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
     fs::write(dir.path().join("state.sqlite-wal"), vec![1; 5_000]).unwrap();
     let (db, recovered) = StateDb::open(dir.path()).unwrap();
     assert!(matches!(recovered, Some(Recovered::Missing { .. })));
@@ -243,12 +243,12 @@ fn three_damaged_files_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut last = None;
     for _ in 0..6 {
-        fs::write(dir.path().join(FILE_NAME), vec![0x5a; 5_000]).unwrap();
+        fs::write(dir.path().join(STATE_FILE), vec![0x5a; 5_000]).unwrap();
         let (_, recovered) = StateDb::open(dir.path()).unwrap();
         let Some(Recovered::SetAside { moved_to, .. }) = recovered else { panic!("{recovered:?}") };
         last = Some(moved_to);
     }
-    let kept = list_moved_aside(&dir.path().join(FILE_NAME)).unwrap();
+    let kept = list_moved_aside(&dir.path().join(STATE_FILE)).unwrap();
     assert_eq!(kept.len(), SET_ASIDE_MAX);
     assert_eq!(kept.iter().max().map(|(_, path)| path), last.as_ref());
 }
@@ -285,13 +285,13 @@ fn summaries_come_back_as_they_were_written_last() {
     files.renew(&PeerId::random(), &[7; 100], 1).unwrap();
     files.remove(&three).unwrap();
     // As a daemon that died in the middle of a write leaves it.
-    fs::write(dir.path().join(DIR_NAME).join(format!("{three}.new")), b"half").unwrap();
+    fs::write(dir.path().join(SUMMARIES_DIR).join(format!("{three}.new")), b"half").unwrap();
     let files = SummaryFiles::open(dir.path()).unwrap();
     assert_eq!(files.owners().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([one, two]));
     let renewed = KeptSummary { envelope: vec![7; 1_000], accepted_ms: u64::MAX, body: vec![2; 3_000] };
     assert_eq!(files.read(&one).unwrap(), renewed);
     assert_eq!(files.read(&two).unwrap(), summary(3, 0));
-    assert_eq!(fs::read_dir(dir.path().join(DIR_NAME)).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(dir.path().join(SUMMARIES_DIR)).unwrap().count(), 2);
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn one_entry_that_cannot_be_used_costs_no_other_summary() {
     let mut files = SummaryFiles::open(dir.path()).unwrap();
     assert!(owners.iter().all(|owner| files.write(owner, &summary(1, 100)).unwrap()));
     // It has to be moved aside, and its name is too long for that.
-    fs::create_dir(dir.path().join(DIR_NAME).join(format!("{}.new", "x".repeat(245)))).unwrap();
+    fs::create_dir(dir.path().join(SUMMARIES_DIR).join(format!("{}.new", "x".repeat(245)))).unwrap();
     let mut files = SummaryFiles::open(dir.path()).unwrap();
     assert_eq!(files.owners().into_iter().collect::<BTreeSet<_>>(), owners);
     assert!(files.write(&PeerId::random(), &summary(2, 100)).unwrap());
@@ -313,7 +313,7 @@ fn files_that_are_not_summaries_are_refused_before_memory_is_taken() {
     let owner = PeerId::random();
     let mut files = SummaryFiles::open(dir.path()).unwrap();
     files.write(&owner, &summary(1, 5_000)).unwrap();
-    let path = dir.path().join(DIR_NAME).join(owner.to_string());
+    let path = dir.path().join(SUMMARIES_DIR).join(owner.to_string());
     let whole = fs::read(&path).unwrap();
     let mut other_magic = whole.clone();
     other_magic[0] ^= 1;
@@ -343,13 +343,13 @@ fn anything_but_a_file_is_not_a_summary_and_is_replaced_by_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         // First in place of the whole directory.
         if what != "a directory" {
-            std::os::unix::fs::symlink(&path, dir.path().join(DIR_NAME)).unwrap();
+            std::os::unix::fs::symlink(&path, dir.path().join(SUMMARIES_DIR)).unwrap();
         }
         let owner = PeerId::random();
         let mut files = SummaryFiles::open(dir.path()).unwrap();
         files.write(&owner, &summary(1, 10)).unwrap();
-        let file = dir.path().join(DIR_NAME).join(owner.to_string());
-        let unfinished = dir.path().join(DIR_NAME).join(format!("{owner}.new"));
+        let file = dir.path().join(SUMMARIES_DIR).join(owner.to_string());
+        let unfinished = dir.path().join(SUMMARIES_DIR).join(format!("{owner}.new"));
         fs::remove_file(&file).unwrap();
         // A directory is made there itself; a link leads to the other things.
         for at in [&file, &unfinished] {

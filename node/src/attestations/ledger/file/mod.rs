@@ -19,6 +19,7 @@ use crate::database_file::{
     Empty, OpenError, clear_siblings, make_directory, prepare, remove_siblings, set_aside, why_no_file,
 };
 use crate::regular_file::Lies;
+use crate::state_files::LEDGER_FILE;
 use narmesh_protocol::{BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath};
 use narmesh_quorum::{Claim, Evicted, FingerprintDigest, NameDigest, Served, VerifiedStatement, WallMs};
 use rusqlite::{Connection, OpenFlags, params};
@@ -26,8 +27,6 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Name of the file in the state directory.
-const FILE_NAME: &str = "quorum.sqlite";
 /// How long to wait for a transaction of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -84,7 +83,7 @@ impl LedgerDb {
         store_dir: &StoreDir,
         repair: bool,
     ) -> Result<(Self, Option<PathBuf>), LedgerDbError> {
-        let path = state_dir.join(FILE_NAME);
+        let path = state_dir.join(LEDGER_FILE);
         let file_error = |source| LedgerDbError::File { path: path.clone(), source };
         make_directory(state_dir).map_err(file_error)?;
         let missing = Lies::at(&path).map_err(file_error)? == Lies::Nothing;
@@ -112,7 +111,7 @@ impl LedgerDb {
 
     /// Opens the file if there is one, for reports.
     pub fn open_existing(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
-        let path = state_dir.join(FILE_NAME);
+        let path = state_dir.join(LEDGER_FILE);
         match Lies::at(&path) {
             Ok(Lies::Nothing) => Err(LedgerDbError::Missing { path }),
             Ok(Lies::File | Lies::Directory | Lies::Other(_)) => {

@@ -105,7 +105,7 @@ fn settle(dir: &Path) {
 
 /// Damages the page that holds these bytes, or the whole file.
 fn damage(dir: &Path, bytes: Option<&[u8]>) {
-    let mut content = std::fs::read(dir.join(FILE_NAME)).unwrap();
+    let mut content = std::fs::read(dir.join(LEDGER_FILE)).unwrap();
     match bytes {
         Some(bytes) => {
             let at = content.windows(bytes.len()).position(|window| window == bytes).unwrap();
@@ -114,7 +114,7 @@ fn damage(dir: &Path, bytes: Option<&[u8]>) {
         None => content.fill(0xff),
     }
     // Written in place, so that processes that have the file open see it.
-    let mut file = std::fs::OpenOptions::new().write(true).open(dir.join(FILE_NAME)).unwrap();
+    let mut file = std::fs::OpenOptions::new().write(true).open(dir.join(LEDGER_FILE)).unwrap();
     file.write_all(&content).unwrap();
 }
 
@@ -205,13 +205,13 @@ fn anything_but_a_file_is_moved_aside_by_the_daemon_and_refused_by_others() {
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let dir = tempfile::tempdir().unwrap();
             live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();
-            let at = dir.path().join(format!("{FILE_NAME}{suffix}"));
+            let at = dir.path().join(format!("{LEDGER_FILE}{suffix}"));
             drop(std::fs::remove_file(&at));
             std::os::unix::fs::symlink(&odd, &at).unwrap();
             let refused = [
                 LedgerDb::open_existing(dir.path(), &store_dir()).unwrap_err(),
                 LedgerDb::open(dir.path(), &store_dir(), false).unwrap_err(),
-                LedgerDb::open_damaged(&dir.path().join(FILE_NAME), &store_dir()).unwrap_err(),
+                LedgerDb::open_damaged(&dir.path().join(LEDGER_FILE), &store_dir()).unwrap_err(),
             ];
             for error in refused.map(|error| error.to_string()) {
                 assert!(error.contains("quorum.sqlite cannot be used: "), "{error}");

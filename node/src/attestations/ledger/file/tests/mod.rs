@@ -227,7 +227,7 @@ const VERSION_1: &str = "
 #[test]
 fn a_ledger_of_schema_version_1_keeps_its_content_and_takes_bare_signatures() {
     let dir = tempfile::tempdir().unwrap();
-    let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    let connection = Connection::open(dir.path().join(LEDGER_FILE)).unwrap();
     connection.execute_batch(VERSION_1).unwrap();
     let (StoredStatement { key: public, attestation }, verified) = said(1, 1, 1);
     let claim = verified.claim();
@@ -265,7 +265,7 @@ fn an_unfinished_transaction_leaves_nothing() {
     insert(&db.connection, NewStatement::from(&stored), &verified, Some(WallMs(2))).unwrap();
     let copy = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
-        let name = format!("{FILE_NAME}{suffix}");
+        let name = format!("{LEDGER_FILE}{suffix}");
         std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
     }
     let db = open(copy.path());
@@ -308,7 +308,7 @@ fn a_statement_over_the_bound_stays_neither_in_memory_nor_in_the_file() {
 #[test]
 fn a_damaged_file_is_moved_aside_and_a_later_version_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(FILE_NAME), vec![7; 8_192]).unwrap();
+    std::fs::write(dir.path().join(LEDGER_FILE), vec![7; 8_192]).unwrap();
     assert!(matches!(LedgerDb::open(dir.path(), &store_dir(), false), Err(LedgerDbError::Unusable { .. })));
     let (db, moved_to) = LedgerDb::open(dir.path(), &store_dir(), true).unwrap();
     assert_eq!(std::fs::read(moved_to.unwrap()).unwrap(), vec![7; 8_192]);
@@ -372,9 +372,9 @@ fn without_a_policy_every_line_is_verified_and_none_is_kept() {
 /// them are bare.
 fn votes_after(database: &[u8], log: &[u8]) -> (i64, i64) {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join(FILE_NAME);
+    let file = dir.path().join(LEDGER_FILE);
     std::fs::write(&file, database).unwrap();
-    std::fs::write(dir.path().join(format!("{FILE_NAME}-wal")), log).unwrap();
+    std::fs::write(dir.path().join(format!("{LEDGER_FILE}-wal")), log).unwrap();
     let db = open(dir.path());
     let lost = "SELECT count(*) FROM votes v LEFT JOIN statements s ON s.id = v.statement
                 LEFT JOIN builders b ON b.id = v.builder WHERE s.id IS NULL OR b.id IS NULL";
@@ -386,7 +386,7 @@ fn votes_after(database: &[u8], log: &[u8]) -> (i64, i64) {
 #[test]
 fn a_process_killed_at_any_write_leaves_the_state_before_or_after_a_change() {
     let dir = tempfile::tempdir().unwrap();
-    let (file, log) = (dir.path().join(FILE_NAME), dir.path().join(format!("{FILE_NAME}-wal")));
+    let (file, log) = (dir.path().join(LEDGER_FILE), dir.path().join(format!("{LEDGER_FILE}-wal")));
     let ledger = live(dir.path());
     let length = || std::fs::metadata(&log).unwrap().len();
     // After each change: the length of the log, and the number of votes and of bare ones among them.
