@@ -79,7 +79,7 @@ fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
         is_token_name(name),
         "{name:?} is no name of a token; accepted: 1 to 64 letters, digits, '.', '_' and '-'"
     );
-    let until = until.map(parse_time).transpose()?;
+    let until = until.map(|text| parse_until(text, Timestamp::now())).transpose()?;
     let secret = Tokens::change(file, |tokens| {
         anyhow::ensure!(
             tokens.iter().all(|token| token.name != name),
@@ -92,6 +92,16 @@ fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
         "clients of Nix need a line in their netrc-file: machine HOST login {name} password {secret}"
     ));
     Ok(())
+}
+
+/// When a token ends to count, which has to be after `now`.
+fn parse_until(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+    let until = parse_time(text)?;
+    anyhow::ensure!(
+        until > now,
+        "--until {text:?} is past, so the token would never count; accepted: a time after now ({now:.0})"
+    );
+    Ok(until)
 }
 
 /// A date is its beginning in UTC.
@@ -126,5 +136,18 @@ mod tests {
         for wrong in ["", "soon", "2027-02-30", "2027-01-31T12:00:00", "31.01.2027"] {
             assert!(parse_time(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn time_that_is_past_is_refused() {
+        let now = parse_time("2027-01-31T12:00:00Z").unwrap();
+        for past in ["2027-01-31", "2027-01-31T12:00:00Z", "2020-01-01"] {
+            let message = parse_until(past, now).unwrap_err().to_string();
+            assert!(
+                message.contains(past) && message.contains("accepted: a time after now (2027-01-31T12:00:00Z)"),
+                "{message}"
+            );
+        }
+        assert_eq!(parse_until("2027-02-01", now).unwrap(), parse_time("2027-02-01").unwrap());
     }
 }

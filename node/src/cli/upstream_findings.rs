@@ -9,8 +9,17 @@ use std::net::{IpAddr, SocketAddr};
 pub(super) fn upstream_findings(settings: &Settings) -> Vec<Finding> {
     let caches = settings.upstreams.iter().map(|upstream| &upstream.cache);
     let mut findings = Vec::new();
-    for cache in caches {
+    for (index, cache) in caches.clone().enumerate() {
         let name = &cache.name;
+        // Case, default ports and a last slash make no other cache.
+        if let Some(first) = caches.clone().take(index).find(|first| first.place.to_string() == cache.place.to_string())
+        {
+            findings.push(Finding::Warning(format!(
+                "[[upstream]] {name:?} has the same url as {:?}, \"{}\": it is asked twice for what both may have. Remove one, or \
+                 give them include and exclude patterns that divide what they are asked for",
+                first.name, cache.place
+            )));
+        }
         if cache.trusted.iter().next().is_none() {
             findings.push(Finding::Warning(format!(
                 "[[upstream]] {name:?} has no public_keys: of what it has, this node accepts only what is \
@@ -87,5 +96,20 @@ mod tests {
         let warned = warnings("url = 'https://cache.example'");
         assert!(matches!(&*warned, [one] if one.contains("\"x\" has no public_keys")), "{warned:?}");
         assert_eq!(warnings("url = 'file:///nonexistent'\nenabled = false"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn two_entries_for_one_cache_are_warned_of() {
+        let key = NixSecretKey::from_seed("cache-1", &[7; 32]).unwrap().public();
+        let two = |one: &str, other: &str| {
+            let other = format!("[[upstream]]\nname = 'y'\nurl = '{other}'\npublic_keys = ['{key}']");
+            warnings(&format!("url = '{one}'\npublic_keys = ['{key}']\n{other}"))
+        };
+        for same in ["https://cache.example/a", "https://cache.example/a/", "https://Cache.Example:443/a"] {
+            let warned = two("https://cache.example/a", same);
+            assert!(matches!(&*warned, [one] if one.contains("\"y\" has the same url as \"x\"")), "{same}: {warned:?}");
+        }
+        assert_eq!(two("https://cache.example/a", "https://cache.example/b"), Vec::<String>::new());
+        assert_eq!(two("https://cache.example", "https://cache.example'\nenabled = false #"), Vec::<String>::new());
     }
 }

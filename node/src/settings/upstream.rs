@@ -7,6 +7,8 @@ use crate::config::UpstreamConfig;
 use crate::regular_file::read_text;
 use narmesh_protocol::NamePattern;
 use narmesh_upstream::{Credentials, Place, ProxyChoice};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,10 +81,13 @@ impl CredentialsFile {
 fn read_line(key: String, path: &Path) -> Result<String, SecretError> {
     const ACCEPTED: &str = "a file with one line of text that only its owner may read";
     let text = read_secret(key.clone(), path, ACCEPTED)?.trim().to_owned();
-    if text.is_empty() || text.chars().any(char::is_control) {
-        return Err(SecretError::Form { key: key.into(), path: path.to_owned(), accepted: ACCEPTED });
-    }
-    Ok(text)
+    let why = match () {
+        () if text.is_empty() => "it holds no text",
+        () if text.contains('\n') => "it holds more than one line",
+        () if text.chars().any(char::is_control) => "it holds a control character",
+        () => return Ok(text),
+    };
+    Err(unusable(key, path, why, ACCEPTED))
 }
 
 fn read_netrc(key: String, host: &str, path: &Path) -> Result<Credentials, SecretError> {
@@ -90,10 +95,8 @@ fn read_netrc(key: String, host: &str, path: &Path) -> Result<Credentials, Secre
                             host of the cache";
     let login = find_login(&read_secret(key.clone(), path, ACCEPTED)?, host);
     let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
-    let login = login.filter(is_usable).ok_or_else(|| SecretError::Form {
-        key: key.into(),
-        path: path.to_owned(),
-        accepted: ACCEPTED,
+    let login = login.filter(is_usable).ok_or_else(|| {
+        unusable(key, path, &format!("it holds no login and password for {host} that can be sent"), ACCEPTED)
     })?;
     Ok(Credentials::User { user: login.user, password: login.password })
 }
@@ -104,20 +107,25 @@ fn is_user(name: &str) -> bool {
 }
 
 fn read_certificates(key: String, path: &Path) -> Result<Vec<u8>, SecretError> {
-    const ACCEPTED: &str = "a file of PEM certificates, at most 4 MiB";
+    const ACCEPTED: &str = "a file of PEM certificates (BEGIN CERTIFICATE), at most 4 MiB";
     let text = read_text(path, CA_FILE_BYTES_MAX).map_err(|source| SecretError::Read {
         key: key.clone().into(),
         path: path.to_owned(),
         source,
         accepted: ACCEPTED,
     })?;
-    let holds_one = |text: &String| text.contains("-----BEGIN CERTIFICATE-----");
-    let text = text.filter(holds_one).ok_or_else(|| SecretError::Form {
-        key: key.into(),
-        path: path.to_owned(),
-        accepted: ACCEPTED,
-    })?;
-    Ok(text.into_bytes())
+    let Some(text) = text else { return Err(unusable(key, path, "it is larger than 4 MiB", ACCEPTED)) };
+    let mut certificates = CertificateDer::pem_slice_iter(text.as_bytes());
+    let why = match certificates.try_fold(0_usize, |count, read| read.map(|_| count + 1)) {
+        Ok(0) => "it holds no certificate".to_owned(),
+        Ok(_) => return Ok(text.into_bytes()),
+        Err(error) => format!("a certificate in it cannot be read: {error}"),
+    };
+    Err(unusable(key, path, &why, ACCEPTED))
+}
+
+fn unusable(key: String, path: &Path, why: &str, accepted: &'static str) -> SecretError {
+    SecretError::Unusable { key: key.into(), path: path.to_owned(), why: why.to_owned(), accepted }
 }
 
 /// Checks all entries; those that are not enabled are checked and left out.
@@ -206,4 +214,41 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
         stall_timeout: milliseconds("stall_timeout_ms", config.stall_timeout_ms, (100, 600_000))?,
     };
     Ok(UpstreamSettings { cache, credentials, ca_file: file("ca_file", &config.ca_file)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+    use crate::settings::Settings;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn refusal_of_a_file_says_what_is_wrong_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pem = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        let two_lines = "a\nb\n";
+        for (field, content, why) in [
+            ("ca_file", String::new(), "it holds no certificate"),
+            ("ca_file", pem("PRIVATE KEY", "AAAA"), "it holds no certificate"),
+            ("ca_file", pem("CERTIFICATE", "!"), "a certificate in it cannot be read"),
+            ("ca_file", "x".repeat((4 << 20) + 1), "it is larger than 4 MiB"),
+            ("token_file", "\n".to_owned(), "it holds no text"),
+            ("token_file", two_lines.to_owned(), "it holds more than one line"),
+            ("token_file", "a\u{7f}".to_owned(), "it holds a control character"),
+            (
+                "netrc_file",
+                "machine other login a password b".to_owned(),
+                "it holds no login and password for c.example",
+            ),
+        ] {
+            let (file, path) = (dir.path().join("narmesh.toml"), dir.path().join("x"));
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let text = format!("[[upstream]]\nname = 'c'\nurl = 'https://c.example'\n{field} = 'x'");
+            let settings = Settings::check(Config::parse(&text, &file).unwrap(), &file).unwrap();
+            let said = settings.upstreams[0].read().unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{field} of [[upstream]] \"c\" = ")) && said.contains(why), "{said}");
+            assert!(said.contains("; accepted: ") && !said.contains("holds no key"), "{said}");
+        }
+    }
 }
