@@ -1,6 +1,7 @@
 //! What the resolver did last for each path, kept as sentences for `why`.
 
 use crate::source::SourceId;
+use narmesh_protocol::nar::DEPTH_MAX;
 use narmesh_protocol::{HashPart, NarHash};
 use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
@@ -51,6 +52,8 @@ pub enum LookupEvent {
     NarVerified(SourceId, u64, Duration),
     /// This source alone sent something else than the NAR that was promised.
     NarLie(SourceId),
+    /// This source sent a NAR that is too deep to be passed on, whether it is the one promised or not.
+    NarTooDeep(SourceId),
     /// So many sources together sent something else than the NAR that was promised, and nobody knows whose bytes are
     /// wrong.
     NarMixedLie(usize),
@@ -155,10 +158,18 @@ impl fmt::Display for LookupEvent {
                 write!(f, "NAR of {bytes} bytes from {peer}, {rate:.0} MB/s, hash verified")
             }
             Self::NarLie(peer) => write!(f, "{peer} sent another NAR than promised: the hash differs"),
+            Self::NarTooDeep(source) => {
+                write!(
+                    f,
+                    "the NAR of {source} is not taken: it is over {DEPTH_MAX} nodes deep (directories below each other), which a \
+                     current Nix does not unpack"
+                )
+            }
             Self::NarMixedLie(sources) => {
                 write!(
                     f,
-                    "{sources} sources together sent another NAR than promised: nobody is blamed, each is read alone"
+                    "parts from {sources} sources made another NAR than promised: which of them sent wrong bytes is not known, \
+                     so nobody is blamed, and each is read alone"
                 )
             }
             Self::NarTree(peer) => {

@@ -170,6 +170,8 @@ pub enum Observation {
     FalseNarInfo,
     /// No key that counts for it signed its narinfo, which breaks no rule.
     UntrustedNarInfo,
+    /// It sent a NAR that is deeper than any that is passed on. It may be the one promised.
+    DeepNar,
     /// It alone sent a NAR that is not the one promised, or signed a tree that is not that of the NAR.
     FalseNar,
 }

@@ -163,7 +163,8 @@ impl MeshSources {
             // It trusts other keys than we do.
             Observation::UntrustedNarInfo => {}
             Observation::FalseNarInfo => mesh.report_misdeed(source, Misdeed::FalseNarInfo),
-            Observation::FalseNar => mesh.report_misdeed(source, Misdeed::FalseNar),
+            // The protocol forbids such a NAR, so it is as false as any other.
+            Observation::DeepNar | Observation::FalseNar => mesh.report_misdeed(source, Misdeed::FalseNar),
         }
     }
 }

@@ -188,6 +188,10 @@ impl UpstreamSources {
         match observation {
             Observation::FalseNarInfo => fail(FailureKind::BadNarInfo, "its narinfo breaks a rule"),
             Observation::UntrustedNarInfo => fail(FailureKind::Untrusted, "none of its keys signed its narinfo"),
+            Observation::DeepNar => fail(
+                FailureKind::BadNar,
+                "its NAR is over 64 nodes deep (directories below each other), and is not taken",
+            ),
             Observation::FalseNar => fail(FailureKind::BadNar, "its NAR is not the one that its narinfo promises"),
             Observation::TimedOut => fail(FailureKind::Timeout, "no answer before the deadline of the lookup"),
             Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),

@@ -79,6 +79,11 @@ impl NarVerifier {
         self.parser.feed(bytes).inspect_err(|error| self.failure = Some(*error))
     }
 
+    /// The error, if there was one.
+    pub fn failure(&self) -> Option<NarError> {
+        self.failure
+    }
+
     /// Bytes fed so far.
     pub fn fed_bytes(&self) -> u64 {
         self.fed_bytes

@@ -37,13 +37,14 @@ const BUFFER_BYTES: u64 = 1 << 20;
 const LIMITS: HoldLimits = HoldLimits { tiny: 256, small: 2_048, saved: 8_192, streamed: 1_024 };
 
 /// A NAR of one file with `contents` bytes in it.
+fn token(nar: &mut Vec<u8>, bytes: &[u8]) {
+    nar.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    nar.extend_from_slice(bytes);
+    nar.resize(nar.len().next_multiple_of(8), 0);
+}
+
 fn nar_of(contents: usize, seed: u8) -> Vec<u8> {
     let mut nar = NAR_PREFIX.to_vec();
-    let token = |nar: &mut Vec<u8>, bytes: &[u8]| {
-        nar.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        nar.extend_from_slice(bytes);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    };
     token(&mut nar, b"regular");
     token(&mut nar, b"contents");
     token(&mut nar, &(0..contents).map(|at| seed ^ u8::try_from(at % 251).unwrap()).collect::<Vec<_>>());
@@ -67,6 +68,8 @@ struct Outcome {
     requests: HashMap<SourceId, Vec<u64>>,
     sent_bytes: HashMap<SourceId, u64>,
     suspects: HashSet<SourceId>,
+    /// What `narmesh why` says.
+    told: Vec<String>,
 }
 
 /// Other bodies, which hold all memory but `free_bytes`.
@@ -176,7 +179,8 @@ async fn deliver_from(
     let state = state.lock();
     let (observed, requests, sent_bytes) = (state.observed.clone(), state.requests.clone(), state.sent_bytes.clone());
     let suspects = context.nar_faults.suspects();
-    Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects }
+    let told = context.lookup_log.of(&url.hash_part).into_iter().map(|(_, said)| said).collect();
+    Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects, told }
 }
 
 /// Asserts that the client got just this NAR.

@@ -87,6 +87,8 @@ async fn source_that_began_a_wrong_nar_and_broke_off_is_suspect_and_the_one_that
         let (order, outcome) = deliver(&nar, vec![flipped(64, Some(900), 300), Script::honest(1, 64)], 0).await;
         assert_eq!(outcome.ended, ended, "{size}");
         assert_eq!(outcome.suspects, HashSet::from([order[0]]), "{size}");
+        let is_told = |said: &String| said.contains("which of them sent wrong bytes is not known");
+        assert!(outcome.told.iter().any(is_told), "{:?}", outcome.told);
     }
     let nar = nar_of(6_000, 1);
     let (_, outcome) = deliver(&nar, vec![Script::honest(1, 64), Script::honest(1, 64)], 0).await;
@@ -101,6 +103,29 @@ async fn source_that_alone_sent_a_wrong_nar_is_blamed_and_the_next_one_saves_it(
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
         assert!(is_blamed(&outcome, order[0]) && !is_blamed(&outcome, order[1]));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn source_of_a_nar_that_is_too_deep_is_not_said_to_have_lied() {
+    // This many directories below each other, the innermost empty.
+    let deep = |directories: usize| {
+        let mut nar = NAR_PREFIX.to_vec();
+        token(&mut nar, b"directory");
+        for _ in 1..directories {
+            ["entry", "(", "name", "d", "node", "(", "type", "directory"].map(|word| token(&mut nar, word.as_bytes()));
+        }
+        (1..directories).for_each(|_| [")", ")"].iter().for_each(|word| token(&mut nar, word.as_bytes())));
+        token(&mut nar, b")");
+        nar
+    };
+    let (_, outcome) = deliver(&deep(64), vec![Script::honest(1, 64)], 0).await;
+    assert_eq!(outcome.ended, Ended::Complete);
+    let (order, outcome) = deliver(&deep(66), vec![Script::honest(1, 64)], 0).await;
+    assert_eq!(outcome.ended, Ended::Gone);
+    assert!(outcome.observed.contains(&(order[0], Observation::DeepNar)) && !is_blamed(&outcome, order[0]));
+    let is_told = |said: &String| said.contains("is not taken: it is over 64 nodes deep");
+    assert!(outcome.told.iter().any(is_told), "{:?}", outcome.told);
+    assert!(!outcome.told.iter().any(|said| said.contains("the hash differs")), "{:?}", outcome.told);
 }
 
 #[tokio::test(start_paused = true)]

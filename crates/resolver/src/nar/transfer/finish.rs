@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use narmesh_protocol::nar::NarVerifier;
+use narmesh_protocol::nar::{NarError, NarVerifier};
 
 use super::{Step, Transfer};
 use crate::lookup_log::LookupEvent;
@@ -77,15 +77,20 @@ impl Transfer {
         }
         match self.contributors.as_slice() {
             [liar] if signed.contains(liar) => {}
-            &[liar] => self.blame(liar, LookupEvent::NarLie(liar)),
+            &[sender] => match self.verifier.as_ref().and_then(NarVerifier::failure) {
+                // It may well be what was promised.
+                Some(NarError::Depth) => self.refuse_deep_nar(sender),
+                Some(_) | None => self.blame(sender, LookupEvent::NarLie(sender)),
+            },
             // Those who sent what was signed could not know better.
             _ if !signed.is_empty() => {}
             several => {
-                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
+                let event = LookupEvent::NarMixedLie(several.len());
                 tracing::warn!(
-                    hash_part = %self.url.hash_part, sources = ?several,
-                    "several sources together sent a wrong NAR: those that did not send its end are asked last for an hour"
+                    hash_part = %self.url.hash_part, senders_of_parts = ?several,
+                    "{event}; those that did not send its end are asked last for an hour"
                 );
+                self.context.lookup_log.note(self.url.hash_part, event);
                 // A source that went on to the end is less suspect than one that broke off.
                 let begun = several.iter().copied().filter(|source| Some(*source) != last);
                 begun.clone().for_each(|source| self.context.nar_faults.suspect(source));
@@ -110,6 +115,14 @@ impl Transfer {
             self.context.sources.observe(liar, Observation::FalseNar);
         }
         self.roster.rule_out(liar);
+    }
+
+    /// Notes that a source sent a NAR that is too deep, and asks it no more for it.
+    fn refuse_deep_nar(&mut self, sender: SourceId) {
+        self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarTooDeep(sender));
+        self.context.nar_faults.note_liar(self.url.nar_hash, sender);
+        self.context.sources.observe(sender, Observation::DeepNar);
+        self.roster.rule_out(sender);
     }
 
     pub(super) fn begin_anew(&mut self, out: &mut Vec<u8>, first: Option<SourceId>) -> Step {
