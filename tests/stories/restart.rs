@@ -348,3 +348,20 @@ fn a_clean_stop_keeps_the_last_summary_and_a_damaged_one_is_dropped() {
     a.wait_all_advertised(&[&b]);
     assert_eq!(source(&b.status()), Some("heard".into()));
 }
+
+#[test]
+fn a_daemon_that_stops_says_who_asked_and_when_it_has_ended() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("a");
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        node.start();
+        node.clear_log();
+        node.signal(signal);
+        assert!(node.wait_ended().success());
+        let (log, asked_by) = (node.log(), format!("asked_by=\"{name}\""));
+        for said in ["narmesh stops", "narmesh has stopped"] {
+            let line = log.lines().find(|line| line.contains(said)).unwrap_or_else(|| panic!("{said}: {log}"));
+            assert!(line.contains("INFO") && line.contains(&asked_by), "{line}");
+        }
+    }
+}

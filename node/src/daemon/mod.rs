@@ -221,14 +221,17 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
     listener::notify_ready();
 
-    daemon.handle_signals().await?;
+    let asked_by = daemon.handle_signals().await?;
 
+    let stopping = Instant::now();
+    tracing::info!(asked_by, grace = ?SHUTDOWN_GRACE, "narmesh stops: bodies on their way may end within the grace");
     listener::notify_stopping();
     if let Err(error) = daemon.mesh.say_goodbye().await {
         tracing::warn!(%error, "peers could not be told that this daemon stops");
     }
     gateways.end(&daemon.uploads).await?;
     background.iter().for_each(AbortHandle::abort);
+    tracing::info!(asked_by, after_ms = stopping.elapsed().as_millis(), "narmesh has stopped");
     Ok(())
 }
 
@@ -349,15 +352,15 @@ async fn on_stop(mut stopped: watch::Receiver<bool>) {
 }
 
 impl Daemon {
-    /// Handles signals until one says stop.
-    async fn handle_signals(&self) -> anyhow::Result<()> {
+    /// Handles signals until one says stop, and returns its name.
+    async fn handle_signals(&self) -> anyhow::Result<&'static str> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok("SIGTERM"),
+                _ = interrupt.recv() => return Ok("SIGINT"),
                 _ = hangup.recv() => {
                     if let Err(error) = self.reload().await {
                         tracing::error!(
