@@ -1,6 +1,11 @@
 //! A holder with a corrupt disk sends something else than it signed.
 
-use narmesh_tests::{TestMesh, TestNode, get, sha256_hex};
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, TestNode, get, promised, sha256_hex, wait_until};
+
+/// A change of the store is promised to be seen within this.
+const SEEN: Duration = Duration::from_secs(1);
 
 #[track_caller]
 fn assert_builds(client: &TestNode, attribute: &str, path: &str) {
@@ -80,4 +85,32 @@ fn a_repaired_copy_is_offered_again() {
     liar.store.build_one("lib");
     assert_eq!(liar.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);
     assert_eq!(client.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);
+}
+
+#[test]
+fn a_corrupt_copy_stays_withheld_over_a_restart_until_it_is_another() {
+    let mesh = TestMesh::new();
+    let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
+    let lib = holder.store.build_one("lib");
+    TestMesh::start_all(&mut [&mut holder, &mut client]);
+    holder.wait_all_advertised(&[&client]);
+    holder.store.corrupt_file(&lib, "lib/libmesh.txt");
+    assert_builds(&client, "lib", &lib);
+    let is_withheld = |node: &TestNode| {
+        let said = node.narmesh(&["advertised"]).stdout;
+        said.lines().any(|line| line.contains(&lib) && line.ends_with("our copy of it failed its hash"))
+    };
+    wait_until("its copy is known to be damaged", promised(SEEN), || is_withheld(&holder));
+    // It does not wait for somebody to fetch the copy in vain once more.
+    holder.terminate();
+    holder.start();
+    wait_until("it is known after the restart", promised(SEEN), || is_withheld(&holder));
+    holder.wait_advertised(0, &[]);
+
+    holder.terminate();
+    holder.store.delete(std::slice::from_ref(&lib));
+    assert_eq!(holder.store.build_one("lib"), lib);
+    holder.start();
+    holder.wait_advertised(1, &[&client]);
+    assert!(!is_withheld(&holder), "what was built again is another copy");
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Most failed copies remembered. One more drops the smallest hash part; checking that copy again costs one read of it.
-const FAILED_MAX: usize = 10_000;
+pub const FAILED_MAX: usize = 10_000;
 
 /// Identifies one registration of a path. Nix keeps the row id on a repair, and gives a new one after a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +96,27 @@ impl FailedCopies {
             copies.insert(part, FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: true });
         }
         self.wake();
+    }
+
+    /// Remembers what was known before a restart. Nobody is told, because nothing is new.
+    pub(crate) fn restore(
+        &self,
+        part: HashPart,
+        fault: CopyFault,
+        root: &Path,
+        registration: Registration,
+        identity: Option<FileIdentity>,
+    ) {
+        let copy = FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: false };
+        let mut copies = self.copies.lock();
+        if copies.len() < FAILED_MAX {
+            copies.entry(part).or_insert(copy);
+        }
+    }
+
+    /// What is remembered of a copy.
+    pub(crate) fn find(&self, part: &HashPart) -> Option<(CopyFault, Registration, Option<FileIdentity>)> {
+        self.copies.lock().get(part).map(|copy| (copy.fault, copy.registration, copy.identity))
     }
 
     /// The fault of the copy with this registration, if its root is still the one that failed.

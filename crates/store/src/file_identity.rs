@@ -48,6 +48,12 @@ impl FileIdentity {
         hasher.finish()
     }
 
+    /// What stays the same over a restart of the machine. The number of the device may not.
+    pub(crate) fn lasting_fields(&self) -> [i64; 6] {
+        let (modified, changed) = (self.modified, self.changed);
+        [self.inode.cast_signed(), self.size_bytes, modified.0, modified.1, changed.0, changed.1]
+    }
+
     /// Time of the last metadata change: seconds since 1970, nanoseconds.
     pub(crate) fn changed(&self) -> (i64, i64) {
         self.changed

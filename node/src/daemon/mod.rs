@@ -128,6 +128,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let summaries = open_summaries(&settings.node.state_dir);
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let store = store::open(&settings.store).await?;
+    state.restore_failed_copies(&store);
     let gateway_key = load_gateway_key(&settings)?;
     let serving = Serving::open(&settings.node.state_dir);
     let is_serving = serving.decide(&settings, minute_now()).is_serving;
@@ -171,7 +172,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
         Arc::<AllSources>::clone(&sources),
-        Arc::new(state),
+        Arc::new(state.clone()),
         attestations.builders(handle.clone()),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
@@ -207,7 +208,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
         gateway_metrics: Arc::clone(&gateway_metrics),
         attestations,
     });
-    let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, daemon.attestations.ledger())?;
+    let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, daemon.attestations.ledger(), state)?;
     let on_dropped = daemon.attestations.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
     let background = [

@@ -1,6 +1,7 @@
 //! From the store to the mesh: the gossip core is told which paths are offered, and stale answers are dropped.
 
 use crate::attestations::LiveLedger;
+use crate::state_db::SharedStateDb;
 use narmesh_gossip::PathChange;
 use narmesh_mesh::MeshHandle;
 use narmesh_protocol::HashPart;
@@ -85,15 +86,21 @@ async fn await_first_look(
     true
 }
 
-/// As long as the watcher lives, drops rendered answers of paths that changed, and keeps the attestations of paths in
-/// the store.
+/// As long as the watcher lives, drops rendered answers of paths that changed, keeps the attestations of paths in the
+/// store, and keeps which copies failed.
 pub(super) fn follow_store(
     store: &Arc<NixStore>,
     resolver: &Arc<Resolver>,
     ledger: &Arc<LiveLedger>,
+    state: SharedStateDb,
 ) -> Result<Watcher, StoreError> {
     let (resolver, ledger) = (Arc::clone(resolver), Arc::clone(ledger));
+    // Weak, because the store holds the watcher.
+    let watched = Arc::downgrade(store);
     store.watch(Box::new(move |change| {
+        if let Some(store) = watched.upgrade() {
+            state.keep_failed_copies(&store, &change);
+        }
         ledger.on_store_changed(&change.added, &change.removed);
         for parts in [&change.added, &change.removed, &change.failed, &change.mended] {
             resolver.on_store_changed(parts);

@@ -7,6 +7,7 @@
 //! `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
 
+mod failed_copies;
 mod summaries;
 
 pub use self::summaries::SummaryFiles;
@@ -49,6 +50,11 @@ const MIGRATIONS: &[&str] = &[
 ",
     "
     CREATE TABLE audiences (peer BLOB PRIMARY KEY, digests BLOB NOT NULL) WITHOUT ROWID;
+",
+    "
+    CREATE TABLE failed_copies (
+        hash_part BLOB PRIMARY KEY, fault INTEGER NOT NULL, stamp INTEGER NOT NULL
+    ) WITHOUT ROWID;
 ",
 ];
 

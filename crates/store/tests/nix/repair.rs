@@ -2,7 +2,9 @@
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, open_policy, read_all};
 use narmesh_protocol::{HashPart, NixSecretKey};
-use narmesh_store::{NarStreamError, Offer, OfferChange, OfferPolicy, Offering, StoreError, Withheld};
+use narmesh_store::{
+    CopyFault, KeptFault, NarStreamError, Offer, OfferChange, OfferPolicy, Offering, StoreError, Withheld,
+};
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -57,10 +59,21 @@ fn damaged_copy_is_withheld_until_nix_repairs_it() {
     wait_for(&changes, "another path", |change| change.added.contains(&other) && !change.added.contains(&part));
     assert_eq!(offer.find_offered(&part).unwrap(), None);
 
+    // A restart forgets it, unless it was kept.
+    let kept = store.kept_fault(&part).unwrap();
+    let again = nix.open();
+    assert!(again.open_nar(&info).is_ok());
+    assert!(!again.restore_fault(&part, KeptFault { stamp: kept.stamp ^ 1, ..kept }).unwrap(), "of another copy");
+    assert!(again.open_nar(&info).is_ok());
+    assert!(again.restore_fault(&part, kept).unwrap());
+    assert!(matches!(again.open_nar(&info), Err(StoreError::CopyFailed { fault: CopyFault::Corrupt, .. })));
+    assert_eq!(again.kept_fault(&part), Some(kept));
+
     nix.run("nix-store", &["--repair-path", &nix.full(&path)]);
     assert_eq!(fs::read(&file).unwrap(), good, "nix did not repair it");
     wait_for(&changes, "the repaired path", |change| change.added.contains(&part));
     assert!(offer.find_offered(&part).unwrap().is_some());
+    assert!(!nix.open().restore_fault(&part, kept).unwrap(), "it was repaired");
     assert!(read_all(store.open_nar(&info).unwrap(), 4096).unwrap() == nix.dump(&path));
 }
 
