@@ -14,32 +14,29 @@ struct CountedAttestations(Arc<LiveLedger>);
 
 impl CountedAttestations {
     /// The builders whose word counts for the path as it is registered, and its fingerprint. A builder that is revoked, or
-    /// that said two things of the path, is not among them.
-    fn find_builders(&self, info: &PathInfo) -> (BTreeSet<BuilderKey>, FingerprintDigest) {
-        let fingerprint = FingerprintDigest::of(self.0.store_dir(), &statement_of(info));
-        let policy = self.0.policy();
+    /// that said two things of the path, is not among them. `None` if there is none.
+    fn find_builders(&self, info: &PathInfo) -> Option<(BTreeSet<BuilderKey>, FingerprintDigest)> {
         // Most paths have no statement at all.
         if !self.0.read(|ledger| ledger.has_votes(&info.path.hash_part())) {
-            return (BTreeSet::new(), fingerprint);
+            return None;
         }
+        let fingerprint = FingerprintDigest::of(self.0.store_dir(), &statement_of(info));
+        let policy = self.0.policy();
         let verdict = self.0.read(|ledger| policy.judge(ledger, &info.path));
-        let attested = verdict.attested.iter().find(|attested| attested.claim.fingerprint == fingerprint);
-        let numbers = attested.map_or(&[][..], |attested| &attested.builders);
+        let attested = verdict.attested.iter().find(|attested| attested.claim.fingerprint == fingerprint)?;
         let keys: Vec<BuilderKey> = policy.keys().collect();
-        (numbers.iter().filter_map(|number| keys.get(*number).copied()).collect(), fingerprint)
+        let builders = attested.builders.iter().filter_map(|number| keys.get(*number).copied()).collect();
+        Some((builders, fingerprint))
     }
 }
 
 impl AttestedPaths for CountedAttestations {
     fn is_attested(&self, info: &PathInfo) -> bool {
-        !self.find_builders(info).0.is_empty()
+        self.find_builders(info).is_some()
     }
 
     fn read_signatures(&self, info: &PathInfo) -> Result<Vec<NixSignature>, String> {
-        let (builders, fingerprint) = self.find_builders(info);
-        if builders.is_empty() {
-            return Ok(Vec::new());
-        }
+        let Some((builders, fingerprint)) = self.find_builders(info) else { return Ok(Vec::new()) };
         let known = self.0.read_signatures(fingerprint).map_err(|error| error.to_string())?;
         Ok(known
             .into_iter()
