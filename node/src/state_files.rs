@@ -8,5 +8,13 @@ pub(crate) const LEDGER_FILE: &str = "quorum.sqlite";
 pub(crate) const SUMMARIES_DIR: &str = "summaries";
 /// The gateway key.
 pub(crate) const GATEWAY_KEY_FILE: &str = "gateway.key";
+/// The newest roster of the mesh.
+pub(crate) const ROSTER_FILE: &str = "roster";
+/// The mesh key.
+pub(crate) const MESH_KEY_FILE: &str = "mesh.key";
+/// Who may join the mesh.
+pub(crate) const INVITATIONS_FILE: &str = "invitations";
+/// What those lock who change the three files above.
+pub(crate) const MESH_LOCK_FILE: &str = "mesh.lock";
 /// The switch of `narmesh serve`: `on` or `off`; absent when the configuration decides.
 pub(crate) const SERVE_FILE: &str = "serve";

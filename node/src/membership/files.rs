@@ -4,6 +4,7 @@
 use super::invitations::Invitations;
 use crate::regular_file::{clear, open_itself, open_to_read, with_suffix};
 use crate::settings::{create_secret, read_mesh_key};
+use crate::state_files::{INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
 use anyhow::Context as _;
 use narmesh_protocol::{NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
 use rustix::fs::FlockOperation;
@@ -30,15 +31,15 @@ impl MeshFiles {
 
     /// The file of the mesh key.
     pub(crate) fn key_file(&self) -> PathBuf {
-        self.state_dir.join("mesh.key")
+        self.state_dir.join(MESH_KEY_FILE)
     }
 
     fn roster_file(&self) -> PathBuf {
-        self.state_dir.join("roster")
+        self.state_dir.join(ROSTER_FILE)
     }
 
     fn invitations_file(&self) -> PathBuf {
-        self.state_dir.join("invitations")
+        self.state_dir.join(INVITATIONS_FILE)
     }
 
     /// The mesh key, if this machine has it.
@@ -136,7 +137,7 @@ impl MeshFiles {
     /// Dropping the file releases the lock. It stays: whoever removed it could remove one that somebody has just locked.
     fn lock(&self) -> anyhow::Result<File> {
         self.make_state_dir()?;
-        let path = self.state_dir.join("mesh.lock");
+        let path = self.state_dir.join(MESH_LOCK_FILE);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let mut locked = || {

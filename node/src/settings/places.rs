@@ -1,7 +1,10 @@
 //! Checks that no two files of one configuration are in the same place, and that the daemon keeps nothing in the store.
 
 use super::{CredentialsFile, ListenerAddress, Settings, SettingsError, refused};
-use crate::state_files::{GATEWAY_KEY_FILE, LEDGER_FILE, SERVE_FILE, STATE_FILE, SUMMARIES_DIR};
+use crate::state_files::{
+    GATEWAY_KEY_FILE, INVITATIONS_FILE, LEDGER_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE, SERVE_FILE,
+    STATE_FILE, SUMMARIES_DIR,
+};
 use std::path::{Component, Path, PathBuf};
 
 /// What SQLite puts beside a database.
@@ -64,6 +67,9 @@ fn configured(settings: &Settings) -> Vec<Place> {
     if let Some(path) = &settings.builder_key_file {
         add("trust.builder_key_file".to_owned(), path, false);
     }
+    if let Some(path) = &settings.mesh.roster_file {
+        add("mesh.roster_file".to_owned(), path, true);
+    }
     add("node.control_socket".to_owned(), &settings.node.control_socket, false);
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
         let key = |name: &str| format!("gateway.listener[{index}].{name}");
@@ -110,6 +116,10 @@ fn written(settings: &Settings) -> Vec<Place> {
         ("the summaries of peers in node.state_dir".to_owned(), dir.join(SUMMARIES_DIR)),
         ("the switch of `narmesh serve` in node.state_dir".to_owned(), dir.join(SERVE_FILE)),
         ("the gateway key in node.state_dir".to_owned(), dir.join(GATEWAY_KEY_FILE)),
+        ("the roster of the mesh in node.state_dir".to_owned(), dir.join(ROSTER_FILE)),
+        ("the mesh key in node.state_dir".to_owned(), dir.join(MESH_KEY_FILE)),
+        ("the invitations in node.state_dir".to_owned(), dir.join(INVITATIONS_FILE)),
+        ("the lock of the mesh in node.state_dir".to_owned(), dir.join(MESH_LOCK_FILE)),
     ];
     databases.chain(others).map(|(key, path)| Place { key, path: plain(&path), is_shared: false }).collect()
 }

@@ -112,7 +112,9 @@ async fn source_of_a_nar_that_is_too_deep_is_not_said_to_have_lied() {
         let mut nar = NAR_PREFIX.to_vec();
         token(&mut nar, b"directory");
         for _ in 1..directories {
-            ["entry", "(", "name", "d", "node", "(", "type", "directory"].map(|word| token(&mut nar, word.as_bytes()));
+            for word in ["entry", "(", "name", "d", "node", "(", "type", "directory"] {
+                token(&mut nar, word.as_bytes());
+            }
         }
         (1..directories).for_each(|_| [")", ")"].iter().for_each(|word| token(&mut nar, word.as_bytes())));
         token(&mut nar, b")");
