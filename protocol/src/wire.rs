@@ -21,6 +21,13 @@ pub const BULK_PROTOCOL: &str = "/narmesh/4/bulk";
 pub const TREE_LEAVES_MAX: usize = 8_192;
 /// Request-response protocol of [`TreeRequest`].
 pub const TREE_PROTOCOL: &str = "/narmesh/1/tree";
+/// Request-response protocol of [`LogRequest`].
+pub const LOG_PROTOCOL: &str = "/narmesh/1/log";
+/// The largest build log that peers give each other, bytes, as its file is and also unpacked. It is what Hydra lets a build
+/// say (`max_log_size`), and Nix holds a log in memory as a whole.
+pub const LOG_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a build log in one reply, at most. A line with 16 kB/s brings them in the 4 s that a peer is waited for.
+pub const LOG_PART_BYTES_MAX: usize = 64 << 10;
 /// Request-response protocol of [`DialRequest`].
 pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
 
@@ -261,6 +268,50 @@ pub enum JoinReply {
     NotNow,
 }
 message!(JoinReply, SignedRoster::BYTES_MAX + 64);
+
+/// Request of `/narmesh/1/log`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct LogRequest {
+    /// Hash part of the derivation.
+    pub derivation: HashPart,
+    /// Offset in the file of the log of the first byte wanted.
+    pub offset: u64,
+}
+message!(LogRequest, 64);
+
+/// Answers of `/narmesh/1/log`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum LogReply {
+    /// No log is to be had. The bytes are the same for a log that is not here, one that is withheld, and one that is too large.
+    Absent,
+    /// A part of the file of the log.
+    Part(LogPart),
+    /// The asker sent too many requests, or the answerer cannot tell now; it may ask again.
+    Busy,
+}
+message!(LogReply, LOG_PART_BYTES_MAX + 64);
+
+/// A part of the file of a build log.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct LogPart {
+    /// Whether the file is compressed with bzip2.
+    pub is_compressed: bool,
+    /// Size of the file, bytes; at most [`LOG_BYTES_MAX`].
+    pub size_bytes: u64,
+    /// Tells this file from another one that takes its place: parts with different numbers do not belong together.
+    pub version: u64,
+    /// The bytes from the offset on, at most [`LOG_PART_BYTES_MAX`]; none only at the end of the file.
+    pub bytes: Vec<u8>,
+}
+
+impl LogPart {
+    /// Whether this may be the answer to a request for the bytes from `offset` on.
+    pub fn is_from(&self, offset: u64) -> bool {
+        let is_in_file = offset.checked_add(self.bytes.len() as u64).is_some_and(|end| end <= self.size_bytes);
+        let is_long_enough = !self.bytes.is_empty() || offset == self.size_bytes;
+        is_in_file && is_long_enough && self.size_bytes <= LOG_BYTES_MAX && self.bytes.len() <= LOG_PART_BYTES_MAX
+    }
+}
 
 /// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

@@ -3,11 +3,14 @@
 
 use crate::{NixStore, StoreError};
 use bzip2::read::MultiBzDecoder;
-use narmesh_protocol::StorePath;
+use bzip2::{Decompress, Status};
+use narmesh_protocol::{HashPart, StorePath};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Take};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// An open log. It takes up to 4 MiB of memory when it is unpacked.
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub struct BuildLog {
     file: File,
     size_bytes: u64,
+    version: u64,
     is_compressed: bool,
 }
 
@@ -36,6 +40,20 @@ impl BuildLog {
     /// The size of the file, bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// A number that changes when another file takes the place of this one, or when it is written.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Reads up to `bytes_max` bytes of the file from `offset` on, fewer only at the end that it had when it was opened.
+    /// Blocks.
+    pub fn read_part(&self, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let left = usize::try_from(self.size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; left.min(bytes_max)];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
     }
 
     /// Reads the bytes of the file, as many as it had when it was opened: a build may still be writing it.
@@ -61,12 +79,65 @@ impl BuildLogText {
     }
 }
 
+/// Unpacks a log that is compressed with bzip2 and comes in parts. It takes up to 4 MiB of memory.
+pub struct LogUnpacker {
+    decompress: Decompress,
+    is_between_streams: bool,
+}
+
+impl std::fmt::Debug for LogUnpacker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogUnpacker").finish_non_exhaustive()
+    }
+}
+
+impl Default for LogUnpacker {
+    fn default() -> Self {
+        Self { decompress: Decompress::new(false), is_between_streams: false }
+    }
+}
+
+impl LogUnpacker {
+    /// Unpacks from the front of `packed`, up to `bytes_max` bytes; returns the text, and how many bytes of `packed` it took.
+    /// When there is neither, more of `packed` is needed.
+    ///
+    /// # Errors
+    /// When this is not bzip2.
+    pub fn unpack(&mut self, packed: &[u8], bytes_max: usize) -> io::Result<(Vec<u8>, usize)> {
+        if self.is_between_streams {
+            if packed.is_empty() {
+                return Ok((Vec::new(), 0));
+            }
+            *self = Self::default();
+        }
+        let (mut text, before) = (Vec::with_capacity(bytes_max), self.decompress.total_in());
+        let status = self.decompress.decompress_vec(packed, &mut text).map_err(io::Error::other)?;
+        self.is_between_streams = status == Status::StreamEnd;
+        let taken = self.decompress.total_in().saturating_sub(before);
+        Ok((text, usize::try_from(taken).unwrap_or(packed.len())))
+    }
+
+    /// Whether what came so far is a whole file.
+    pub fn is_whole(&self) -> bool {
+        self.is_between_streams
+    }
+}
+
 impl NixStore {
+    /// The hash parts of the outputs of this derivation, as far as our store knows them: of a valid derivation all that can be
+    /// known before it is built, else those that are here and came with the name of their derivation. Blocks.
+    pub fn find_outputs(&self, derivation: &StorePath) -> Result<Vec<HashPart>, StoreError> {
+        let known = self.read_outputs(&derivation.hash_part())?;
+        if known.is_empty() { self.read_derived(derivation) } else { Ok(known) }
+    }
+
     /// The log of this derivation, if there is one. The derivation need not be valid any more. Blocks.
     pub fn find_log(&self, derivation: &StorePath) -> Result<Option<BuildLog>, StoreError> {
         for (path, is_compressed) in places(&self.location().log_dir, derivation) {
             match open_log(&path) {
-                Ok(Some((file, size_bytes))) => return Ok(Some(BuildLog { file, size_bytes, is_compressed })),
+                Ok(Some((file, size_bytes, version))) => {
+                    return Ok(Some(BuildLog { file, size_bytes, version, is_compressed }));
+                }
                 Ok(None) => {}
                 Err(errno) => return Err(StoreError::Io { path, source: errno.into() }),
             }
@@ -91,7 +162,7 @@ fn places(log_dir: &Path, derivation: &StorePath) -> [(PathBuf, bool); 4] {
 }
 
 /// Opens a regular file that everybody may read, without following a link: whoever asks the gateway is anybody.
-fn open_log(path: &Path) -> Result<Option<(File, u64)>, Errno> {
+fn open_log(path: &Path) -> Result<Option<(File, u64, u64)>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match open(path, flags, Mode::empty()) {
         Ok(file) => file,
@@ -103,7 +174,9 @@ fn open_log(path: &Path) -> Result<Option<(File, u64)>, Errno> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_public {
         return Ok(None);
     }
-    Ok(Some((file.into(), u64::try_from(stat.st_size).unwrap_or(0))))
+    let mut version = DefaultHasher::new();
+    (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec).hash(&mut version);
+    Ok(Some((file.into(), u64::try_from(stat.st_size).unwrap_or(0), version.finish())))
 }
 
 #[cfg(test)]
@@ -124,9 +197,63 @@ mod tests {
     fn find(dir: &Path) -> Option<BuildLog> {
         let derivation = StorePath::parse(NAME).unwrap();
         places(dir, &derivation).into_iter().find_map(|(path, is_compressed)| {
-            let (file, size_bytes) = open_log(&path).unwrap()?;
-            Some(BuildLog { file, size_bytes, is_compressed })
+            let (file, size_bytes, version) = open_log(&path).unwrap()?;
+            Some(BuildLog { file, size_bytes, version, is_compressed })
         })
+    }
+
+    /// What an unpacker makes of the file in parts of this many bytes; `None` if it is not whole.
+    fn unpack(file: &[u8], part_bytes: usize) -> Option<Vec<u8>> {
+        let (mut unpacker, mut out) = (LogUnpacker::default(), Vec::new());
+        for mut part in file.chunks(part_bytes) {
+            loop {
+                let (text, taken) = unpacker.unpack(part, 1_000).ok()?;
+                assert!(text.len() <= 1_000, "{}", text.len());
+                if (text.len(), taken) == (0, 0) {
+                    assert!(part.is_empty(), "it goes on while there is something");
+                    break;
+                }
+                out.extend(text);
+                part = &part[taken..];
+            }
+        }
+        unpacker.is_whole().then_some(out)
+    }
+
+    #[test]
+    fn packed_logs_are_unpacked_in_parts_of_any_length() {
+        let said: Vec<u8> = (0..300_000_u32).flat_map(|number| (number * 7919 % 65_537).to_le_bytes()).collect();
+        let pack = |text: &[u8]| {
+            let mut packed = BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            packed.write_all(text).unwrap();
+            packed.finish().unwrap()
+        };
+        let file = [pack(&said), pack(b"the second of two streams")].concat();
+        let expected = [said.as_slice(), b"the second of two streams"].concat();
+        for part_bytes in [1_000, 65_536, file.len()] {
+            assert_eq!(unpack(&file, part_bytes).as_deref(), Some(expected.as_slice()), "{part_bytes}");
+        }
+        assert_eq!(unpack(&pack(b""), 3).as_deref(), Some(&b""[..]));
+        for bad in [&file[..file.len() - 1], b"text", b"", &file[1..]] {
+            assert_eq!(unpack(bad, 1_000), None);
+        }
+    }
+
+    #[test]
+    fn a_log_is_read_in_parts_and_another_file_has_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, is_compressed) = places(dir.path(), &StorePath::parse(NAME).unwrap())[0].clone();
+        assert!(!is_compressed);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, b"0123456789").unwrap();
+        let log = find(dir.path()).unwrap();
+        assert_eq!(log.read_part(0, 4).unwrap(), b"0123");
+        assert_eq!(log.read_part(8, 4).unwrap(), b"89");
+        assert!(log.read_part(10, 4).unwrap().is_empty() && log.read_part(u64::MAX, 4).unwrap().is_empty());
+        assert_eq!(find(dir.path()).unwrap().version(), log.version());
+        fs::write(&path, b"012345678").unwrap();
+        assert_ne!(find(dir.path()).unwrap().version(), log.version());
+        assert!(log.read_part(0, 99).is_err(), "it is shorter now");
     }
 
     #[test]

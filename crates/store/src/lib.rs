@@ -46,7 +46,7 @@ mod registry;
 mod watch;
 mod watch_thread;
 
-pub use build_log::{BuildLog, BuildLogText};
+pub use build_log::{BuildLog, BuildLogText, LogUnpacker};
 pub use change::StoreChange;
 pub use contents::{ContentsError, DirectoryRow, DirectoryRows, Entry, EntryFile, RowKind, StoreContents, TreeListing};
 pub use error::StoreError;

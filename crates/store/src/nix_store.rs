@@ -253,6 +253,10 @@ impl NixStore {
         self.registry.read_outputs(derivation)
     }
 
+    pub(crate) fn read_derived(&self, derivation: &StorePath) -> Result<Vec<HashPart>, StoreError> {
+        self.registry.read_derived(derivation)
+    }
+
     pub(crate) fn find_fault(&self, row: i64, info: &PathInfo) -> Option<CopyFault> {
         self.failed.find_fault(&info.path.hash_part(), &Registration::of(row, info))
     }

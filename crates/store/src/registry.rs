@@ -94,6 +94,11 @@ impl Registry {
         })
     }
 
+    /// The valid paths that came with the name of this derivation. There are none where the database may not be read.
+    pub(crate) fn read_derived(&self, derivation: &StorePath) -> Result<Vec<HashPart>, StoreError> {
+        or_else_unreadable(self.database.read_derived(derivation), || Ok(Vec::new()))
+    }
+
     /// The realisation with this id. It is absent where the database may not be read.
     pub(crate) fn read_realisation(&self, id: &RealisationId) -> Result<Option<Realisation>, StoreError> {
         or_else_unreadable(self.database.read_realisation(id), || Ok(None))

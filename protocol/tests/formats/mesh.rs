@@ -3,8 +3,9 @@
 use libp2p_identity::Keypair;
 use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, NarInfoReply, NarInfoRequest,
-    NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, LOG_BYTES_MAX,
+    LOG_PART_BYTES_MAX, LogPart, LogReply, LogRequest, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Referral,
+    RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, Member,
@@ -129,6 +130,17 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
         (TreeReply::Absent.encode(), "00000000"),
         (TreeReply::NotYet.encode(), "01000000"),
         (TreeReply::Busy.encode(), "03000000"),
+        (
+            LogRequest { derivation: HashPart([1; 20]), offset: 65_536 }.encode(),
+            "01010101010101010101010101010101010101010000010000000000",
+        ),
+        (LogReply::Absent.encode(), "00000000"),
+        (
+            LogReply::Part(LogPart { is_compressed: true, size_bytes: 3, version: 7, bytes: vec![0xaa, 0xbb, 0xcc] })
+                .encode(),
+            "0100000001030000000000000007000000000000000300000000000000aabbcc",
+        ),
+        (LogReply::Busy.encode(), "02000000"),
         (DialRequest::Bulk.encode(), "00000000"),
         (DialReply::Dialling.encode(), "00000000"),
         (DialReply::NotNow.encode(), "01000000"),
@@ -137,6 +149,17 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
         let written: String = encoded.unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(written, digits);
     }
+}
+
+#[test]
+fn part_of_a_log_lies_in_its_file() {
+    let part = |size_bytes, count| LogPart { is_compressed: false, size_bytes, version: 1, bytes: vec![7; count] };
+    assert!(part(10, 10).is_from(0) && part(10, 4).is_from(6) && part(10, 0).is_from(10) && part(0, 0).is_from(0));
+    assert!(!part(10, 5).is_from(6), "beyond the end");
+    assert!(!part(10, 0).is_from(6), "no progress");
+    assert!(!part(10, 1).is_from(u64::MAX));
+    assert!(part(LOG_BYTES_MAX, 1).is_from(0) && !part(LOG_BYTES_MAX + 1, 1).is_from(0));
+    assert!(!part(LOG_BYTES_MAX, LOG_PART_BYTES_MAX + 1).is_from(0));
 }
 
 /// The same of trees: the NAR is 33 leaves of the bytes 0 to 250, again and again.
@@ -242,6 +265,11 @@ proptest! {
         for reply in [JoinReply::Welcome(bytes), JoinReply::Refused, unfit, JoinReply::NotNow] {
             assert_comes_back!(JoinReply, reply);
         }
+        assert_comes_back!(LogRequest, LogRequest { derivation: hash_part, offset });
+        let part = LogPart { is_compressed: flag, size_bytes: nar_size, version: offset, bytes: vec![7; text_bytes] };
+        for reply in [LogReply::Absent, LogReply::Part(part), LogReply::Busy] {
+            assert_comes_back!(LogReply, reply);
+        }
         assert_comes_back!(DialRequest, DialRequest::Bulk);
         for reply in [DialReply::Dialling, DialReply::NotNow] {
             assert_comes_back!(DialReply, reply);
@@ -297,6 +325,8 @@ proptest! {
         assert_one_spelling!(RosterReply, &bytes);
         assert_one_spelling!(JoinRequest, &bytes);
         assert_one_spelling!(JoinReply, &bytes);
+        assert_one_spelling!(LogRequest, &bytes);
+        assert_one_spelling!(LogReply, &bytes);
         assert_one_spelling!(DialRequest, &bytes);
         assert_one_spelling!(DialReply, &bytes);
         assert_one_spelling!(Summary, &bytes);

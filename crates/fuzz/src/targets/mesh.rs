@@ -5,8 +5,9 @@ use crate::memory::MemoryBound;
 use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, NarInfoReply, NarInfoRequest,
-    NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, LogPart, LogReply, LogRequest,
+    NarInfoReply, NarInfoRequest, NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply,
+    TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Member, MemberRole, NarHash,
@@ -54,7 +55,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 19] = [
+pub(super) const TARGETS: [Target; 21] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -123,6 +124,13 @@ pub(super) const TARGETS: [Target; 19] = [
             .to_vec()
     }),
     Target { name: "roster", run: roster, seeds: roster_seeds, words: WORDS, input_bytes_max: 4 << 10 },
+    message!("log-request", LogRequest, || {
+        vec![LogRequest { derivation: HashPart([1; 20]), offset: 256 << 10 }.encode().expect("fits")]
+    }),
+    message!("log-reply", LogReply, || {
+        let part = LogPart { is_compressed: true, size_bytes: 9, version: 7, bytes: b"BZh9 text".to_vec() };
+        [LogReply::Absent, LogReply::Part(part), LogReply::Busy].map(|reply| reply.encode().expect("fits")).to_vec()
+    }),
     message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
     message!("dial-reply", DialReply, || {
         [DialReply::Dialling, DialReply::NotNow].map(|reply| reply.encode().expect("fits")).to_vec()

@@ -21,6 +21,8 @@ const REFERENCES_SQL: &str =
     "SELECT path FROM Refs JOIN ValidPaths ON Refs.reference = ValidPaths.id WHERE Refs.referrer = ?1";
 const DERIVERS_SQL: &str = "SELECT ValidPaths.path FROM DerivationOutputs \
     JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE DerivationOutputs.path = ?1";
+/// No index has the derivers: of 100,000 rows each is looked at.
+const DERIVED_SQL: &str = "SELECT path FROM ValidPaths WHERE deriver = ?1 LIMIT 64";
 const OUTPUTS_SQL: &str = "SELECT DerivationOutputs.path FROM DerivationOutputs \
     JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE ValidPaths.path >= ?1 AND ValidPaths.path < ?2";
 
@@ -100,6 +102,15 @@ impl Database {
             .query(|connection| {
                 read_texts(connection, OUTPUTS_SQL, [&prefix, &end]).map_err(|source| self.sqlite(source))
             })?
+            .unwrap_or_default();
+        Ok(found.iter().filter_map(|text| self.hash_part(text.as_bytes())).collect())
+    }
+
+    /// The valid paths whose registration names this derivation, 64 at most.
+    pub(crate) fn read_derived(&self, derivation: &StorePath) -> Result<Vec<HashPart>, StoreError> {
+        let full = self.store_dir.display(derivation);
+        let found = self
+            .query(|connection| read_texts(connection, DERIVED_SQL, [&full]).map_err(|source| self.sqlite(source)))?
             .unwrap_or_default();
         Ok(found.iter().filter_map(|text| self.hash_part(text.as_bytes())).collect())
     }

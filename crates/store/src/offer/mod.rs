@@ -254,6 +254,16 @@ impl Offer {
         Ok(None)
     }
 
+    /// The log of the derivation with this hash part, as [`Self::find_log`] finds it.
+    ///
+    /// # Errors
+    /// As for [`Self::find_log`].
+    pub fn find_log_of(&self, derivation: &HashPart) -> Result<Option<BuildLog>, StoreError> {
+        let info = self.shared.store.read_path_info(derivation)?;
+        let path = info.map(|info| info.path).filter(StorePath::is_derivation);
+        path.map_or(Ok(None), |path| self.find_log(&path))
+    }
+
     /// The tree of a NAR. The predicate is asked again, with the row as it is now.
     pub fn find_tree(&self, part: &HashPart, nar_hash: &NarHash, nar_size: u64) -> Result<OfferedTree, StoreError> {
         if !self.is_offered(part) || leaf_bytes(nar_size).is_none() {
