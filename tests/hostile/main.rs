@@ -19,6 +19,8 @@ mod gossipsub;
 mod honest;
 mod impostors;
 mod log_floods;
+mod log_wire;
+mod logs;
 mod narinfos;
 mod nars;
 mod peer;

@@ -3,6 +3,7 @@
 use crate::bulk::Bulk;
 use crate::filter::filter;
 use crate::formats::NarInfo;
+use crate::log_wire::LogRequest;
 use crate::quorum_wire::QuorumRequest;
 use crate::swarm::{self, Command};
 use crate::tree_wire::TreeRequest;
@@ -96,12 +97,13 @@ pub struct Asked {
     pub nars: Vec<(Instant, [u8; 20])>,
     pub attestations: Vec<Instant>,
     pub trees: Vec<(Instant, [u8; 20])>,
+    pub logs: Vec<(Instant, LogRequest)>,
     /// Authors and data of the gossipsub messages that came.
     pub announced: Vec<(PeerId, Vec<u8>)>,
 }
 
 impl Asked {
-    /// The number of requests, without those for attestations and trees.
+    /// The number of requests, without those for attestations, trees and logs.
     pub fn count(&self) -> usize {
         self.syncs.len() + self.pulls.len() + self.narinfos.len() + self.nars.len()
     }
@@ -119,6 +121,8 @@ pub struct Script {
     pub quorum: Answer<QuorumRequest>,
     pub tree: Answer<TreeRequest>,
     pub roster: Answer<Vec<u8>>,
+    /// Without it the peer does not know the protocol, as one of an earlier version.
+    pub log: Answer<LogRequest>,
 }
 
 impl Script {
@@ -145,6 +149,12 @@ impl Script {
             Some(item) => answer(item, request),
             None => vec![Move::Send(ABSENT.to_vec())],
         }));
+        self
+    }
+
+    /// Knows requests for logs, and answers them so.
+    pub fn log(mut self, answer: impl Fn(LogRequest) -> Play + Send + Sync + 'static) -> Self {
+        self.log = Some(Box::new(move |_, request| answer(request)));
         self
     }
 
@@ -234,7 +244,7 @@ impl Peer {
 
     fn on(runtime: &Arc<Runtime>, name: &str, keys: Keypair, script: Script) -> Self {
         let entered = runtime.enter();
-        let swarm = swarm::build(&keys);
+        let swarm = swarm::build(&keys, script.log.is_some());
         let streams = swarm.behaviour().streams.new_control();
         let state = Arc::new(Mutex::new(PeerState { software: "second/1".to_owned(), ..PeerState::default() }));
         let me = keys.public().to_peer_id();

@@ -2,6 +2,7 @@
 
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
+use crate::log_wire::LOG;
 use crate::peer::{Control, Peer, Stream, ask, open, peer_id, sync_request};
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM, audience_digest};
@@ -34,6 +35,9 @@ fn requests_of_garbage() -> Vec<(&'static str, Vec<u8>)> {
         (NARINFO, vec![1; 19]),
         (NARINFO, vec![1; 21]),
         (NARINFO, vec![1; 1 << 20]),
+        (LOG, Vec::new()),
+        (LOG, vec![1; 27]),
+        (LOG, vec![1; 100_000]),
         (QUORUM, Vec::new()),
         (QUORUM, vec![0xa5; 1_000]),
         (QUORUM, vec![0; 100_000]),

@@ -1,6 +1,7 @@
 //! The inside of one of our peers: its connections, and the answers to requests that come over them.
 
 use crate::bulk::Bulk;
+use crate::log_wire::{LOG, LOG_ABSENT, LogRequest};
 use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::tree_wire::{TREE, TREE_ABSENT, TreeRequest};
@@ -11,6 +12,7 @@ use crate::wire::{
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, gossipsub, request_response, tcp, tls, yamux};
 use std::io;
@@ -28,12 +30,13 @@ pub enum Command {
 #[derive(NetworkBehaviour)]
 pub struct Protocols {
     pub gossipsub: gossipsub::Behaviour,
-    /// For our own requests. Requests of others come by the five behaviours below, because libp2p-stream drops incoming
+    /// For our own requests. Requests of others come by the behaviours below, because libp2p-stream drops incoming
     /// streams when many come at once.
     pub streams: libp2p_stream::Behaviour,
     gossip: request_response::Behaviour<Actor>,
     narinfo: request_response::Behaviour<Actor>,
     tree: request_response::Behaviour<Actor>,
+    log: Toggle<request_response::Behaviour<Actor>>,
     dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
     roster: request_response::Behaviour<Actor>,
@@ -90,7 +93,8 @@ fn answers(protocol: &'static str) -> request_response::Behaviour<Actor> {
     )
 }
 
-pub fn build(keys: &Keypair) -> Swarm<Protocols> {
+/// A peer that knows requests for logs, or does not.
+pub fn build(keys: &Keypair, knows_logs: bool) -> Swarm<Protocols> {
     let config =
         gossipsub::ConfigBuilder::default().heartbeat_initial_delay(Duration::from_millis(500)).build().unwrap();
     let signed = gossipsub::MessageAuthenticity::Signed(keys.clone());
@@ -106,6 +110,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
             gossip: answers(GOSSIP),
             narinfo: answers(NARINFO),
             tree: answers(TREE),
+            log: knows_logs.then(|| answers(LOG)).into(),
             dial: answers(DIAL),
             quorum: answers(QUORUM),
             roster: answers(ROSTER),
@@ -174,6 +179,11 @@ pub async fn run(
                 SwarmEvent::Behaviour(ProtocolsEvent::Tree(event)) => {
                     if let Some((request, channel)) = asked(event) {
                         swarm.behaviour_mut().tree.send_response(channel, stage.tree(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Log(event)) => {
+                    if let (Some((request, channel)), Some(log)) = (asked(event), swarm.behaviour_mut().log.as_mut()) {
+                        log.send_response(channel, stage.log(&request)).ok();
                     }
                 }
                 SwarmEvent::Behaviour(ProtocolsEvent::Dial(event)) => {
@@ -285,6 +295,13 @@ impl Stage {
             // It follows a version of the document that knew no trees.
             None => vec![Move::Send(TREE_ABSENT.to_vec())],
         }
+    }
+
+    fn log(&self, request: &[u8]) -> Play {
+        let request = LogRequest::decode(request).expect("a request for a log as docs/protocol.md has it");
+        let mut state = self.locked();
+        state.asked.logs.push((Instant::now(), request));
+        self.script.log.as_ref().map_or(vec![Move::Send(LOG_ABSENT.to_vec())], |answer| answer(&state, request))
     }
 
     fn quorum(&self, request: &[u8]) -> Play {

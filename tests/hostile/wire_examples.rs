@@ -2,6 +2,7 @@
 
 use crate::filter::{filter, positions, set};
 use crate::formats::{from_nix32, nix32};
+use crate::log_wire::{LOG_ABSENT, LOG_BUSY, LogPart, LogRequest};
 use crate::tree_wire::{LEAF, TreeRequest, signed_tree};
 use crate::wire::{
     Address, Announcement, Delta, GossipReply, GossipRequest, Have, NarRequest, Summary, audience_digest, found,
@@ -132,6 +133,19 @@ fn the_examples_of_trees_match() {
     let reply = signed_tree(&keys(), &request, &nar);
     assert_eq!(hex(&reply[..108]), squeezed(&format!("02000000 {signature} 2100000000000000 {first}")));
     assert_eq!(reply.len(), 76 + 33 * 32);
+}
+
+#[test]
+fn the_examples_of_logs_match() {
+    let request = LogRequest { derivation: part(), offset: 65_536 };
+    let bytes = "9f764920f65de971c4ca4621abff9b44ef870f3c 0000010000000000";
+    assert_eq!(hex(&request.encode()), squeezed(bytes));
+    assert_eq!(LogRequest::decode(&request.encode()), Some(request));
+    let reply = LogPart { is_compressed: true, size_bytes: 3, version: 7, bytes: vec![0xaa, 0xbb, 0xcc] };
+    let bytes = "01000000 01 0300000000000000 0700000000000000 0300000000000000 aabbcc";
+    assert_eq!(hex(&reply.encode()), squeezed(bytes));
+    assert_eq!(LogPart::decode(&reply.encode()), Some(reply));
+    assert_eq!((hex(&LOG_ABSENT), hex(&LOG_BUSY)), (squeezed("00000000"), squeezed("02000000")));
 }
 
 #[test]

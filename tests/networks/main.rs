@@ -16,6 +16,9 @@ mod fleet;
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod formats;
 mod links;
+#[path = "../hostile/log_wire.rs"]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
+mod log_wire;
 mod moved;
 #[path = "../hostile/peer.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]

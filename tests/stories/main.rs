@@ -20,6 +20,7 @@ mod interrupted;
 mod layering;
 mod like_a_cache;
 mod local_users;
+mod logs_of_peers;
 mod membership;
 mod metrics;
 mod names;

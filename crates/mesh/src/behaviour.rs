@@ -13,9 +13,9 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
-    ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest,
-    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, ROSTER_PROTOCOL, RosterReply, RosterRequest, TREE_PROTOCOL,
-    TreeReply, TreeRequest,
+    ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest, LOG_PROTOCOL,
+    LogReply, LogRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, ROSTER_PROTOCOL, RosterReply, RosterRequest,
+    TREE_PROTOCOL, TreeReply, TreeRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -41,6 +41,7 @@ pub(super) struct MeshBehaviour {
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
     pub(super) tree: request_response::Behaviour<BytesCodec>,
+    pub(super) log: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
     pub(super) roster: request_response::Behaviour<BytesCodec>,
     pub(super) dial: request_response::Behaviour<BytesCodec>,
@@ -84,6 +85,11 @@ impl MeshBehaviour {
                 TREE_PROTOCOL,
                 TREE_STREAMS_MAX,
             ),
+            log: request_response(
+                BytesCodec::new(LogRequest::BYTES_MAX, LogReply::BYTES_MAX),
+                LOG_PROTOCOL,
+                LOG_STREAMS_MAX,
+            ),
             quorum: request_response(
                 BytesCodec::new(QuorumRequest::BYTES_MAX, QuorumReply::BYTES_MAX),
                 QUORUM_PROTOCOL,
@@ -106,6 +112,7 @@ impl MeshBehaviour {
 pub(super) const GOSSIP_STREAMS_MAX: usize = 32;
 pub(super) const NARINFO_STREAMS_MAX: usize = 256;
 pub(super) const TREE_STREAMS_MAX: usize = 32;
+pub(super) const LOG_STREAMS_MAX: usize = 16;
 pub(super) const QUORUM_STREAMS_MAX: usize = 32;
 pub(super) const ROSTER_STREAMS_MAX: usize = 8;
 

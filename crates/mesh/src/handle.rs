@@ -9,11 +9,11 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::nar_tree::NarTree;
-use narmesh_protocol::wire::{NarInfoReply, TreeReply, TreeRequest};
+use narmesh_protocol::wire::{LogPart, LogReply, LogRequest, NarInfoReply, TreeReply, TreeRequest};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a
@@ -21,6 +21,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 const ASKS_MAX: usize = 32;
 /// The same of trees. Nobody waits long for one, so a few at a time are enough.
 const TREE_ASKS_MAX: usize = 8;
+
+/// The same of parts of build logs: whoever waits for one reads it part by part.
+const LOG_ASKS_MAX: usize = 4;
+/// After a *busy* for a part of a log it is asked for again after this. The peer blames who asks faster.
+const LOG_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
@@ -47,6 +52,7 @@ pub enum AskError {
 pub(super) enum Command {
     AskNarInfo { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     AskTree { peer: PeerId, request: TreeRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    AskLog { peer: PeerId, request: LogRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
@@ -117,6 +123,7 @@ pub struct MeshHandle {
     pub(super) exchange: ExchangeLink,
     pub(super) asks: AskSlots,
     pub(super) tree_asks: AskSlots,
+    pub(super) log_asks: AskSlots,
     pub(super) first_words: Arc<FirstWords>,
 }
 
@@ -186,6 +193,30 @@ impl MeshHandle {
             // A reply that was cut short may be the connection's fault.
             Err(error) if error.is_truncated() => Err(AskError::Failed(error.to_string())),
             Err(error) => Err(malformed(error.to_string())),
+        }
+    }
+
+    /// Asks a connected peer for a part of the log of a derivation, again while it is busy; the caller sets the deadline.
+    /// `None`: it gives no such log. One that does not know the question fails at once, and is not blamed.
+    pub async fn ask_log(&self, peer: PeerId, request: LogRequest) -> Result<Option<LogPart>, AskError> {
+        let slots = ask_slots(&self.log_asks, LOG_ASKS_MAX, peer);
+        let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
+        loop {
+            let bytes = self.call(|reply| Command::AskLog { peer, request, reply }).await??;
+            let why = match LogReply::decode(&bytes) {
+                Ok(LogReply::Absent) => return Ok(None),
+                Ok(LogReply::Busy) => {
+                    tokio::time::sleep(LOG_PAUSE).await;
+                    continue;
+                }
+                Ok(LogReply::Part(part)) if part.is_from(request.offset) => return Ok(Some(part)),
+                Ok(LogReply::Part(_)) => "a part of a log that was not asked for".to_owned(),
+                // A reply that was cut short may be the connection's fault.
+                Err(error) if error.is_truncated() => return Err(AskError::Failed(error.to_string())),
+                Err(error) => error.to_string(),
+            };
+            self.report_misdeed(peer, Misdeed::MalformedReply);
+            return Err(AskError::Failed(why));
         }
     }
 

@@ -22,6 +22,12 @@ const TREES_BUSY: Bucket = Bucket { burst: 1_024, per_s: 64 };
 const ROSTERS: Bucket = Bucket { burst: 32, per_s: 1 };
 /// Comparisons that are told *busy*; above that a peer floods.
 const ROSTERS_BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
+/// Requests of one peer for parts of build logs that are answered: 16 MiB at once, and 4 MiB a second. Above that it is told
+/// *busy*.
+const LOGS: Bucket = Bucket { burst: 256, per_s: 64 };
+/// Requests for logs that are told *busy*; above that a peer floods: an honest one has 4 under way and waits 200 ms after a
+/// *busy*.
+const LOGS_BUSY: Bucket = Bucket { burst: 256, per_s: 64 };
 /// A flood counts as one misdeed per second.
 const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
 /// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
@@ -44,7 +50,7 @@ pub(super) enum Admission {
     Flood,
 }
 
-/// The requests of each peer for narinfos, for trees, or for rosters.
+/// The requests of each peer for narinfos, for trees, for logs, or for rosters.
 #[derive(Debug)]
 pub(super) struct RequestRates {
     answered: Bucket,
@@ -70,6 +76,9 @@ impl RequestRates {
 
     pub(super) fn of_rosters() -> Self {
         Self { answered: ROSTERS, busy: ROSTERS_BUSY, peers: HashMap::new() }
+    }
+    pub(super) fn of_logs() -> Self {
+        Self { answered: LOGS, busy: LOGS_BUSY, peers: HashMap::new() }
     }
 
     /// Counts one request.
@@ -149,6 +158,17 @@ mod tests {
         assert!(said.iter().filter(|said| **said == Admission::Answer).count() < 2_000);
         let floods = said.iter().filter(|said| **said == Admission::Flood).count();
         assert!((1..=3).contains(&floods), "{floods}");
+    }
+
+    #[test]
+    fn logs_are_asked_for_at_a_pace_and_a_flood_is_blamed_once_a_second() {
+        let (mut rates, peer) = (RequestRates::of_logs(), PeerId::random());
+        let said: Vec<_> = (0..10_000).map(|_| rates.admit(peer)).collect();
+        assert!(said.iter().take(256).all(|said| *said == Admission::Answer));
+        assert!(said.iter().filter(|said| **said == Admission::Answer).count() < 512);
+        let floods = said.iter().filter(|said| **said == Admission::Flood).count();
+        assert!((1..=3).contains(&floods), "{floods}");
+        assert_eq!(rates.admit(PeerId::random()), Admission::Answer, "another peer is none the worse");
     }
 
     #[test]

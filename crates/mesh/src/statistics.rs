@@ -233,6 +233,15 @@ impl PeerStatistics {
         self.peers.lock().get(peer)?.summary_epoch
     }
 
+    /// The connected peers that may be asked now, best first, as [`Self::rank`] has them. Those that are paused are left out.
+    pub fn rank_connected(&self) -> Vec<PeerId> {
+        let connected: Vec<_> = {
+            let statistics = self.peers.lock();
+            statistics.iter().filter(|(_, stats)| stats.connected).map(|(peer, _)| *peer).collect()
+        };
+        self.rank(connected.into_iter().map(|peer| Candidate { peer, is_demoted: false })).now
+    }
+
     /// The connected peers with these digests, in this order; those that are not connected or not known are left out.
     pub fn find_connected(&self, digests: &[AudienceDigest]) -> Vec<PeerId> {
         let statistics = self.peers.lock();

@@ -3,6 +3,7 @@
 //! [`AllSources`] is what the resolver sees. It puts both kinds in one order and hands each call on to the kind that the
 //! source is of: `mesh.rs` or `upstreams.rs`.
 
+mod logs;
 mod mesh;
 mod pace;
 mod realisations;
@@ -10,6 +11,7 @@ mod upstream_feed;
 mod upstream_source;
 mod upstreams;
 
+pub(crate) use logs::{PeerLog, PeerLogs};
 pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};
 
 use crate::settings::Prefer;

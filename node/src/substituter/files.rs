@@ -1,6 +1,7 @@
 //! Logs, listings, files and directories of our own store, as the gateway sends them. They are read on blocking threads, a
 //! piece at a time and only when the client has taken the piece before.
 
+use crate::sources::PeerLog;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use narmesh_http_gateway::{
@@ -70,6 +71,21 @@ pub(super) async fn find_log(
     // The place is given back with the body.
     let body = in_pieces((text, place), |(text, _), out| text.fill(out, PIECE_BYTES));
     Ok(Some(BuildLog { is_compressed: is_packed && as_it_is, size_bytes: as_it_is.then_some(size_bytes), body }))
+}
+
+/// The log of a peer, unpacked here: so its text has a bound, and a client that unpacks without one is not harmed.
+pub(super) async fn show_log(log: PeerLog, places: &LogPlaces) -> Result<BuildLog, Busy> {
+    let size_bytes = (!log.is_compressed()).then(|| log.size_bytes());
+    let place = places.take().await?;
+    // The place is given back with the body.
+    let body = log.read_text().map(move |piece| {
+        let _place = &place;
+        piece.map_err(|error| {
+            tracing::warn!(%error, "the log of a peer that was begun cannot be read to its end");
+            BodyAborted
+        })
+    });
+    Ok(BuildLog { is_compressed: false, size_bytes, body: Box::pin(body) })
 }
 
 /// The listing of the contents that `find` finds.

@@ -3,7 +3,7 @@
 mod files;
 mod realisations;
 
-use crate::sources::UpstreamSources;
+use crate::sources::{PeerLogs, UpstreamSources};
 use bytes::Bytes;
 use files::LogPlaces;
 use futures::StreamExt;
@@ -41,6 +41,7 @@ pub(crate) struct GatewaySubstituter {
     resolver: Arc<Resolver>,
     offer: Arc<Offer>,
     upstreams: Arc<UpstreamSources>,
+    peer_logs: PeerLogs,
     scope: Scope,
     log_places: LogPlaces,
 }
@@ -50,9 +51,10 @@ impl GatewaySubstituter {
         resolver: Arc<Resolver>,
         offer: Arc<Offer>,
         upstreams: Arc<UpstreamSources>,
+        peer_logs: PeerLogs,
         scope: Scope,
     ) -> Self {
-        Self { resolver, offer, upstreams, scope, log_places: LogPlaces::default() }
+        Self { resolver, offer, upstreams, peer_logs, scope, log_places: LogPlaces::default() }
     }
 
     /// The same for another listener; what is bounded stays bounded for all together.
@@ -150,11 +152,27 @@ impl Substituter for GatewaySubstituter {
 
     async fn find_log(&self, derivation: StorePath, accepts_bzip2: bool) -> Result<Option<BuildLog>, Busy> {
         let (store, offer, scope) = (Arc::clone(self.store()), Arc::clone(&self.offer), self.scope);
+        let asked = derivation.clone();
         let find = move || match scope {
-            Scope::Local => store.find_log(&derivation),
-            Scope::Serve | Scope::Site => offer.find_log(&derivation),
+            Scope::Local => store.find_log(&asked),
+            Scope::Serve | Scope::Site => offer.find_log(&asked),
         };
-        files::find_log(&self.resolver, find, accepts_bzip2, &self.log_places).await
+        let own = files::find_log(&self.resolver, find, accepts_bzip2, &self.log_places).await?;
+        match (own, scope) {
+            (Some(own), _) => Ok(Some(own)),
+            // What peers say is for this machine: those who ask the other listeners ask nobody through us.
+            (None, Scope::Serve | Scope::Site) => Ok(None),
+            (None, Scope::Local) => {
+                let (store, asked) = (Arc::clone(self.store()), derivation.clone());
+                let find_outputs = move || store.find_outputs(&asked).map(Some);
+                let outputs = files::ask(&self.resolver, find_outputs).await?.unwrap_or_default();
+                let found = self.peer_logs.find(derivation.hash_part(), &outputs).await.map_err(|_| Busy)?;
+                match found {
+                    Some(log) => files::show_log(log, &self.log_places).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        }
     }
 
     async fn find_realisation(&self, id: RealisationId, client: ClientUser) -> Option<Bytes> {

@@ -11,7 +11,7 @@ use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, Swarm};
 use narmesh_gossip::{Gossip, Input, Misdeed, Output, Record};
 use narmesh_protocol::codec::CodecError;
-use narmesh_protocol::wire::{GossipReply, NarInfoReply, RosterReply, TreeReply};
+use narmesh_protocol::wire::{GossipReply, LogReply, NarInfoReply, RosterReply, TreeReply};
 use narmesh_quorum::wire::QuorumReply;
 use std::sync::Arc;
 
@@ -47,6 +47,7 @@ impl Context {
             Protocol::Gossip => &mut behaviour.gossip,
             Protocol::NarInfo => &mut behaviour.narinfo,
             Protocol::Tree => &mut behaviour.tree,
+            Protocol::Log => &mut behaviour.log,
             Protocol::Quorum => &mut behaviour.quorum,
             Protocol::Roster => &mut behaviour.roster,
         }
@@ -75,6 +76,7 @@ pub(super) fn encode_busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
         Protocol::Gossip => GossipReply::Busy.encode(),
         Protocol::NarInfo => NarInfoReply::Busy.encode(),
         Protocol::Tree => TreeReply::Busy.encode(),
+        Protocol::Log => LogReply::Busy.encode(),
         Protocol::Quorum => QuorumReply::Busy.encode(),
         Protocol::Roster => RosterReply::Busy.encode(),
     }

@@ -3,7 +3,7 @@
 //!
 //! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
 //! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
-//! others dial, `narinfos` and `trees` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
+//! others dial, `narinfos`, `trees` and `logs` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
 //! summaries. The loop alone passes on what one of them means for another.
 
 mod attestations;
@@ -14,6 +14,7 @@ mod dial_names;
 mod dials;
 mod gossip_link;
 mod kept;
+mod logs;
 mod narinfos;
 mod questions;
 mod requests;
@@ -26,6 +27,7 @@ use self::context::Context;
 use self::dials::Dials;
 use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
+use self::logs::Logs;
 use self::narinfos::NarInfos;
 use self::rosters::Rosters;
 use self::trees::Trees;
@@ -119,6 +121,7 @@ pub struct Mesh {
     bulk_dials: BulkDials,
     narinfos: NarInfos,
     trees: Trees,
+    logs: Logs,
     nars: NarPool,
     attestations: Attestations,
     /// Missing when summaries cannot be kept.
@@ -165,6 +168,7 @@ impl Mesh {
             exchange: exchange.link.clone(),
             asks: Arc::default(),
             tree_asks: Arc::default(),
+            log_asks: Arc::default(),
             first_words: Arc::clone(&first_words),
         };
         let blame = Blame(handle.commands.clone());
@@ -187,6 +191,7 @@ impl Mesh {
             bulk_dials: BulkDials::new(bulk, asks),
             narinfos: NarInfos::new(Arc::clone(&offer)),
             trees: Trees::new(Arc::clone(&offer), keypair.clone()),
+            logs: Logs::new(Arc::clone(&offer)),
             nars,
             attestations: Attestations::new(exchange, offer),
             rosters: Rosters::new(rosters),
@@ -247,6 +252,7 @@ impl Mesh {
                 },
                 Some(answer) = self.narinfos.next_answer() => answer.send(context),
                 Some(answer) = self.trees.next_answer() => answer.send(context),
+                Some(answer) = self.logs.next_answer() => answer.send(context),
                 Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
                 Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
                 Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
@@ -269,6 +275,7 @@ impl Mesh {
         match command {
             Command::AskNarInfo { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
             Command::AskTree { peer, request, reply } => self.trees.ask(context, peer, request, reply),
+            Command::AskLog { peer, request, reply } => self.logs.ask(context, peer, request, reply),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
                 self.attestations.on_offer_looked(context);
@@ -311,6 +318,7 @@ impl Mesh {
             self.narinfos.forget(peer);
             self.trees.forget(peer);
             self.rosters.forget(peer);
+            self.logs.forget(peer);
         }
         for peer in config.peers.keys() {
             behaviour.allowlist.allow_peer(*peer);
@@ -360,6 +368,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.gossip_link.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Log(event)) => self.logs.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
