@@ -32,6 +32,11 @@ impl Fingerprint {
         Self(json)
     }
 
+    /// The bytes that a signature of a deriver covers: they begin as no fingerprint of Nix does.
+    pub(crate) fn of_deriver(store_dir: &StoreDir, path: &StorePath, deriver: &StorePath) -> Self {
+        Self(format!("narmesh-deriver-1;{};{}", store_dir.display(path), store_dir.display(deriver)))
+    }
+
     /// The bytes to sign or to verify.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()

@@ -19,8 +19,8 @@ pub struct NarInfo {
     pub nar_size: u64,
     /// The path's References, sorted and unique.
     pub references: Vec<StorePath>,
-    /// The derivation that built the path, if known. No signature covers it, so a peer can claim any, see
-    /// [`Self::without_hearsay`].
+    /// The derivation that built the path, if known. No signature of Nix covers it, so a peer can claim any, see
+    /// [`Self::without_hearsay`] and [`find_signed_deriver`](crate::find_signed_deriver).
     pub deriver: Option<StorePath>,
     /// The values of the `Sig` lines, unverified.
     pub signatures: Vec<NixSignature>,

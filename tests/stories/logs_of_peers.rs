@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use narmesh_tests::{
-    NixStoreFixture, Pair, TestMesh, TestNode, finish, free_address, get, head, promised, wait_until, with_gateway,
+    NixStoreFixture, Pair, TestMesh, TestNode, finish, free_address, get, head, promised, scratch_dir, wait_until,
+    with_gateway,
 };
 
 /// What is offered follows a change within this.
@@ -59,6 +60,47 @@ fn nix_log_shows_what_the_builder_of_a_peer_said() {
     assert_eq!(nix_log(&pair.client.store, &derivation, &pair.client).trim_end(), format!("{SAID}, plainly"));
     let plain = get(pair.client.gateway(), &log_url(&derivation)).unwrap();
     assert_eq!(plain.header("content-length"), Some((SAID.len() + ", plainly\n".len()).to_string().as_str()));
+}
+
+#[test]
+fn nix_log_of_a_path_finds_the_log_where_nothing_was_evaluated() {
+    let mut pair = Pair::on_loopback();
+    let built = pair.holder.store.build_one("noisy");
+    let derivation = pair.holder.store.derivations(&[&built]).remove(0);
+    pair.start();
+    pair.holder.wait_all_advertised(&[&pair.client]);
+    // The path is not here yet.
+    assert_eq!(nix_log(&pair.client.store, &built, &pair.client).trim_end(), SAID);
+    // It is here: Nix has noted its deriver, and others that Nix asks are told it.
+    pair.client.realise(std::slice::from_ref(&built)).expect_success("nix-store --realise");
+    assert_eq!(pair.client.store.query(&["--query", "--deriver", &built]).trim(), derivation);
+    assert!(!pair.client.store.has(&derivation), "only its name came");
+    let scratch = scratch_dir("reader");
+    let reader = NixStoreFixture::chroot(scratch.path());
+    assert_eq!(nix_log(&reader, &built, &pair.client).trim_end(), SAID);
+    pair.client.store.verify_contents();
+
+    // What was remembered over a restart has it, too.
+    pair.client.store.delete(std::slice::from_ref(&built));
+    assert_eq!(pair.client.terminate().code(), Some(0));
+    pair.client.start();
+    assert!(!pair.client.store.has(&built));
+    let again = pair.client.wait_narinfo(&built);
+    let scratch = scratch_dir("later");
+    let later = NixStoreFixture::chroot(scratch.path());
+    assert_eq!(nix_log(&later, &built, &pair.client).trim_end(), SAID, "{again:?}");
+}
+
+#[test]
+fn a_deriver_that_no_trusted_key_signed_is_not_passed_on() {
+    let mut pair = Pair::on_loopback();
+    let built = pair.holder.store.build_one("fod");
+    pair.client.config.trusted_public_keys.clear();
+    pair.start();
+    pair.holder.wait_all_advertised(&[&pair.client]);
+    let narinfo = pair.client.get_narinfo(&built);
+    assert_eq!(narinfo.status, 200, "its content address proves it");
+    assert!(!narinfo.text().contains("Deriver"), "{}", narinfo.text());
 }
 
 #[test]

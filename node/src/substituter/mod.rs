@@ -222,10 +222,15 @@ fn user_finder(client: ClientUser) -> FindUser {
 }
 
 /// The narinfo of an offered path, with the deriver that our own store knows, by which `nix log` finds the log of a path. Peers
-/// are told none, because no signature covers it and narmesh believes nothing of that kind; to Nix it is a hint.
+/// are told none without the signature of its builder, because narmesh believes nothing of that kind; to Nix it is a hint.
 fn with_deriver(path: &OfferedPath) -> Bytes {
     const REFERENCES: &[u8] = b"\nReferences:";
+    const DERIVER: &[u8] = b"\nDeriver: ";
     let text = &*path.narinfo_text;
+    // With the builder's signature it is there already.
+    if text.windows(DERIVER.len()).any(|window| window == DERIVER) {
+        return Bytes::copy_from_slice(text);
+    }
     let line = text.windows(REFERENCES.len()).position(|window| window == REFERENCES);
     let line_end = line.and_then(|at| Some(at + 1 + text.get(at + 1..)?.iter().position(|byte| *byte == b'\n')? + 1));
     match (&path.info.deriver, line_end.and_then(|end| text.split_at_checked(end))) {
@@ -265,6 +270,8 @@ mod tests {
             let offered = OfferedPath { info, narinfo_text, is_attested: false };
             assert_eq!(with_deriver(&offered), expected.as_bytes());
             assert!(NarInfo::parse(&store_dir, expected.as_bytes()).unwrap().deriver.is_some());
+            let signed = OfferedPath { narinfo_text: expected.as_bytes().into(), ..offered.clone() };
+            assert_eq!(with_deriver(&signed), expected.as_bytes(), "once");
             let unknown = OfferedPath { info: PathInfo { deriver: None, ..offered.info.clone() }, ..offered.clone() };
             assert_eq!(with_deriver(&unknown), *offered.narinfo_text);
         }

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Target, golden, magnitude};
 use crate::memory::MemoryBound;
-use narmesh_protocol::{ContentAddress, NarInfo, StoreDir};
+use narmesh_protocol::{ContentAddress, NarInfo, StoreDir, TrustedKeys, find_signed_deriver};
 
 pub(super) const TARGET: Target = Target {
     name: "narinfo",
@@ -18,6 +18,7 @@ pub(super) const TARGET: Target = Target {
         b"NarSize: ",
         b"References: ",
         b"Deriver: ",
+        b"DeriverSig: ",
         b"Sig: ",
         b"CA: ",
         b"\n",
@@ -53,6 +54,8 @@ fn run(input: &[u8]) -> Outcome {
     let parsed = MEMORY.hold(input.len(), || NarInfo::parse(&store_dir, input));
     if let Ok(info) = &parsed {
         check(&store_dir, info);
+        let nobody = TrustedKeys::default();
+        assert_eq!(find_signed_deriver(&store_dir, input, &info.path, &nobody), None, "nobody is trusted");
     }
     match &parsed {
         Err(error) => Outcome::of(format!("{error:?}").split(|c: char| c.is_ascii_digit()).next()),

@@ -229,12 +229,14 @@ impl Answers {
             None => {
                 let RememberedAnswer { narinfo, holders, .. } = self.read_stored(part)?;
                 let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
-                let judged = trust::judge(&narinfo, part, &self.shared.store_dir, trusted, by_verdict).ok()?;
+                let mut judged = trust::judge(&narinfo, part, &self.shared.store_dir, trusted, by_verdict).ok()?;
                 // Perhaps nobody hashed the contents: a signature or a verdict may have been enough at that time. Ask
                 // again.
                 if matches!(judged.proof, Proof::Contents(_)) {
                     return None;
                 }
+                // We wrote it there only after we had found its signature good.
+                judged.info.deriver = NarInfo::parse(&self.shared.store_dir, &narinfo).ok().and_then(|it| it.deriver);
                 (judged.info, judged.proof, holders)
             }
         };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use narmesh_protocol::HashPart;
+use narmesh_protocol::{HashPart, find_signed_deriver};
 use narmesh_quorum::Refusal;
 use tokio::time::Instant;
 
@@ -65,7 +65,7 @@ impl Judge {
             self.gate.hear_signatures(info, deadline).await;
         }
         let judged = parsed.and_then(|info| trust::judge_info(info, &self.shared.store_dir, trusted, by_verdict));
-        let TrustedNarInfo { info, mut proof } = match judged {
+        let TrustedNarInfo { mut info, mut proof } = match judged {
             Ok(judged) => judged,
             Err(distrust) => {
                 let observation = match distrust.is_misdeed() {
@@ -77,6 +77,7 @@ impl Judge {
                 return Said::Absent;
             }
         };
+        info.deriver = find_signed_deriver(&self.shared.store_dir, text, &info.path, trusted);
         // Nobody attests a content-addressed path, so there is nobody to ask.
         if !matches!(proof, Proof::Contents(_)) {
             self.gate.hear_builders(&info, &proof, deadline).await;

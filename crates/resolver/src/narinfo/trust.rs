@@ -75,8 +75,8 @@ pub(crate) fn judge(
     judge_info(parse(text, asked, store_dir)?, store_dir, trusted, by_verdict)
 }
 
-/// Parses a peer's narinfo, which must be about the path asked for. Its `Deriver` is left out: no signature covers it,
-/// and Nix would keep it and believe it.
+/// Parses a peer's narinfo, which must be about the path asked for. Its `Deriver` is left out: no signature of Nix
+/// covers it, and Nix would keep it and believe it. One that its builder signed is put back by whoever judges.
 pub(crate) fn parse(text: &[u8], asked: &HashPart, store_dir: &StoreDir) -> Result<NarInfo, Distrust> {
     let info = NarInfo::parse(store_dir, text)?;
     if info.path.hash_part() != *asked {

@@ -4,6 +4,7 @@ use crate::derivation::{NotADerivation, forbids_substitutes, output_names};
 use crate::{CopyFault, NixStore, PathInfo};
 use narmesh_protocol::{
     ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
+    sign_deriver,
 };
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -260,6 +261,14 @@ impl Rules {
     fn signs(&self, info: &PathInfo, derivers: &[StorePath]) -> bool {
         let is_remote_build = || info.signatures.is_empty() && info.content_address.is_none() && !derivers.is_empty();
         info.ultimate || (self.policy.sign_remote_builds && is_remote_build())
+    }
+
+    /// The line under which peers believe the deriver of a path that these derivations make: of what was built here, Nix noted
+    /// it itself.
+    pub(super) fn sign_deriver(&self, info: &PathInfo, derivers: &[StorePath]) -> Option<String> {
+        let deriver = info.deriver.as_ref().filter(|deriver| deriver.is_derivation())?;
+        let key = self.policy.builder_key.as_ref().filter(|_| self.signs(info, derivers))?;
+        Some(sign_deriver(&self.store_dir, &info.path, deriver, key))
     }
 
     /// Who vouches for a path that these derivations make, and the signatures that peers may see. A path for which its

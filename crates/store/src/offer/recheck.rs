@@ -78,8 +78,12 @@ impl Shared {
             }
         }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
-        // The deriver is left out: no signature covers it, so a receiver could not trust it.
-        let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
+        let narinfo = info.narinfo(signatures);
+        let text = match rules.sign_deriver(&info, &derivers) {
+            Some(line) => narinfo.render(self.store.store_dir(), &url.to_string()) + &line,
+            // No signature covers it, so a receiver could not trust it.
+            None => narinfo.without_hearsay().render(self.store.store_dir(), &url.to_string()),
+        };
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into(), is_attested })))
     }
 }
