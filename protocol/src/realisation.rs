@@ -68,7 +68,11 @@ impl RealisationId {
     pub fn new(derivation_hash: &str, output: &str) -> Result<Self, RealisationError> {
         let digits = derivation_hash.strip_prefix("sha256:").ok_or(RealisationError::Id)?;
         let decoded = HEXLOWER.decode(digits.as_bytes()).map_err(|_| RealisationError::Id)?;
-        let derivation_hash = decoded.try_into().map_err(|_| RealisationError::Id)?;
+        Self::of_bytes(decoded.try_into().map_err(|_| RealisationError::Id)?, output)
+    }
+
+    /// Makes an id from the bytes of the hash and the name of the output.
+    pub fn of_bytes(derivation_hash: [u8; 32], output: &str) -> Result<Self, RealisationError> {
         if check_name(output).is_err() || output.contains('?') {
             return Err(RealisationError::Output);
         }
@@ -88,6 +92,11 @@ impl RealisationId {
     /// The hash of the derivation, as Nix writes it in its database.
     pub fn derivation_hash(&self) -> String {
         format!("sha256:{}", HEXLOWER.encode(&self.derivation_hash))
+    }
+
+    /// The bytes of the hash of the derivation.
+    pub fn hash_bytes(&self) -> &[u8; 32] {
+        &self.derivation_hash
     }
 
     /// The name of the output.

@@ -2,8 +2,8 @@
 
 use crate::codec::{self, CodecError};
 use crate::{
-    AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, RosterVersion, SignedRoster, Summary,
-    SummaryDelta,
+    AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Realisation, RealisationError, RealisationId,
+    RosterVersion, SignedRoster, Summary, SummaryDelta,
 };
 
 /// Gossipsub topic of the announcements.
@@ -28,6 +28,8 @@ pub const LOG_PROTOCOL: &str = "/narmesh/1/log";
 pub const LOG_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of a build log in one reply, at most. A line with 16 kB/s brings them in the 4 s that a peer is waited for.
 pub const LOG_PART_BYTES_MAX: usize = 64 << 10;
+/// Request-response protocol of [`RealisationRequest`].
+pub const REALISATION_PROTOCOL: &str = "/narmesh/1/realisation";
 /// Request-response protocol of [`DialRequest`].
 pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
 
@@ -312,6 +314,40 @@ impl LogPart {
         is_in_file && is_long_enough && self.size_bytes <= LOG_BYTES_MAX && self.bytes.len() <= LOG_PART_BYTES_MAX
     }
 }
+
+/// Request of `/narmesh/1/realisation`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct RealisationRequest {
+    /// The hash of the derivation modulo what it is built from, as Nix computes it; SHA-256.
+    pub derivation_hash: [u8; 32],
+    /// The name of the output.
+    pub output: String,
+}
+message!(RealisationRequest, 320);
+
+impl RealisationRequest {
+    /// Asks for this one.
+    pub fn of(id: &RealisationId) -> Self {
+        Self { derivation_hash: *id.hash_bytes(), output: id.output().to_owned() }
+    }
+
+    /// What is asked for; an error if no output may have such a name.
+    pub fn id(&self) -> Result<RealisationId, RealisationError> {
+        RealisationId::of_bytes(self.derivation_hash, &self.output)
+    }
+}
+
+/// Answers of `/narmesh/1/realisation`.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum RealisationReply {
+    /// None is to be had. The bytes are the same for one that is not here and one that is withheld.
+    Absent,
+    /// The JSON of the realisation, as in the file of a binary cache, with signatures.
+    Found(Vec<u8>),
+    /// The asker sent too many requests, or the answerer cannot tell now; it may ask again.
+    Busy,
+}
+message!(RealisationReply, Realisation::BYTES_MAX + 64);
 
 /// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

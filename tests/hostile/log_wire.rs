@@ -1,4 +1,4 @@
-//! Requests for build logs, implemented a second time from `docs/protocol.md`.
+//! Requests for build logs and realisations, implemented a second time from `docs/protocol.md`.
 
 use crate::wire::{Reader, Writer};
 
@@ -8,6 +8,18 @@ pub const PART: usize = 64 << 10;
 
 pub const LOG_ABSENT: [u8; 4] = [0, 0, 0, 0];
 pub const LOG_BUSY: [u8; 4] = [2, 0, 0, 0];
+
+pub const REALISATION: &str = "/narmesh/1/realisation";
+pub const REALISATION_ABSENT: [u8; 4] = [0, 0, 0, 0];
+pub const REALISATION_BUSY: [u8; 4] = [2, 0, 0, 0];
+
+pub fn realisation_request(derivation_hash: &[u8; 32], output: &str) -> Vec<u8> {
+    Writer::default().raw(derivation_hash).bytes(output.as_bytes()).0
+}
+
+pub fn realisation_found(json: &[u8]) -> Vec<u8> {
+    Writer::default().u32(1).bytes(json).0
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogRequest {

@@ -26,6 +26,7 @@ mod nars;
 mod peer;
 mod protocols;
 mod quorum_wire;
+mod realisations;
 mod referrals;
 mod report;
 mod rosters;

@@ -98,12 +98,13 @@ pub struct Asked {
     pub attestations: Vec<Instant>,
     pub trees: Vec<(Instant, [u8; 20])>,
     pub logs: Vec<(Instant, LogRequest)>,
+    pub realisations: Vec<Instant>,
     /// Authors and data of the gossipsub messages that came.
     pub announced: Vec<(PeerId, Vec<u8>)>,
 }
 
 impl Asked {
-    /// The number of requests, without those for attestations, trees and logs.
+    /// The number of requests, without those for attestations, trees, logs and realisations.
     pub fn count(&self) -> usize {
         self.syncs.len() + self.pulls.len() + self.narinfos.len() + self.nars.len()
     }
@@ -123,6 +124,8 @@ pub struct Script {
     pub roster: Answer<Vec<u8>>,
     /// Without it the peer does not know the protocol, as one of an earlier version.
     pub log: Answer<LogRequest>,
+    /// The same of realisations; the request is as it came.
+    pub realisation: Answer<Vec<u8>>,
 }
 
 impl Script {
@@ -155,6 +158,12 @@ impl Script {
     /// Knows requests for logs, and answers them so.
     pub fn log(mut self, answer: impl Fn(LogRequest) -> Play + Send + Sync + 'static) -> Self {
         self.log = Some(Box::new(move |_, request| answer(request)));
+        self
+    }
+
+    /// Knows requests for realisations, and answers them so.
+    pub fn realisation(mut self, answer: impl Fn(Vec<u8>) -> Play + Send + Sync + 'static) -> Self {
+        self.realisation = Some(Box::new(move |_, request| answer(request)));
         self
     }
 
@@ -244,7 +253,7 @@ impl Peer {
 
     fn on(runtime: &Arc<Runtime>, name: &str, keys: Keypair, script: Script) -> Self {
         let entered = runtime.enter();
-        let swarm = swarm::build(&keys, script.log.is_some());
+        let swarm = swarm::build(&keys, script.log.is_some(), script.realisation.is_some());
         let streams = swarm.behaviour().streams.new_control();
         let state = Arc::new(Mutex::new(PeerState { software: "second/1".to_owned(), ..PeerState::default() }));
         let me = keys.public().to_peer_id();

@@ -2,7 +2,7 @@
 
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
-use crate::log_wire::LOG;
+use crate::log_wire::{LOG, REALISATION};
 use crate::peer::{Control, Peer, Stream, ask, open, peer_id, sync_request};
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM, audience_digest};
@@ -35,6 +35,8 @@ fn requests_of_garbage() -> Vec<(&'static str, Vec<u8>)> {
         (NARINFO, vec![1; 19]),
         (NARINFO, vec![1; 21]),
         (NARINFO, vec![1; 1 << 20]),
+        (REALISATION, Vec::new()),
+        (REALISATION, [&[1; 32][..], &1_u64.to_le_bytes(), b"?"].concat()),
         (LOG, Vec::new()),
         (LOG, vec![1; 27]),
         (LOG, vec![1; 100_000]),

@@ -1,7 +1,7 @@
 //! The inside of one of our peers: its connections, and the answers to requests that come over them.
 
 use crate::bulk::Bulk;
-use crate::log_wire::{LOG, LOG_ABSENT, LogRequest};
+use crate::log_wire::{LOG, LOG_ABSENT, LogRequest, REALISATION, REALISATION_ABSENT};
 use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::tree_wire::{TREE, TREE_ABSENT, TreeRequest};
@@ -37,6 +37,7 @@ pub struct Protocols {
     narinfo: request_response::Behaviour<Actor>,
     tree: request_response::Behaviour<Actor>,
     log: Toggle<request_response::Behaviour<Actor>>,
+    realisation: Toggle<request_response::Behaviour<Actor>>,
     dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
     roster: request_response::Behaviour<Actor>,
@@ -93,8 +94,8 @@ fn answers(protocol: &'static str) -> request_response::Behaviour<Actor> {
     )
 }
 
-/// A peer that knows requests for logs, or does not.
-pub fn build(keys: &Keypair, knows_logs: bool) -> Swarm<Protocols> {
+/// A peer that knows requests for logs and for realisations, or does not.
+pub fn build(keys: &Keypair, knows_logs: bool, knows_realisations: bool) -> Swarm<Protocols> {
     let config =
         gossipsub::ConfigBuilder::default().heartbeat_initial_delay(Duration::from_millis(500)).build().unwrap();
     let signed = gossipsub::MessageAuthenticity::Signed(keys.clone());
@@ -111,6 +112,7 @@ pub fn build(keys: &Keypair, knows_logs: bool) -> Swarm<Protocols> {
             narinfo: answers(NARINFO),
             tree: answers(TREE),
             log: knows_logs.then(|| answers(LOG)).into(),
+            realisation: knows_realisations.then(|| answers(REALISATION)).into(),
             dial: answers(DIAL),
             quorum: answers(QUORUM),
             roster: answers(ROSTER),
@@ -184,6 +186,12 @@ pub async fn run(
                 SwarmEvent::Behaviour(ProtocolsEvent::Log(event)) => {
                     if let (Some((request, channel)), Some(log)) = (asked(event), swarm.behaviour_mut().log.as_mut()) {
                         log.send_response(channel, stage.log(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Realisation(event)) => {
+                    let behaviour = swarm.behaviour_mut().realisation.as_mut();
+                    if let (Some((request, channel)), Some(realisation)) = (asked(event), behaviour) {
+                        realisation.send_response(channel, stage.realisation(request)).ok();
                     }
                 }
                 SwarmEvent::Behaviour(ProtocolsEvent::Dial(event)) => {
@@ -302,6 +310,13 @@ impl Stage {
         let mut state = self.locked();
         state.asked.logs.push((Instant::now(), request));
         self.script.log.as_ref().map_or(vec![Move::Send(LOG_ABSENT.to_vec())], |answer| answer(&state, request))
+    }
+
+    fn realisation(&self, request: Vec<u8>) -> Play {
+        let mut state = self.locked();
+        state.asked.realisations.push(Instant::now());
+        let absent = || vec![Move::Send(REALISATION_ABSENT.to_vec())];
+        self.script.realisation.as_ref().map_or_else(absent, |answer| answer(&state, request))
     }
 
     fn quorum(&self, request: &[u8]) -> Play {

@@ -9,7 +9,7 @@ use crate::formats::hash_part_bytes;
 use crate::gossipsub::{FRAME_BYTES, MESHSUB, frame, message};
 use crate::impostors::certificate_of;
 use crate::log_floods::overflow_for;
-use crate::log_wire::{LOG, LogRequest};
+use crate::log_wire::{LOG, LogRequest, REALISATION, realisation_request};
 use crate::peer::{Control, Peer, ask, now_ms, open, peer_id, stand_back, sync_request};
 use crate::protocols::{ask_only, begin_gossip};
 use crate::quorum_wire::QuorumRequest;
@@ -201,6 +201,7 @@ impl Floods<'_> {
             (12, 20, NARINFO, part.to_vec()),
             (2, 20, GOSSIP, sync_request(None).encode()),
             (1, 20, TREE, tree.encode()),
+            (1, 20, REALISATION, realisation_request(&[1; 32], "out")),
             (1, 20, LOG, LogRequest { derivation: part, offset: 0 }.encode()),
             (1, 250, QUORUM, attestations.encode()),
             // Blamed, and not often enough to be disconnected.

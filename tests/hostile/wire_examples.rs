@@ -2,7 +2,10 @@
 
 use crate::filter::{filter, positions, set};
 use crate::formats::{from_nix32, nix32};
-use crate::log_wire::{LOG_ABSENT, LOG_BUSY, LogPart, LogRequest};
+use crate::log_wire::{
+    LOG_ABSENT, LOG_BUSY, LogPart, LogRequest, REALISATION_ABSENT, REALISATION_BUSY, realisation_found,
+    realisation_request,
+};
 use crate::tree_wire::{LEAF, TreeRequest, signed_tree};
 use crate::wire::{
     Address, Announcement, Delta, GossipReply, GossipRequest, Have, NarRequest, Summary, audience_digest, found,
@@ -146,6 +149,14 @@ fn the_examples_of_logs_match() {
     assert_eq!(hex(&reply.encode()), squeezed(bytes));
     assert_eq!(LogPart::decode(&reply.encode()), Some(reply));
     assert_eq!((hex(&LOG_ABSENT), hex(&LOG_BUSY)), (squeezed("00000000"), squeezed("02000000")));
+}
+
+#[test]
+fn the_examples_of_realisations_match() {
+    let request = format!("{} 0300000000000000 6f7574", "01".repeat(32));
+    assert_eq!(hex(&realisation_request(&[1; 32], "out")), squeezed(&request));
+    assert_eq!(hex(&realisation_found(b"{}")), squeezed("01000000 0200000000000000 7b7d"));
+    assert_eq!((hex(&REALISATION_ABSENT), hex(&REALISATION_BUSY)), (squeezed("00000000"), squeezed("02000000")));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use narmesh_tests::{
-    Finished, NixStoreFixture, NixVersion, PlainCache, TestMesh, TestNode, finish, free_address, get, head, promised,
-    repository_root, scratch_dir, wait_until, with_gateway,
+    Finished, NixStoreFixture, NixVersion, Pair, PlainCache, TestMesh, TestNode, finish, free_address, get, head,
+    promised, repository_root, scratch_dir, wait_until, with_gateway,
 };
 use serde_json::Value;
 
@@ -118,6 +118,58 @@ fn what_one_store_built_another_one_takes_and_what_is_private_stays() {
     }
     node.narmesh(&["serve", "off"]).expect_success("serve off");
     assert!(all.iter().all(|(target, _)| get(serve, target).unwrap().status == 404));
+}
+
+#[test]
+fn what_a_peer_built_is_substituted_and_what_it_withholds_is_not() {
+    let mesh = TestMesh::new();
+    let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
+    holder.config.exclude = vec!["mesh-calib-*".to_owned()];
+    let site = free_address();
+    client.config.more = format!("[[gateway.listener]]\naddress = '{site}'\nrole = 'site'\n");
+    let [lone, app] = ["calone", "caapp"].map(|name| build(&holder.store, name, None));
+    TestMesh::start_all(&mut [&mut holder, &mut client]);
+    wait_until("it is offered", promised(FOLLOWED), || client.get_narinfo(&lone).status == 200);
+    let all = realisations(&holder.store);
+    assert!(all.len() >= 3, "{all:?}");
+    let builder = name_of(&holder.builder_key());
+    for (target, path) in &all {
+        let (local, of_site) = (get(client.gateway(), target).unwrap(), get(site, target).unwrap());
+        let status = if *path == lone { 200 } else { 404 };
+        assert_eq!((local.status, of_site.status), (status, status), "{path}");
+        if status == 200 {
+            assert_eq!(signers(&local.text()), BTreeSet::from([builder.clone()]));
+        }
+    }
+    let keys = client.config.trusted_public_keys.clone();
+    let said = substitute(&client.store, "calone", client.gateway(), &keys).expect_success("nix-build");
+    assert_eq!(said.trim(), lone);
+    assert!(!client.store.row(&lone).unwrap().ultimate, "nothing was built there");
+    substitute(&client.store, "caapp", client.gateway(), &keys).expect_failure("it is withheld");
+
+    holder.config.exclude.clear();
+    holder.write_config();
+    holder.narmesh(&["reload"]).expect_success("reload");
+    wait_until("all of it is offered", promised(FOLLOWED), || {
+        client.get_narinfo(&app).status == 200
+            && all.iter().all(|(target, _)| get(client.gateway(), target).unwrap().status == 200)
+    });
+    let said = substitute(&client.store, "caapp", client.gateway(), &keys).expect_success("nix-build");
+    assert_eq!(said.trim(), app);
+    assert!(!client.store.row(&app).unwrap().ultimate, "nothing was built there");
+    client.store.verify_contents();
+}
+
+#[test]
+fn a_realisation_of_a_peer_whose_key_is_not_trusted_is_not_passed_on() {
+    let mut pair = Pair::on_loopback();
+    let lone = build(&pair.holder.store, "calone", None);
+    pair.client.config.trusted_public_keys.clear();
+    pair.start();
+    wait_until("it is offered", promised(FOLLOWED), || pair.client.get_narinfo(&lone).status == 200);
+    for (target, _) in realisations(&pair.holder.store) {
+        assert_eq!(get(pair.client.gateway(), &target).unwrap().status, 404, "{target}");
+    }
 }
 
 #[test]

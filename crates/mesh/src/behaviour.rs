@@ -14,8 +14,8 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
     ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest, LOG_PROTOCOL,
-    LogReply, LogRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, ROSTER_PROTOCOL, RosterReply, RosterRequest,
-    TREE_PROTOCOL, TreeReply, TreeRequest,
+    LogReply, LogRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, REALISATION_PROTOCOL, ROSTER_PROTOCOL,
+    RealisationReply, RealisationRequest, RosterReply, RosterRequest, TREE_PROTOCOL, TreeReply, TreeRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -42,6 +42,7 @@ pub(super) struct MeshBehaviour {
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
     pub(super) tree: request_response::Behaviour<BytesCodec>,
     pub(super) log: request_response::Behaviour<BytesCodec>,
+    pub(super) realisation: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
     pub(super) roster: request_response::Behaviour<BytesCodec>,
     pub(super) dial: request_response::Behaviour<BytesCodec>,
@@ -90,6 +91,11 @@ impl MeshBehaviour {
                 LOG_PROTOCOL,
                 LOG_STREAMS_MAX,
             ),
+            realisation: request_response(
+                BytesCodec::new(RealisationRequest::BYTES_MAX, RealisationReply::BYTES_MAX),
+                REALISATION_PROTOCOL,
+                REALISATION_STREAMS_MAX,
+            ),
             quorum: request_response(
                 BytesCodec::new(QuorumRequest::BYTES_MAX, QuorumReply::BYTES_MAX),
                 QUORUM_PROTOCOL,
@@ -113,6 +119,7 @@ pub(super) const GOSSIP_STREAMS_MAX: usize = 32;
 pub(super) const NARINFO_STREAMS_MAX: usize = 256;
 pub(super) const TREE_STREAMS_MAX: usize = 32;
 pub(super) const LOG_STREAMS_MAX: usize = 16;
+pub(super) const REALISATION_STREAMS_MAX: usize = 32;
 pub(super) const QUORUM_STREAMS_MAX: usize = 32;
 pub(super) const ROSTER_STREAMS_MAX: usize = 8;
 

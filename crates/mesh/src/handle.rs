@@ -9,7 +9,9 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::nar_tree::NarTree;
-use narmesh_protocol::wire::{LogPart, LogReply, LogRequest, NarInfoReply, TreeReply, TreeRequest};
+use narmesh_protocol::wire::{
+    LogPart, LogReply, LogRequest, NarInfoReply, RealisationReply, RealisationRequest, TreeReply, TreeRequest,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,8 +26,10 @@ const TREE_ASKS_MAX: usize = 8;
 
 /// The same of parts of build logs: whoever waits for one reads it part by part.
 const LOG_ASKS_MAX: usize = 4;
-/// After a *busy* for a part of a log it is asked for again after this. The peer blames who asks faster.
-const LOG_PAUSE: Duration = Duration::from_millis(200);
+/// The same of realisations.
+const REALISATION_ASKS_MAX: usize = 16;
+/// After a *busy* for a part of a log or a realisation it is asked for again after this. The peer blames who asks faster.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
@@ -53,6 +57,7 @@ pub(super) enum Command {
     AskNarInfo { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     AskTree { peer: PeerId, request: TreeRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     AskLog { peer: PeerId, request: LogRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    AskRealisation { peer: PeerId, request: RealisationRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
@@ -124,6 +129,7 @@ pub struct MeshHandle {
     pub(super) asks: AskSlots,
     pub(super) tree_asks: AskSlots,
     pub(super) log_asks: AskSlots,
+    pub(super) realisation_asks: AskSlots,
     pub(super) first_words: Arc<FirstWords>,
 }
 
@@ -206,7 +212,7 @@ impl MeshHandle {
             let why = match LogReply::decode(&bytes) {
                 Ok(LogReply::Absent) => return Ok(None),
                 Ok(LogReply::Busy) => {
-                    tokio::time::sleep(LOG_PAUSE).await;
+                    tokio::time::sleep(BUSY_PAUSE).await;
                     continue;
                 }
                 Ok(LogReply::Part(part)) if part.is_from(request.offset) => return Ok(Some(part)),
@@ -217,6 +223,33 @@ impl MeshHandle {
             };
             self.report_misdeed(peer, Misdeed::MalformedReply);
             return Err(AskError::Failed(why));
+        }
+    }
+
+    /// Asks a connected peer which path an output is, again while it is busy; the caller sets the deadline. The text is as it
+    /// came. `None`: it gives no such realisation. One that does not know the question fails at once, and is not blamed.
+    pub async fn ask_realisation(
+        &self,
+        peer: PeerId,
+        request: RealisationRequest,
+    ) -> Result<Option<Vec<u8>>, AskError> {
+        let slots = ask_slots(&self.realisation_asks, REALISATION_ASKS_MAX, peer);
+        let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
+        loop {
+            let request = request.clone();
+            let bytes = self.call(|reply| Command::AskRealisation { peer, request, reply }).await??;
+            match RealisationReply::decode(&bytes) {
+                Ok(RealisationReply::Absent) => return Ok(None),
+                Ok(RealisationReply::Found(text)) => return Ok(Some(text)),
+                Ok(RealisationReply::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
+                Err(error) => {
+                    // A reply that was cut short may be the connection's fault.
+                    if !error.is_truncated() {
+                        self.report_misdeed(peer, Misdeed::MalformedReply);
+                    }
+                    return Err(AskError::Failed(error.to_string()));
+                }
+            }
         }
     }
 

@@ -1,14 +1,15 @@
 //! The sum of the table "What one peer can make us hold" in docs/threat-model.md, from the constants that bound its rows.
 
 use crate::behaviour::{
-    GOSSIP_STREAMS_MAX, LOG_STREAMS_MAX, NARINFO_STREAMS_MAX, QUORUM_STREAMS_MAX, TREE_STREAMS_MAX,
+    GOSSIP_STREAMS_MAX, LOG_STREAMS_MAX, NARINFO_STREAMS_MAX, QUORUM_STREAMS_MAX, REALISATION_STREAMS_MAX,
+    TREE_STREAMS_MAX,
 };
 use crate::bulk::PER_SIDE_MAX;
 use crate::uploads::ENCODERS_PER_PEER_MAX;
 use crate::{codec, transport, unread};
 use narmesh_gossip::{ANNOUNCEMENTS, PULLS_IN_FLIGHT_MAX};
 use narmesh_protocol::wire::{
-    GossipRequest, LogReply, LogRequest, NarFrame, NarInfoReply, NarInfoRequest, TreeRequest,
+    GossipRequest, LogReply, LogRequest, NarFrame, NarInfoReply, NarInfoRequest, RealisationRequest, TreeRequest,
 };
 use narmesh_protocol::{Envelope, Summary};
 use narmesh_quorum::LedgerLimits;
@@ -36,12 +37,18 @@ fn sums() -> (usize, usize) {
     let (control_unread, bulk_unasked, unasked_per_minute) = transport::unread_bytes_max();
     let (control_buffers, bulk_buffers) = transport::buffer_bytes();
     let whole = |number: u64| usize::try_from(number).unwrap();
-    let streams = GOSSIP_STREAMS_MAX + NARINFO_STREAMS_MAX + TREE_STREAMS_MAX + LOG_STREAMS_MAX + QUORUM_STREAMS_MAX;
+    let streams = GOSSIP_STREAMS_MAX
+        + NARINFO_STREAMS_MAX
+        + TREE_STREAMS_MAX
+        + LOG_STREAMS_MAX
+        + REALISATION_STREAMS_MAX
+        + QUORUM_STREAMS_MAX;
     let requests = GOSSIP_STREAMS_MAX * GossipRequest::BYTES_MAX
         + QUORUM_STREAMS_MAX * QuorumRequest::BYTES_MAX
         + NARINFO_STREAMS_MAX * NarInfoRequest::BYTES_MAX
         + TREE_STREAMS_MAX * TreeRequest::BYTES_MAX
-        + LOG_STREAMS_MAX * LogRequest::BYTES_MAX;
+        + LOG_STREAMS_MAX * LogRequest::BYTES_MAX
+        + REALISATION_STREAMS_MAX * RealisationRequest::BYTES_MAX;
     // Small NARs lie there whole, large ones in two pieces of 64 KiB, and yamux has as much again.
     let uploads = 2 * (UPLOADS * NarFrame::CHUNK_BYTES_MAX + UPLOADS * 2 * (64 << 10));
     let (part, of) = ID_BYTES_OF;
@@ -56,12 +63,13 @@ fn sums() -> (usize, usize) {
         LedgerLimits::default().per_builder * ATTESTATION_BYTES,
         NARINFO_STREAMS_MAX * codec::SMALL_BYTES,
         LOG_STREAMS_MAX * LogReply::BYTES_MAX,
+        REALISATION_STREAMS_MAX * codec::SMALL_BYTES,
         CONTROL_CONNECTIONS * control_unread,
         2 * PER_SIDE_MAX * bulk_unasked,
         CONTROL_CONNECTIONS * control_buffers + 2 * PER_SIDE_MAX * bulk_buffers,
     ];
-    // Four protocols have replies that are long.
-    let shared = PULLS_IN_FLIGHT_MAX * Summary::BYTES_MAX + 4 * codec::LARGE_BYTES_MAX;
+    // Five protocols have replies that are long.
+    let shared = PULLS_IN_FLIGHT_MAX * Summary::BYTES_MAX + 5 * codec::LARGE_BYTES_MAX;
     (per_peer.iter().sum(), shared)
 }
 

@@ -28,6 +28,12 @@ const LOGS: Bucket = Bucket { burst: 256, per_s: 64 };
 /// Requests for logs that are told *busy*; above that a peer floods: an honest one has 4 under way and waits 200 ms after a
 /// *busy*.
 const LOGS_BUSY: Bucket = Bucket { burst: 256, per_s: 64 };
+/// Requests of one peer for realisations that are answered: a closure of 4,096 outputs goes through at once. Above that it is
+/// told *busy*.
+const REALISATIONS: Bucket = Bucket { burst: 4_096, per_s: 256 };
+/// Requests for realisations that are told *busy*; above that a peer floods: an honest one has 16 under way and waits 200 ms
+/// after a *busy*.
+const REALISATIONS_BUSY: Bucket = Bucket { burst: 1_024, per_s: 256 };
 /// A flood counts as one misdeed per second.
 const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
 /// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
@@ -50,7 +56,7 @@ pub(super) enum Admission {
     Flood,
 }
 
-/// The requests of each peer for narinfos, for trees, for logs, or for rosters.
+/// The requests of each peer for narinfos, for trees, for logs, for realisations, or for rosters.
 #[derive(Debug)]
 pub(super) struct RequestRates {
     answered: Bucket,
@@ -79,6 +85,10 @@ impl RequestRates {
     }
     pub(super) fn of_logs() -> Self {
         Self { answered: LOGS, busy: LOGS_BUSY, peers: HashMap::new() }
+    }
+
+    pub(super) fn of_realisations() -> Self {
+        Self { answered: REALISATIONS, busy: REALISATIONS_BUSY, peers: HashMap::new() }
     }
 
     /// Counts one request.
@@ -169,6 +179,16 @@ mod tests {
         let floods = said.iter().filter(|said| **said == Admission::Flood).count();
         assert!((1..=3).contains(&floods), "{floods}");
         assert_eq!(rates.admit(PeerId::random()), Admission::Answer, "another peer is none the worse");
+    }
+
+    #[test]
+    fn realisations_are_asked_for_at_a_pace_and_a_flood_is_blamed_once_a_second() {
+        let (mut rates, peer) = (RequestRates::of_realisations(), PeerId::random());
+        let said: Vec<_> = (0..20_000).map(|_| rates.admit(peer)).collect();
+        assert!(said.iter().take(4_096).all(|said| *said == Admission::Answer));
+        assert!(said.iter().filter(|said| **said == Admission::Answer).count() < 6_000);
+        let floods = said.iter().filter(|said| **said == Admission::Flood).count();
+        assert!((1..=3).contains(&floods), "{floods}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use libp2p::request_response::InboundRequestId;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Replies up to this size are not counted. There are at most as many as streams: with 376 on a connection, 6 MiB.
+/// Replies up to this size are not counted. There are at most as many as streams: with 408 on a connection, 6 MiB.
 pub(super) const SMALL_BYTES: usize = 16 << 10;
 /// Bytes of larger replies that one peer may leave unread, on all its connections: two summaries of the largest size. A
 /// single reply is always sent.
@@ -18,6 +18,7 @@ pub(super) enum Protocol {
     NarInfo,
     Tree,
     Log,
+    Realisation,
     Quorum,
     Roster,
 }

@@ -25,7 +25,7 @@ use crate::membership::files::MeshFiles;
 use crate::membership::joins::Admission;
 use crate::serving::{ServeState, Serving, minute_now};
 use crate::settings::{Secrets, Settings, TlsInForce};
-use crate::sources::{AllSources, PeerLogs, PreparedUpstreams, UpstreamSources};
+use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
 use certificate::LiveCertificate;
@@ -256,8 +256,8 @@ impl Gateways {
         let host_names = daemon.settings().gateway.host_names.clone();
         let role = ListenerRole { host_names, ..ListenerRole::local() };
         let (resolver, offer) = (Arc::clone(&daemon.resolver), Arc::clone(&daemon.offer));
-        let (upstreams, peer_logs) = (Arc::clone(&daemon.upstreams), PeerLogs::new(daemon.mesh.clone()));
-        let substituter = GatewaySubstituter::new(resolver, offer, upstreams, peer_logs, Scope::Local);
+        let (upstreams, mesh) = (Arc::clone(&daemon.upstreams), daemon.mesh.clone());
+        let substituter = GatewaySubstituter::new(resolver, offer, upstreams, mesh, Scope::Local);
         let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
         let stop_others = || on_stop(stopped.clone());
         let for_others =

@@ -6,12 +6,14 @@
 mod logs;
 mod mesh;
 mod pace;
+mod peer_realisations;
 mod realisations;
 mod upstream_feed;
 mod upstream_source;
 mod upstreams;
 
 pub(crate) use logs::{PeerLog, PeerLogs};
+pub(crate) use peer_realisations::PeerRealisations;
 pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};
 
 use crate::settings::Prefer;

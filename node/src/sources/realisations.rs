@@ -1,4 +1,4 @@
-//! Asks the upstream caches which path an output of a derivation is. Peers are not asked: the protocol has no such question.
+//! Asks the upstream caches which path an output of a derivation is.
 
 use super::upstream_source::{LIMITED_WAIT_MAX, Source};
 use super::upstreams::UpstreamSources;
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 /// Signatures that are passed on with the one of the gateway, at most.
 const SIGNATURES_MAX: usize = 15;
 
-/// Why a cache's realisation is not passed on.
+/// Why the realisation of a cache or a peer is not passed on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum Distrust {
+pub(super) enum Distrust {
     #[error("its realisation is about another output")]
     OtherOutput,
     #[error("its signature by {0} of a realisation does not verify")]
@@ -122,7 +122,11 @@ impl Source {
 
 /// The realisation with those signatures alone that verify. It needs one, unlike a narinfo: that a path is its own address
 /// says nothing about whose output it is, and Nix up to 2.34 believes whatever it is told.
-fn judge(mut realisation: Realisation, asked: &RealisationId, trusted: &TrustedKeys) -> Result<Realisation, Distrust> {
+pub(super) fn judge(
+    mut realisation: Realisation,
+    asked: &RealisationId,
+    trusted: &TrustedKeys,
+) -> Result<Realisation, Distrust> {
     if realisation.id != *asked {
         return Err(Distrust::OtherOutput);
     }

@@ -3,7 +3,7 @@
 mod files;
 mod realisations;
 
-use crate::sources::{PeerLogs, UpstreamSources};
+use crate::sources::{PeerLogs, PeerRealisations, UpstreamSources};
 use bytes::Bytes;
 use files::LogPlaces;
 use futures::StreamExt;
@@ -11,6 +11,7 @@ use narmesh_http_gateway::{
     BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, Lookup, NarBody, StoreEntry, Substituter,
     TreeListing,
 };
+use narmesh_mesh::MeshHandle;
 use narmesh_protocol::{HashPart, NarUrl, RealisationId, StorePath};
 use narmesh_resolver::{FindUser, Resolver};
 use narmesh_store::{NixStore, Offer, OfferedPath, StoreContents, StoreError};
@@ -42,6 +43,7 @@ pub(crate) struct GatewaySubstituter {
     offer: Arc<Offer>,
     upstreams: Arc<UpstreamSources>,
     peer_logs: PeerLogs,
+    peer_realisations: PeerRealisations,
     scope: Scope,
     log_places: LogPlaces,
 }
@@ -51,10 +53,11 @@ impl GatewaySubstituter {
         resolver: Arc<Resolver>,
         offer: Arc<Offer>,
         upstreams: Arc<UpstreamSources>,
-        peer_logs: PeerLogs,
+        mesh: MeshHandle,
         scope: Scope,
     ) -> Self {
-        Self { resolver, offer, upstreams, peer_logs, scope, log_places: LogPlaces::default() }
+        let (peer_logs, peer_realisations) = (PeerLogs::new(mesh.clone()), PeerRealisations::new(mesh));
+        Self { resolver, offer, upstreams, peer_logs, peer_realisations, scope, log_places: LogPlaces::default() }
     }
 
     /// The same for another listener; what is bounded stays bounded for all together.

@@ -1,10 +1,14 @@
-//! Which path an output of a derivation is: from our own store, and from the upstream caches.
+//! Which path an output of a derivation is: from our own store, from peers, and from the upstream caches.
 
 use super::{GatewaySubstituter, Scope, Source};
 use bytes::Bytes;
 use narmesh_protocol::{Realisation, RealisationId, StorePath};
 use narmesh_resolver::User;
 use narmesh_store::{OfferedRealisation, StoreError};
+use std::time::Duration;
+
+/// Peers are nearer than caches: for so long they alone are asked.
+const PEERS_FIRST: Duration = Duration::from_millis(100);
 
 impl GatewaySubstituter {
     /// The realisation of this output, as this listener gives it.
@@ -25,8 +29,7 @@ impl GatewaySubstituter {
             (Scope::Local | Scope::Site, _) if self.resolver.demands_agreement() => return None,
             (Scope::Local, OfferedRealisation::Offered(realisation)) => realisation,
             (Scope::Local | Scope::Site, OfferedRealisation::Absent) => {
-                let longest = self.resolver.settings().narinfo_deadline_max;
-                let found = self.upstreams.find_realisation(&id, find_user(), longest).await?;
+                let found = self.ask_others(&id, find_user).await?;
                 // What is private here leaves by no name.
                 let is_private = |path: &StorePath| self.source(&path.hash_part()) == Source::Nobody;
                 if is_private(&found.out_path) || found.dependents.values().any(is_private) {
@@ -36,6 +39,31 @@ impl GatewaySubstituter {
             }
         };
         Some(render(&self.sign(realisation)))
+    }
+
+    /// The first realisation under a signature that counts which a peer or a cache gives.
+    async fn ask_others(&self, id: &RealisationId, find_user: impl FnOnce() -> User) -> Option<Realisation> {
+        let settings = self.resolver.settings();
+        let longest = settings.narinfo_deadline_max;
+        let of_peers = tokio::time::timeout(longest, self.peer_realisations.find(id, &settings.trusted));
+        let mut of_peers = std::pin::pin!(async { of_peers.await.ok().flatten() });
+        if let Ok(answer) = tokio::time::timeout(PEERS_FIRST, &mut of_peers).await {
+            return match answer {
+                Some(realisation) => Some(realisation),
+                None => self.upstreams.find_realisation(id, find_user(), longest).await,
+            };
+        }
+        let mut of_caches = std::pin::pin!(self.upstreams.find_realisation(id, find_user(), longest));
+        tokio::select! {
+            found = &mut of_peers => match found {
+                Some(realisation) => Some(realisation),
+                None => of_caches.await,
+            },
+            found = &mut of_caches => match found {
+                Some(realisation) => Some(realisation),
+                None => of_peers.await,
+            },
+        }
     }
 
     async fn find_own_realisation(&self, id: RealisationId) -> OfferedRealisation {

@@ -4,8 +4,8 @@ use libp2p_identity::Keypair;
 use narmesh_protocol::nar_tree::LeafHasher;
 use narmesh_protocol::wire::{
     DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, LOG_BYTES_MAX,
-    LOG_PART_BYTES_MAX, LogPart, LogReply, LogRequest, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Referral,
-    RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
+    LOG_PART_BYTES_MAX, LogPart, LogReply, LogRequest, NarInfoReply, NarInfoRequest, NarReply, NarRequest,
+    RealisationReply, RealisationRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, Member,
@@ -141,6 +141,13 @@ fn nar_messages_have_the_bytes_in_the_documentation() {
             "0100000001030000000000000007000000000000000300000000000000aabbcc",
         ),
         (LogReply::Busy.encode(), "02000000"),
+        (
+            RealisationRequest { derivation_hash: [1; 32], output: "out".to_owned() }.encode(),
+            "010101010101010101010101010101010101010101010101010101010101010103000000000000006f7574",
+        ),
+        (RealisationReply::Absent.encode(), "00000000"),
+        (RealisationReply::Found(b"{}".to_vec()).encode(), "0100000002000000000000007b7d"),
+        (RealisationReply::Busy.encode(), "02000000"),
         (DialRequest::Bulk.encode(), "00000000"),
         (DialReply::Dialling.encode(), "00000000"),
         (DialReply::NotNow.encode(), "01000000"),
@@ -270,6 +277,11 @@ proptest! {
         for reply in [LogReply::Absent, LogReply::Part(part), LogReply::Busy] {
             assert_comes_back!(LogReply, reply);
         }
+        let request = RealisationRequest { derivation_hash: hash, output: "o".repeat(text_bytes) };
+        assert_comes_back!(RealisationRequest, request);
+        for reply in [RealisationReply::Absent, RealisationReply::Found(vec![7; text_bytes]), RealisationReply::Busy] {
+            assert_comes_back!(RealisationReply, reply);
+        }
         assert_comes_back!(DialRequest, DialRequest::Bulk);
         for reply in [DialReply::Dialling, DialReply::NotNow] {
             assert_comes_back!(DialReply, reply);
@@ -327,6 +339,8 @@ proptest! {
         assert_one_spelling!(JoinReply, &bytes);
         assert_one_spelling!(LogRequest, &bytes);
         assert_one_spelling!(LogReply, &bytes);
+        assert_one_spelling!(RealisationRequest, &bytes);
+        assert_one_spelling!(RealisationReply, &bytes);
         assert_one_spelling!(DialRequest, &bytes);
         assert_one_spelling!(DialReply, &bytes);
         assert_one_spelling!(Summary, &bytes);

@@ -6,8 +6,8 @@ use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
     DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, LogPart, LogReply, LogRequest,
-    NarInfoReply, NarInfoRequest, NarReply, NarRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply,
-    TreeRequest,
+    NarInfoReply, NarInfoRequest, NarReply, NarRequest, RealisationReply, RealisationRequest, Referral, RosterReply,
+    RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Member, MemberRole, NarHash,
@@ -55,7 +55,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 21] = [
+pub(super) const TARGETS: [Target; 23] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -130,6 +130,14 @@ pub(super) const TARGETS: [Target; 21] = [
     message!("log-reply", LogReply, || {
         let part = LogPart { is_compressed: true, size_bytes: 9, version: 7, bytes: b"BZh9 text".to_vec() };
         [LogReply::Absent, LogReply::Part(part), LogReply::Busy].map(|reply| reply.encode().expect("fits")).to_vec()
+    }),
+    message!("realisation-request", RealisationRequest, || {
+        vec![RealisationRequest { derivation_hash: [1; 32], output: "out".to_owned() }.encode().expect("fits")]
+    }),
+    message!("realisation-reply", RealisationReply, || {
+        [RealisationReply::Absent, RealisationReply::Found(b"{}".to_vec()), RealisationReply::Busy]
+            .map(|reply| reply.encode().expect("fits"))
+            .to_vec()
     }),
     message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
     message!("dial-reply", DialReply, || {

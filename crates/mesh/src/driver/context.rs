@@ -11,7 +11,7 @@ use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, Swarm};
 use narmesh_gossip::{Gossip, Input, Misdeed, Output, Record};
 use narmesh_protocol::codec::CodecError;
-use narmesh_protocol::wire::{GossipReply, LogReply, NarInfoReply, RosterReply, TreeReply};
+use narmesh_protocol::wire::{GossipReply, LogReply, NarInfoReply, RealisationReply, RosterReply, TreeReply};
 use narmesh_quorum::wire::QuorumReply;
 use std::sync::Arc;
 
@@ -48,6 +48,7 @@ impl Context {
             Protocol::NarInfo => &mut behaviour.narinfo,
             Protocol::Tree => &mut behaviour.tree,
             Protocol::Log => &mut behaviour.log,
+            Protocol::Realisation => &mut behaviour.realisation,
             Protocol::Quorum => &mut behaviour.quorum,
             Protocol::Roster => &mut behaviour.roster,
         }
@@ -77,6 +78,7 @@ pub(super) fn encode_busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
         Protocol::NarInfo => NarInfoReply::Busy.encode(),
         Protocol::Tree => TreeReply::Busy.encode(),
         Protocol::Log => LogReply::Busy.encode(),
+        Protocol::Realisation => RealisationReply::Busy.encode(),
         Protocol::Quorum => QuorumReply::Busy.encode(),
         Protocol::Roster => RosterReply::Busy.encode(),
     }

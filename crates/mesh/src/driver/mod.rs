@@ -3,7 +3,7 @@
 //!
 //! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
 //! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
-//! others dial, `narinfos`, `trees` and `logs` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
+//! others dial, `narinfos`, `trees`, `logs` and `realisations` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
 //! summaries. The loop alone passes on what one of them means for another.
 
 mod attestations;
@@ -16,10 +16,14 @@ mod gossip_link;
 mod kept;
 mod logs;
 mod narinfos;
+mod parts;
 mod questions;
+mod realisations;
 mod requests;
 mod rosters;
 mod trees;
+
+pub use self::parts::{MeshParts, StartError};
 
 use self::attestations::{Attestations, view_audiences};
 use self::bulk_dials::BulkDials;
@@ -29,10 +33,10 @@ use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::logs::Logs;
 use self::narinfos::NarInfos;
+use self::realisations::Realisations;
 use self::rosters::Rosters;
 use self::trees::Trees;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6, is_local};
-use super::attestation_link::DriverEnd;
 use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
@@ -40,23 +44,20 @@ use super::config::{MeshConfig, MeshMembership};
 use super::connection_rates::ConnectionRates;
 use super::first_words::FirstWords;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
-use super::join::{JoinHandler, answer_joins};
-use super::listeners::{ListenError, Listeners};
+use super::join::answer_joins;
+use super::listeners::Listeners;
 use super::nar_client::NarPool;
 use super::shut_out::SHUT_OUT;
-use super::state::{MeshState, SummaryStore};
-use super::statistics::PeerStatistics;
+use super::state::SummaryStore;
 use super::swarm::{self, Built};
-use super::transport::{TlsError, is_handed_over};
+use super::transport::is_handed_over;
 use super::unread::UnreadReplies;
-use super::uploads::Uploads;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, gossipsub, ping};
 use narmesh_gossip::{Event, Gossip, GossipConfig, Input, Misdeed, Moment, Output, PATHS_MAX, Record};
-use narmesh_protocol::{SignedRoster, StoreDir};
-use narmesh_store::Offer;
+use narmesh_protocol::StoreDir;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::io;
@@ -76,41 +77,6 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
 
-/// What the mesh works with besides its configuration.
-#[expect(missing_debug_implementations, reason = "the join handler is a function")]
-pub struct MeshParts {
-    /// Says which paths may leave.
-    pub offer: Arc<Offer>,
-    /// Sends our NARs to peers.
-    pub uploads: Uploads,
-    /// Counters of each peer.
-    pub statistics: Arc<PeerStatistics>,
-    /// What survives a restart.
-    pub state: Box<dyn MeshState>,
-    /// Peers' summaries of the last run, if they can be kept.
-    pub summaries: Option<Box<dyn SummaryStore>>,
-    /// Leads to the thread that exchanges attestations.
-    pub exchange: DriverEnd,
-    /// Takes rosters that are newer than ours.
-    pub rosters: mpsc::Sender<Arc<SignedRoster>>,
-    /// Answers machines that want to join.
-    pub join_handler: JoinHandler,
-}
-
-/// Why the mesh cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The node key makes no certificate.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The node cannot listen.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The state cannot be read, or no thread can be started that keeps summaries.
-    #[error(transparent)]
-    State(#[from] io::Error),
-}
-
 /// The driver. `Mesh::start` makes it; `run` is its loop.
 pub struct Mesh {
     context: Context,
@@ -122,6 +88,7 @@ pub struct Mesh {
     narinfos: NarInfos,
     trees: Trees,
     logs: Logs,
+    realisations: Realisations,
     nars: NarPool,
     attestations: Attestations,
     /// Missing when summaries cannot be kept.
@@ -169,6 +136,7 @@ impl Mesh {
             asks: Arc::default(),
             tree_asks: Arc::default(),
             log_asks: Arc::default(),
+            realisation_asks: Arc::default(),
             first_words: Arc::clone(&first_words),
         };
         let blame = Blame(handle.commands.clone());
@@ -192,6 +160,7 @@ impl Mesh {
             narinfos: NarInfos::new(Arc::clone(&offer)),
             trees: Trees::new(Arc::clone(&offer), keypair.clone()),
             logs: Logs::new(Arc::clone(&offer)),
+            realisations: Realisations::new(Arc::clone(&offer)),
             nars,
             attestations: Attestations::new(exchange, offer),
             rosters: Rosters::new(rosters),
@@ -253,6 +222,7 @@ impl Mesh {
                 Some(answer) = self.narinfos.next_answer() => answer.send(context),
                 Some(answer) = self.trees.next_answer() => answer.send(context),
                 Some(answer) = self.logs.next_answer() => answer.send(context),
+                Some(answer) = self.realisations.next_answer() => answer.send(context),
                 Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
                 Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
                 Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
@@ -276,6 +246,7 @@ impl Mesh {
             Command::AskNarInfo { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
             Command::AskTree { peer, request, reply } => self.trees.ask(context, peer, request, reply),
             Command::AskLog { peer, request, reply } => self.logs.ask(context, peer, request, reply),
+            Command::AskRealisation { peer, request, reply } => self.realisations.ask(context, peer, &request, reply),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
                 self.attestations.on_offer_looked(context);
@@ -319,6 +290,7 @@ impl Mesh {
             self.trees.forget(peer);
             self.rosters.forget(peer);
             self.logs.forget(peer);
+            self.realisations.forget(peer);
         }
         for peer in config.peers.keys() {
             behaviour.allowlist.allow_peer(*peer);
@@ -369,6 +341,9 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Log(event)) => self.logs.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Realisation(event)) => {
+                self.realisations.on_request(context, event);
+            }
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),

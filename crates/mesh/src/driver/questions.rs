@@ -1,5 +1,5 @@
 //! Requests that somebody waits for, in both directions: questions of ours under way, and answers to peers that blocking
-//! threads look up. Narinfos, trees and logs have them.
+//! threads look up. Narinfos, trees, logs and realisations have them.
 
 use super::context::Context;
 use crate::handle::AskError;
