@@ -73,7 +73,7 @@ const CASES: &[Case] = &[
     with(
         &[("Range", "bytes=0-1,4-5")],
         "/{nar}",
-        "several ranges are answered with the whole, as RFC 9110 allows; no Nix asks for them",
+        "several ranges are answered with the whole, overlapping or not: a server may ignore `Range` (RFC 9110, section 14.2), and no Nix asks for them",
     ),
     with(&[("Range", "pages=1-2")], "/{nar}", "as the NAR"),
     case(
