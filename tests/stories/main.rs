@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 
+mod access_log;
 mod asked;
 mod bare;
 mod browser;

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
+
+use crate::rate::{Rate, RateBound};
 
 /// Tells which tokens are good. It is asked on each request, so it must answer from memory, and the time that it takes must
 /// not depend on the token.
@@ -17,10 +19,6 @@ pub trait Access: fmt::Debug + Send + Sync + 'static {
     /// Whether this is a token that counts now.
     fn admits(&self, token: &[u8]) -> bool;
 }
-
-/// The address of the client, in the request's extensions. Only listeners that ask for a token need it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ClientAddress(pub(crate) Option<IpAddr>);
 
 /// Longest token, bytes.
 const TOKEN_BYTES_MAX: usize = 512;
@@ -46,49 +44,35 @@ pub(crate) fn token_of(headers: &HeaderMap) -> Option<Vec<u8>> {
     both.get(colon + 1..).map(<[u8]>::to_vec)
 }
 
-/// Wrong tokens that one client may send at once …
-const TRIES_AT_ONCE: f64 = 10.0;
-/// … and how many a second after that.
-const TRIES_PER_S: f64 = 1.0;
+/// Wrong tokens that one client may send.
+const TRIES: RateBound = RateBound { at_once: 10.0, per_s: 1.0 };
 /// Clients of which wrong tokens are remembered. When there are more, those that tried longest ago are forgotten.
 const CLIENTS_MAX: usize = 1_024;
 
 /// How often each client has sent a wrong token. A client that did so too often is answered unread for a while, also if it
 /// then sends a good one: or else it could go on trying.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(Mutex<BTreeMap<Option<IpAddr>, Tries>>);
-
-#[derive(Clone, Copy, Debug)]
-struct Tries {
-    left: f64,
-    at: Instant,
-}
-
-impl Tries {
-    fn left_at(self, now: Instant) -> f64 {
-        let since: Duration = now.saturating_duration_since(self.at);
-        (self.left + since.as_secs_f64() * TRIES_PER_S).min(TRIES_AT_ONCE)
-    }
-}
+pub(crate) struct Attempts(Mutex<BTreeMap<Option<IpAddr>, Rate>>);
 
 impl Attempts {
     /// Whether the client may try a token now.
     pub(crate) fn may_try(&self, client: Option<IpAddr>, now: Instant) -> bool {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(&client).is_none_or(|tries| tries.left_at(now) >= 1.0)
+        table.get(&client).is_none_or(|tries| tries.permits(TRIES, now))
     }
 
     /// Notes that the client sent a wrong token.
     pub(crate) fn note_wrong(&self, client: Option<IpAddr>, now: Instant) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = table.get(&client).map_or(TRIES_AT_ONCE, |tries| tries.left_at(now)) - 1.0;
+        let mut tries = table.get(&client).copied().unwrap_or_else(|| Rate::unused(TRIES, now));
+        tries.count(TRIES, now);
         if table.len() >= CLIENTS_MAX && !table.contains_key(&client) {
-            let oldest = table.iter().min_by_key(|(_, tries)| tries.at).map(|(client, _)| *client);
+            let oldest = table.iter().min_by_key(|(_, tries)| tries.at()).map(|(client, _)| *client);
             if let Some(oldest) = oldest {
                 table.remove(&oldest);
             }
         }
-        table.insert(client, Tries { left, at: now });
+        table.insert(client, tries);
     }
 }
 
@@ -97,6 +81,7 @@ mod tests {
     use super::*;
     use hyper::header::HeaderValue;
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     fn token(value: &str) -> Option<String> {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_str(value).unwrap())]);

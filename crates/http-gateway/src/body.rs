@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::access_log::AccessLine;
 use crate::connection::BusyGuard;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::nar_body::{BodyAborted, NarBody};
@@ -26,13 +27,39 @@ pub(crate) struct RoutedBody {
     failure: Option<axum::Error>,
     /// What is left of a piece.
     rest: Bytes,
+    /// The line of its request in the access log, if there is one.
+    line: Option<AccessLine>,
     /// Its turn among the bodies of one connection, where there may be many.
     _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl RoutedBody {
     pub(crate) fn new(body: Body, connection: BusyGuard, turn: Option<OwnedSemaphorePermit>) -> Self {
-        Self { body, connection, failure: None, rest: Bytes::new(), _turn: turn }
+        Self { body, connection, failure: None, rest: Bytes::new(), line: None, _turn: turn }
+    }
+
+    /// Counts its bytes for this line, which is written when the body ends.
+    pub(crate) fn with_line(self, mut line: Option<AccessLine>) -> Self {
+        // hyper takes no piece of a body that is empty.
+        if let Some(line) = line.as_mut().filter(|_| self.body.is_end_stream()) {
+            line.note_whole();
+        }
+        Self { line, ..self }
+    }
+
+    fn note_for_log(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, axum::Error>>>) {
+        let Some(line) = &mut self.line else { return };
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                line.note_piece(frame.data_ref().map_or(0, Bytes::len));
+                if self.failure.is_none() && self.rest.is_empty() && self.body.is_end_stream() {
+                    line.note_whole();
+                }
+            }
+            Poll::Ready(None) => line.note_whole(),
+            Poll::Ready(Some(Err(_))) => self.line = None,
+            Poll::Pending => {}
+        }
     }
 }
 
@@ -69,6 +96,7 @@ impl http_body::Body for RoutedBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         let polled = this.poll_piece(cx);
+        this.note_for_log(&polled);
         this.connection.note_poll(matches!(polled, Poll::Ready(Some(Ok(_)))));
         polled
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::client::Client;
 use crate::connection::{ConnectionState, millis_between};
 use crate::limits::GatewayLimits;
 use crate::listener::Route;
@@ -39,7 +40,7 @@ impl Owners {
         let (client, server) = match route {
             Route::Unix(user) => return user.map_or(Owner::Nobody, Owner::User),
             Route::Tcp { client, .. } if !client.ip().to_canonical().is_loopback() => {
-                return route.client_address().map_or(Owner::Nobody, Owner::Address);
+                return Client::of(route).counted().map_or(Owner::Nobody, Owner::Address);
             }
             Route::Tcp { client, server } => (client, server),
         };

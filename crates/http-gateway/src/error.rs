@@ -57,6 +57,12 @@ pub enum GatewayError {
     Busy,
 }
 
+/// The beginning of a path or method, escaped for the log: the text is a stranger's and can be as long as a head.
+pub(crate) fn shown(text: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 200;
+    text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
+}
+
 impl From<Busy> for GatewayError {
     fn from(Busy: Busy) -> Self {
         Self::Busy

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,8 +15,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use crate::access::{Attempts, ClientAddress};
+use crate::access::Attempts;
+use crate::access_log::{AccessLine, AccessLog};
 use crate::body::RoutedBody;
+use crate::client::Client;
 use crate::connection::ConnectionState;
 use crate::error::RequestIds;
 use crate::metrics::GatewayMetrics;
@@ -31,6 +32,7 @@ pub struct Gateway<S> {
     endpoint: Arc<Endpoint<S>>,
     router: Router,
     count: ConnectionCount,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 /// How many connections of a listener are open now. A clone counts the same ones.
@@ -63,10 +65,11 @@ impl<S: Substituter> Gateway<S> {
     /// A gateway that answers from `substituter` as far as `role` permits, counts into `metrics`, and shows all of
     /// `registry` (in which `metrics` are registered) at `/metrics`.
     pub fn new(substituter: Arc<S>, role: ListenerRole, metrics: Arc<GatewayMetrics>, registry: Arc<Registry>) -> Self {
+        let access_log = role.access_log.clone().map(|listener| Arc::new(AccessLog::new(listener)));
         let (request_ids, attempts) = (RequestIds::new(), Attempts::default());
         let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts });
         let router = routes::router(Arc::clone(&endpoint));
-        Self { endpoint, router, count: ConnectionCount::default() }
+        Self { endpoint, router, count: ConnectionCount::default(), access_log }
     }
 
     /// All endpoints as an axum router, to serve them in another way.
@@ -93,12 +96,20 @@ impl<S: Substituter> Gateway<S> {
         &self,
         state: Arc<ConnectionState>,
         user: ClientUser,
-        address: Option<IpAddr>,
+        client: Client,
     ) -> ConnectionService {
-        // Whence a client comes matters only where it may send wrong tokens.
-        let address = self.endpoint.role.access.as_ref().map(|_| ClientAddress(address));
+        // Whence a client comes matters to the router only where it may send wrong tokens.
+        let is_told = self.endpoint.role.access.is_some();
+        let log = self.access_log.clone();
         let turns = state.answers_several().then(|| Arc::new(Semaphore::new(BODIES_MAX)));
-        ConnectionService { router: self.router.clone(), state, user, address, turns }
+        ConnectionService { router: self.router.clone(), state, user, client, is_told, log, turns }
+    }
+
+    /// Says what the access log left out; in any case if `at_once`.
+    pub(crate) fn tell_left_out(&self, at_once: bool) {
+        if let Some(log) = &self.access_log {
+            log.tell_left_out(at_once);
+        }
     }
 
     /// Whether bodies have to wait for memory.
@@ -109,7 +120,12 @@ impl<S: Substituter> Gateway<S> {
 
 impl<S> Clone for Gateway<S> {
     fn clone(&self) -> Self {
-        Self { endpoint: Arc::clone(&self.endpoint), router: self.router.clone(), count: self.count.clone() }
+        Self {
+            endpoint: Arc::clone(&self.endpoint),
+            router: self.router.clone(),
+            count: self.count.clone(),
+            access_log: self.access_log.clone(),
+        }
     }
 }
 
@@ -128,7 +144,10 @@ pub(crate) struct ConnectionService {
     router: Router,
     state: Arc<ConnectionState>,
     user: ClientUser,
-    address: Option<ClientAddress>,
+    client: Client,
+    /// Whether the router is told the client.
+    is_told: bool,
+    log: Option<Arc<AccessLog>>,
     /// The turns of bodies, where several may be under way.
     turns: Option<Arc<Semaphore>>,
 }
@@ -152,14 +171,18 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if !is_narinfo {
             request.extensions_mut().insert(self.user.clone());
         }
-        if let Some(address) = self.address {
-            request.extensions_mut().insert(address);
+        if self.is_told {
+            request.extensions_mut().insert(self.client);
         }
+        let mut line = self.log.as_ref().map(|log| log.begin(self.client, request.method(), request.uri().path()));
         let answer = self.router.clone().oneshot(request);
         // A narinfo is small, and must not wait for NARs.
         let Some(turns) = self.turns.as_ref().filter(|_| !is_narinfo) else {
             let busy = ConnectionState::begin_request(&self.state);
-            return Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy, None))) });
+            return Box::pin(async move {
+                let answer = noted(answer.await?, &mut line);
+                Ok(answer.map(|body| RoutedBody::new(body, busy, None).with_line(line)))
+            });
         };
         let (turn, state) = (Arc::clone(turns).acquire_owned(), Arc::clone(&self.state));
         Box::pin(async move {
@@ -167,7 +190,16 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
             let turn = turn.await.ok();
             // While it waits it does not count as a body that stands still.
             let busy = ConnectionState::begin_request(&state);
-            Ok(answer.await?.map(|body| RoutedBody::new(body, busy, turn)))
+            let answer = noted(answer.await?, &mut line);
+            Ok(answer.map(|body| RoutedBody::new(body, busy, turn).with_line(line)))
         })
     }
+}
+
+/// The answer, whose status the line of its request now has.
+fn noted<B>(answer: Response<B>, line: &mut Option<AccessLine>) -> Response<B> {
+    if let Some(line) = line {
+        line.note_status(answer.status());
+    }
+    answer
 }

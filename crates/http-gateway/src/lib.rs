@@ -15,7 +15,9 @@
 //! - no client keeps a connection forever, and none is refused one.
 
 mod access;
+mod access_log;
 mod body;
+mod client;
 mod connection;
 mod connection_table;
 mod content_type;
@@ -30,6 +32,7 @@ mod metrics;
 mod nar_body;
 mod page;
 mod range;
+mod rate;
 mod role;
 mod routes;
 mod serve;
@@ -42,6 +45,7 @@ mod tls;
 mod validators;
 
 pub use access::Access;
+pub use access_log::ACCESS_TARGET;
 pub use error::GatewayError;
 pub use gateway::{ConnectionCount, Gateway};
 pub use limits::GatewayLimits;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -55,20 +55,6 @@ pub(crate) enum Route {
     Tcp { client: SocketAddr, server: SocketAddr },
     /// The user who connected, if the kernel knows.
     Unix(Option<u32>),
-}
-
-impl Route {
-    /// Whence the client comes: its address, of IPv6 the prefix behind which one client can choose; `None` for a Unix socket.
-    pub(crate) fn client_address(self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp { client, .. } => Some(match client.ip().to_canonical() {
-                IpAddr::V4(address) => address.into(),
-                IpAddr::V6(address) if address.is_loopback() => address.into(),
-                IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-            }),
-            Self::Unix(_) => None,
-        }
-    }
 }
 
 impl Listener {

@@ -23,6 +23,8 @@ pub struct ListenerRole {
     pub endpoints: Endpoints,
     /// Which tokens clients need; `None` if they need none.
     pub access: Option<Arc<dyn Access>>,
+    /// What lines of the access log call this listener; `None` if there is no such log.
+    pub access_log: Option<String>,
 }
 
 /// Which hosts clients may name. The check is there for web pages: through a name of its own that points here, a page could
@@ -52,13 +54,14 @@ impl ListenerRole {
     /// The listener on loopback for this machine's own Nix: all endpoints, for local programs.
     pub fn local() -> Self {
         let endpoints = Endpoints { substituter: true, health: true, metrics: true };
-        Self { host_check: HostCheck::Loopback, host_names: Vec::new(), endpoints, access: None }
+        let host_check = HostCheck::Loopback;
+        Self { host_check, host_names: Vec::new(), endpoints, access: None, access_log: None }
     }
 
     /// A listener for others: no metrics, which are for this machine's operator.
     pub fn for_others(host_check: HostCheck, host_names: Vec<String>) -> Self {
         let endpoints = Endpoints { metrics: false, ..Self::local().endpoints };
-        Self { host_check, host_names, endpoints, access: None }
+        Self { host_check, host_names, endpoints, access: None, access_log: None }
     }
 
     /// Whether the endpoint exists on this listener.

@@ -19,9 +19,10 @@ use narmesh_protocol::{HashPart, NarUrl, RealisationId, circle};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
-use crate::access::{Attempts, ClientAddress, token_of};
+use crate::access::{Attempts, token_of};
 use crate::body::StreamedBody;
-use crate::error::RequestIds;
+use crate::client::Client;
+use crate::error::{RequestIds, shown};
 use crate::exposition::Exposition;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::nar_body::{BodyAborted, NarBody};
@@ -161,7 +162,8 @@ impl<S: Substituter> Endpoint<S> {
     /// Refuses a request without a token that counts, where one is needed.
     fn demand_token(&self, head: &Head) -> Result<(), GatewayError> {
         let Some(access) = &self.role.access else { return Ok(()) };
-        let (client, now) = (head.extensions.get().and_then(|ClientAddress(address)| *address), Instant::now());
+        let client = head.extensions.get().copied().and_then(Client::counted);
+        let now = Instant::now();
         let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
         if !self.attempts.may_try(client, now) {
             return Err(GatewayError::TooManyTries);
@@ -283,12 +285,6 @@ fn user_of(head: &Head) -> ClientUser {
 /// a length beside an encoding.
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
-}
-
-/// The beginning of a path or method, escaped for the log: the text is a stranger's and can be as long as a head.
-fn shown(path: &str) -> String {
-    const SHOWN_CHARS_MAX: usize = 200;
-    path.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
 }
 
 fn kind(target: &Target) -> RequestKind {

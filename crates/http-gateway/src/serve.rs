@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -12,6 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use crate::client::Client;
 use crate::connection::{ConnectionState, Order, WatchedStream};
 use crate::connection_table::{ConnectionTable, Entered};
 use crate::gateway::{ConnectionService, Gateway};
@@ -50,6 +50,7 @@ pub async fn serve<S: Substituter>(
             () = &mut shutdown => break,
             _ = sweep.tick() => {
                 table.sweep(gateway.is_short_of_memory());
+                gateway.tell_left_out(false);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -57,8 +58,8 @@ pub async fn serve<S: Substituter>(
         match accepted {
             Ok((accepted, route)) => {
                 let entered = table.enter(route);
-                let address = route.client_address();
-                tokio::spawn(serve_connection(accepted, entered, address, gateway.clone(), http.clone()));
+                let client = Client::of(route);
+                tokio::spawn(serve_connection(accepted, entered, client, gateway.clone(), http.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -75,6 +76,7 @@ pub async fn serve<S: Substituter>(
     }
     drop(listener);
     table.drain(grace).await;
+    gateway.tell_left_out(true);
 }
 
 /// Requests at once over one connection of HTTP/2. Clients begin as many before they hear of another limit, and would see those
@@ -119,7 +121,7 @@ fn http1(limits: &GatewayLimits) -> http1::Builder {
 async fn serve_connection<S: Substituter>(
     accepted: Accepted,
     entered: Entered,
-    address: Option<IpAddr>,
+    client: Client,
     gateway: Gateway<S>,
     http: Http,
 ) {
@@ -142,7 +144,7 @@ async fn serve_connection<S: Substituter>(
     if is_http2 {
         state.answer_several();
     }
-    let service = gateway.connection(Arc::clone(&state), entered.user(), address);
+    let service = gateway.connection(Arc::clone(&state), entered.user(), client);
     if is_http2 {
         run(http.two.serve_connection(io, service), &state).await;
     } else {

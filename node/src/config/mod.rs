@@ -166,6 +166,9 @@ pub struct ListenerConfig {
     /// The most connections at a time.
     #[serde(default = "ListenerConfig::default_connections_max")]
     pub connections_max: u32,
+    /// Whether each request is one line in the log, at a bounded rate.
+    #[serde(default)]
+    pub access_log: bool,
 }
 
 impl ListenerConfig {

@@ -110,7 +110,7 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 
 /// The `[[gateway.listener]]` lines of one listener.
 fn listener_lines(listener: &ListenerConfig) -> String {
-    let ListenerConfig { address, role, host_names, connections_max, .. } = listener;
+    let ListenerConfig { address, role, host_names, connections_max, access_log, .. } = listener;
     let files: String = [
         ("tokens_file", &listener.tokens_file),
         ("tls_certificate_file", &listener.tls_certificate_file),
@@ -123,7 +123,7 @@ fn listener_lines(listener: &ListenerConfig) -> String {
     let (address, role, host_names) = (quoted(address), quoted(role), list(host_names));
     format!(
         "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{files}\
-         connections_max = {connections_max}\n"
+         connections_max = {connections_max}\naccess_log = {access_log}\n"
     )
 }
 
@@ -253,6 +253,7 @@ prefer = @gateway.prefer@
 # With tls_certificate_file and tls_key_file (PEM, the key in a file that only its owner may read) clients ask by https://
 # and the key and certificate may be replaced at any time. With tls_client_ca_file they need a certificate of one of its CAs.
 # Requests may name this machine by an IP address and by host_names (["*"] for any name, if no browser can reach the place).
+# access_log = true logs each request: who asked, what for, and what came of it.
 # Read at start only.
 # [[gateway.listener]]
 # address = "0.0.0.0:7282"
@@ -263,6 +264,7 @@ prefer = @gateway.prefer@
 # tls_key_file = "/etc/narmesh/cache.lan.key"
 # tls_client_ca_file = "/etc/narmesh/clients.pem"
 # connections_max = 256
+# access_log = false
 @gateway.listener@
 [store]
 # The store directory in store paths. Peers with another store directory can share nothing with us.

@@ -42,6 +42,7 @@ fn every_value_survives_being_written_and_read_back() {
         tls_key_file = "tk"
         tls_client_ca_file = "ca"
         connections_max = 9
+        access_log = true
         [store]
         store_dir = "sd"
         real_dir = "r"

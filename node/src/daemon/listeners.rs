@@ -167,7 +167,9 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
             "others may ask here"
         );
         let substituter = Arc::new(substituter.with_scope(scope));
-        let gateway = Gateway::new(substituter, role_of(&settings, tokens), Arc::clone(metrics), Arc::clone(registry));
+        let access_log = settings.access_log.then(|| shown.address.clone());
+        let role = ListenerRole { access_log, ..role_of(&settings, tokens) };
+        let gateway = Gateway::new(substituter, role, Arc::clone(metrics), Arc::clone(registry));
         let gateway = gateway.counting(shown.count);
         let limits = GatewayLimits {
             connections_max: settings.connections_max,
@@ -203,7 +205,15 @@ mod tests {
 
     fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
         let address = ListenerAddress::Unix(path.to_owned());
-        ListenerSettings { address, role, host_names: Vec::new(), tokens_file: None, tls: None, connections_max: 1 }
+        ListenerSettings {
+            address,
+            role,
+            host_names: Vec::new(),
+            tokens_file: None,
+            tls: None,
+            connections_max: 1,
+            access_log: false,
+        }
     }
 
     #[tokio::test]

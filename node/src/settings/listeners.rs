@@ -27,6 +27,8 @@ pub struct ListenerSettings {
     pub tls: Option<TlsFiles>,
     /// Most connections at a time, 1 to 16,384.
     pub connections_max: usize,
+    /// Whether requests are in the log.
+    pub access_log: bool,
 }
 
 /// Where a listener is.
@@ -135,6 +137,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         host_names,
         tokens_file: listener.tokens_file.as_ref().map(|it| path_from(base, &key("tokens_file"), it)).transpose()?,
         connections_max: within(&key("connections_max"), listener.connections_max, (1, 16_384))? as usize,
+        access_log: listener.access_log,
     };
     let is_permitted = match role {
         GatewayRole::Serve => true,

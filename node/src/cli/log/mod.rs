@@ -11,6 +11,7 @@ mod origin;
 use self::limits::{LeftOut, Limits, Origin, Passage};
 use self::origin::{Origins, describe};
 use crate::describe::plainly;
+use narmesh_http_gateway::ACCESS_TARGET;
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 use std::io;
@@ -32,6 +33,10 @@ const LINE_BYTES_MAX: usize = 2 << 10;
 
 /// The target of the lines that say what was left out. They pass without limits.
 const OWN_TARGET: &str = "narmesh::log";
+
+/// The targets whose lines pass without the limits here, because they have their own: one for each request, all alike, would
+/// otherwise be cut down to six a minute.
+const TARGETS_WITH_LIMITS: [&str; 2] = [OWN_TARGET, ACCESS_TARGET];
 
 /// Keeps the log running. When it is dropped, everything left out and not yet reported is reported.
 #[derive(Debug)]
@@ -133,7 +138,7 @@ where
         }
         let mut origin = None;
         let mut left_out = 0;
-        if event.metadata().target() != OWN_TARGET {
+        if !TARGETS_WITH_LIMITS.contains(&event.metadata().target()) {
             let from = self.limiter.origins.of(event);
             match self.limiter.judge(from, event) {
                 Passage::Log { left_out: count } => left_out = count,

@@ -146,3 +146,13 @@ fn debug_is_logged_whole() {
     let log = logged(|| (0..1_000).for_each(|number| tracing::debug!(peer = "noisy", number, "decided")));
     assert_eq!(log.lines().count(), 1_000);
 }
+
+#[test]
+fn lines_about_requests_have_limits_of_their_own() {
+    let log = logged(|| {
+        for path in 0..100 {
+            tracing::info!(target: ACCESS_TARGET, path, "request");
+        }
+    });
+    assert_eq!(log.matches("narmesh::access: request path=").count(), 100, "{log}");
+}
