@@ -1,7 +1,7 @@
 //! Listeners for others: machines without narmesh, which get what this machine offers and nothing else.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -184,6 +184,41 @@ fn clients_of_a_listener_with_tokens_need_one_that_counts() {
     wait_until("the token counts no longer", promised(FOLLOWED), || ask(&bearer) == 401);
     // Guessing is slowed down, for whoever it is at that address.
     wait_until("it may not try any more", promised(FOLLOWED), || ask("Bearer guess") == 429);
+}
+
+#[test]
+fn limits_of_a_listener_are_those_of_its_keys() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let [few, short] = [free_address(), free_address()];
+    node.config.more = listener(&few.to_string(), "serve") + "connections_max = 9\nconnections_per_client_max = 2\n";
+    node.config.more += &(listener(&short.to_string(), "serve") + "idle_timeout_ms = 1000\n");
+    node.start();
+    let open = |address: SocketAddr| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(promised(FOLLOWED))).unwrap();
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        stream
+    };
+    let ends = |mut stream: TcpStream| stream.read_to_end(&mut Vec::new()).is_ok();
+    let [first, second, third] = [(); 3].map(|()| open(few));
+    assert!(ends(first), "one more than it may have closes the one that stood still longest");
+    let idle = open(short);
+    assert!(ends(idle), "nobody asked anything for a second");
+    for mut kept in [second, third] {
+        kept.set_nonblocking(true).unwrap();
+        let rest = loop {
+            match kept.read(&mut [0; 4096]) {
+                Ok(0) => break "closed",
+                Ok(_) => {}
+                Err(_) => break "open",
+            }
+        };
+        assert_eq!(rest, "open");
+    }
 }
 
 #[test]

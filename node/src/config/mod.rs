@@ -166,6 +166,14 @@ pub struct ListenerConfig {
     /// The most connections at a time.
     #[serde(default = "ListenerConfig::default_connections_max")]
     pub connections_max: u32,
+    /// The most connections of one address or user at a time; half of `connections_max` if absent.
+    pub connections_per_client_max: Option<u32>,
+    /// A connection without a request is closed after this time, milliseconds.
+    #[serde(default = "ListenerConfig::default_timeout_ms")]
+    pub idle_timeout_ms: u64,
+    /// A connection whose client takes no byte of its answer is closed after this time, milliseconds.
+    #[serde(default = "ListenerConfig::default_timeout_ms")]
+    pub stall_timeout_ms: u64,
     /// Whether each request is one line in the log, at a bounded rate.
     #[serde(default)]
     pub access_log: bool,
@@ -174,6 +182,11 @@ pub struct ListenerConfig {
 impl ListenerConfig {
     fn default_connections_max() -> u32 {
         256
+    }
+
+    /// 300 s is Nix's own `stalled-download-timeout`.
+    fn default_timeout_ms() -> u64 {
+        300_000
     }
 }
 

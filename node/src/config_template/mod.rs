@@ -111,6 +111,9 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 /// The `[[gateway.listener]]` lines of one listener.
 fn listener_lines(listener: &ListenerConfig) -> String {
     let ListenerConfig { address, role, host_names, connections_max, access_log, .. } = listener;
+    let ListenerConfig { connections_per_client_max, idle_timeout_ms, stall_timeout_ms, .. } = listener;
+    let per_client = connections_per_client_max.map(|count| format!("connections_per_client_max = {count}\n"));
+    let per_client = per_client.unwrap_or_default();
     let files: String = [
         ("tokens_file", &listener.tokens_file),
         ("tls_certificate_file", &listener.tls_certificate_file),
@@ -123,7 +126,8 @@ fn listener_lines(listener: &ListenerConfig) -> String {
     let (address, role, host_names) = (quoted(address), quoted(role), list(host_names));
     format!(
         "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{files}\
-         connections_max = {connections_max}\naccess_log = {access_log}\n"
+         connections_max = {connections_max}\n{per_client}idle_timeout_ms = {idle_timeout_ms}\n\
+         stall_timeout_ms = {stall_timeout_ms}\naccess_log = {access_log}\n"
     )
 }
 
@@ -253,6 +257,9 @@ prefer = @gateway.prefer@
 # With tls_certificate_file and tls_key_file (PEM, the key in a file that only its owner may read) clients ask by https://
 # and the key and certificate may be replaced at any time. With tls_client_ca_file they need a certificate of one of its CAs.
 # Requests may name this machine by an IP address and by host_names (["*"] for any name, if no browser can reach the place).
+# connections_max are the connections at a time, connections_per_client_max those of one address or user (default: half).
+# One without a request is closed after idle_timeout_ms, and one whose client takes no byte of its answer after
+# stall_timeout_ms.
 # access_log = true logs each request: who asked, what for, and what came of it.
 # Read at start only.
 # [[gateway.listener]]
@@ -264,6 +271,9 @@ prefer = @gateway.prefer@
 # tls_key_file = "/etc/narmesh/cache.lan.key"
 # tls_client_ca_file = "/etc/narmesh/clients.pem"
 # connections_max = 256
+# connections_per_client_max = 128
+# idle_timeout_ms = 300000
+# stall_timeout_ms = 300000
 # access_log = false
 @gateway.listener@
 [store]

@@ -42,6 +42,9 @@ fn every_value_survives_being_written_and_read_back() {
         tls_key_file = "tk"
         tls_client_ca_file = "ca"
         connections_max = 9
+        connections_per_client_max = 8
+        idle_timeout_ms = 7
+        stall_timeout_ms = 6
         access_log = true
         [store]
         store_dir = "sd"

@@ -173,7 +173,9 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
         let gateway = gateway.counting(shown.count);
         let limits = GatewayLimits {
             connections_max: settings.connections_max,
-            connections_per_user_max: settings.connections_max.div_ceil(2),
+            connections_per_user_max: settings.connections_per_client_max,
+            idle_timeout: settings.idle_timeout,
+            stall_timeout: settings.stall_timeout,
             ..limits.clone()
         };
         let stop = on_stop();
@@ -202,6 +204,7 @@ fn role_of(settings: &ListenerSettings, tokens: Option<Arc<LiveTokens>>) -> List
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
         let address = ListenerAddress::Unix(path.to_owned());
@@ -212,6 +215,9 @@ mod tests {
             tokens_file: None,
             tls: None,
             connections_max: 1,
+            connections_per_client_max: 1,
+            idle_timeout: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(1),
             access_log: false,
         }
     }

@@ -7,6 +7,7 @@ use crate::config::ListenerConfig;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Most listeners besides `gateway.listen`.
 pub const LISTENERS_MAX: usize = 16;
@@ -27,6 +28,12 @@ pub struct ListenerSettings {
     pub tls: Option<TlsFiles>,
     /// Most connections at a time, 1 to 16,384.
     pub connections_max: usize,
+    /// Most of them of one address or user, 1 to 16,384.
+    pub connections_per_client_max: usize,
+    /// How long a connection may have no request, 1 s to an hour.
+    pub idle_timeout: Duration,
+    /// How long a client may take no byte of its answer, 1 s to an hour.
+    pub stall_timeout: Duration,
     /// Whether requests are in the log.
     pub access_log: bool,
 }
@@ -130,13 +137,21 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         names => check_names(&key("host_names"), names)?,
     };
     let address = check_address(&key("address"), &listener.address, base)?;
+    const CONNECTIONS: (u32, u32) = (1, 16_384);
+    let timeout = |name: &str, ms| within(&key(name), ms, (1_000, 3_600_000)).map(Duration::from_millis);
     let checked = ListenerSettings {
         tls: check_tls(&key, listener, &address, base)?,
         address,
         role,
         host_names,
         tokens_file: listener.tokens_file.as_ref().map(|it| path_from(base, &key("tokens_file"), it)).transpose()?,
-        connections_max: within(&key("connections_max"), listener.connections_max, (1, 16_384))? as usize,
+        connections_max: within(&key("connections_max"), listener.connections_max, CONNECTIONS)? as usize,
+        connections_per_client_max: match listener.connections_per_client_max {
+            None => (listener.connections_max as usize).div_ceil(2),
+            Some(count) => within(&key("connections_per_client_max"), count, CONNECTIONS)? as usize,
+        },
+        idle_timeout: timeout("idle_timeout_ms", listener.idle_timeout_ms)?,
+        stall_timeout: timeout("stall_timeout_ms", listener.stall_timeout_ms)?,
         access_log: listener.access_log,
     };
     let is_permitted = match role {

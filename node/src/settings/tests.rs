@@ -44,18 +44,22 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
         listener("[::1]:0", "local"),
         listener("[::1]:0", "local"),
         listener("./sock", "site"),
-        listener("/run/narmesh/sock", "local") + "host_names = ['*']\nconnections_max = 16384",
+        listener("/run/narmesh/sock", "local") + "host_names = ['*']\nconnections_max = 16384\n",
+        listener("127.0.0.1:7286", "serve")
+            + "connections_max = 9\nconnections_per_client_max = 16384\nidle_timeout_ms = 1000",
     ]
     .concat();
     let listeners = check(&text).unwrap().gateway.listeners;
     let is_on_the_network: Vec<_> = listeners.iter().map(ListenerSettings::is_on_the_network).collect();
-    assert_eq!(is_on_the_network, [true, false, true, true, false, false, false, false]);
+    assert_eq!(is_on_the_network, [true, false, true, true, false, false, false, false, false]);
     let warned: Vec<_> = (0..).zip(&listeners).filter(|(at, it)| it.warn_of_plain_tokens(*at).is_some()).collect();
     assert!(matches!(warned[..], [(2, _)]), "{warned:?}");
     let tls = listeners[3].tls.clone().unwrap();
     assert_eq!(tls.certificate, Path::new("/etc/narmesh/c"));
     assert_eq!(listeners[6].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
-    assert_eq!((listeners[0].connections_max, listeners[7].connections_max), (256, 16_384));
+    let limits = |it: &ListenerSettings| (it.connections_max, it.connections_per_client_max, it.idle_timeout.as_secs());
+    let expected = [(256, 128, 300), (16_384, 8_192, 300), (9, 16_384, 1)];
+    assert_eq!([0, 7, 8].map(|at| limits(&listeners[at])), expected);
 }
 
 #[test]
@@ -204,6 +208,24 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "gateway.listener[0].connections_max",
             " = 0 is",
             "1 to 16384",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "connections_per_client_max = 16385",
+            "gateway.listener[0].connections_per_client_max",
+            " = 16385 is",
+            "1 to 16384",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "idle_timeout_ms = 999",
+            "gateway.listener[0].idle_timeout_ms",
+            " = 999 is",
+            "1000 to 3600000 (milliseconds)",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "stall_timeout_ms = 3600001",
+            "gateway.listener[0].stall_timeout_ms",
+            " = 3600001 is",
+            "1000 to 3600000 (milliseconds)",
         ),
         (
             listener("/run/x", "serve") + &listener("/run/x", "local"),
