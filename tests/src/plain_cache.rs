@@ -196,7 +196,8 @@ impl LoggingProxy {
         fs::create_dir_all(dir).expect("our own directory");
         let (address, log) = (free_address(), dir.join("passed.log"));
         let location = format!(
-            "proxy_pass http://{gateway}; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_buffering off; \
+            "proxy_pass http://{gateway}; proxy_http_version 1.1; proxy_set_header Host $http_host; \
+             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_buffering off; \
              access_log {} passed;",
             log.display()
         );

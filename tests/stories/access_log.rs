@@ -1,13 +1,24 @@
 //! Requests in the log of a listener that wants it.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, free_address, get, hash_part, promised, request, wait_until};
+use narmesh_tests::{LoggingProxy, TestMesh, finish, free_address, get, hash_part, promised, request, wait_until};
 
 /// A line is promised within this after its answer.
 const WRITTEN: Duration = Duration::from_secs(1);
+
+/// A Python program that asks from an address of its own, and says that it asks for another.
+const FROM: &str = r"
+import socket, sys
+address = (sys.argv[1], int(sys.argv[2]))
+one = socket.create_connection(address, source_address=(sys.argv[3], 0))
+one.sendall(b'GET /%s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 203.0.113.9\r\nConnection: close\r\n\r\n' % sys.argv[4].encode())
+while one.recv(4096):
+    pass
+";
 
 /// Requests of one client: more than it may have lines.
 const FLOOD: usize = 3_000;
@@ -67,4 +78,28 @@ fn requests_are_in_the_log_without_tokens_and_at_a_bounded_rate() {
     assert!((1_000..FLOOD).contains(&lines), "{lines} lines");
     let left_out = said.lines().find(|line| line.contains("lines about requests were left out"));
     assert!(left_out.is_some_and(|line| line.contains("last=127.0.0.1")), "{left_out:?}");
+}
+
+#[test]
+fn behind_a_believed_proxy_each_client_is_itself_and_nobody_else_is_believed() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let address = free_address();
+    node.config.more = format!(
+        "[[gateway.listener]]\naddress = '{address}'\nrole = 'serve'\naccess_log = true\ntrusted_proxies = ['127.0.0.1']\n"
+    );
+    node.start();
+    let proxy = LoggingProxy::start(&mesh.path().join("proxy"), address, "$status");
+    let ask = |at: SocketAddr, from: &str, path: &str| {
+        let mut python = Command::new("python3");
+        python.args(["-c", FROM, &at.ip().to_string(), &at.port().to_string(), from, path]);
+        finish(&mut python).expect_success("python3");
+    };
+    ask(proxy.address, "127.0.0.5", "through");
+    ask(address, "127.0.0.6", "past");
+    for (client, path) in [("127.0.0.5", "through"), ("127.0.0.6", "past")] {
+        let line = format!("client={client} method=GET path=/{path} status=404");
+        wait_until(&line, promised(WRITTEN), || node.log().contains(&line));
+    }
+    assert!(!node.log().contains("203.0.113.9"), "nobody else wrote it");
 }

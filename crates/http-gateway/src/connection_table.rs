@@ -14,8 +14,9 @@ use crate::connection::{ConnectionState, millis_between};
 use crate::limits::GatewayLimits;
 use crate::listener::Route;
 use crate::metrics::{CloseReason, GatewayMetrics};
+use crate::proxies::TrustedProxies;
 use crate::socket_owner::SocketOwners;
-use crate::substituter::ClientUser;
+use crate::substituter::{Caller, ClientUser};
 
 /// The open connections of one listener, never more than its limits allow.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(crate) struct ConnectionTable {
     limits: GatewayLimits,
     metrics: Arc<GatewayMetrics>,
     owners: Owners,
+    proxies: TrustedProxies,
     open: Mutex<Open>,
     emptied: Notify,
 }
@@ -107,13 +109,18 @@ impl Open {
 }
 
 impl ConnectionTable {
-    pub(crate) fn new(limits: GatewayLimits, metrics: Arc<GatewayMetrics>) -> Arc<Self> {
-        Self::with_owners(limits, metrics, Owners::Kernel(SocketOwners::new()))
+    pub(crate) fn new(limits: GatewayLimits, metrics: Arc<GatewayMetrics>, proxies: TrustedProxies) -> Arc<Self> {
+        Self::with_owners(limits, metrics, proxies, Owners::Kernel(SocketOwners::new()))
     }
 
-    fn with_owners(limits: GatewayLimits, metrics: Arc<GatewayMetrics>, owners: Owners) -> Arc<Self> {
+    fn with_owners(
+        limits: GatewayLimits,
+        metrics: Arc<GatewayMetrics>,
+        proxies: TrustedProxies,
+        owners: Owners,
+    ) -> Arc<Self> {
         let (clock, open, emptied) = (Instant::now(), Mutex::default(), Notify::new());
-        Arc::new(Self { clock, limits, metrics, owners, open, emptied })
+        Arc::new(Self { clock, limits, metrics, owners, proxies, open, emptied })
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -133,8 +140,11 @@ impl ConnectionTable {
         if open.connections.len() >= connections_max.min(connections_per_user_max).max(1) {
             owner = self.owners.of(route);
             open.ask(&self.owners);
-            while open.count(owner) >= connections_per_user_max.max(1) {
-                self.close(open.take_oldest_of(owner));
+            // For whom a proxy asks is known with the request.
+            if !self.proxies.includes(Client::of(route)) {
+                while open.count(owner) >= connections_per_user_max.max(1) {
+                    self.close(open.take_oldest_of(owner));
+                }
             }
             while open.connections.len() >= connections_max.max(1) {
                 let greediest = open.greediest();
@@ -164,8 +174,22 @@ impl ConnectionTable {
         }
     }
 
-    /// The user of a connection. The kernel is asked for it once.
-    fn find_user(&self, id: u64) -> Option<u32> {
+    /// From now on the connection of a proxy counts as one of the client for which it asks. If that client is at its limit, its
+    /// longest idle one is closed.
+    fn give_to(&self, id: u64, client: IpAddr) {
+        let owner = Owner::Address(client);
+        let mut open = self.open();
+        match open.connections.get_mut(&id) {
+            Some(connection) if connection.owner != owner => connection.owner = owner,
+            Some(_) | None => return,
+        }
+        while open.count(owner) > self.limits.connections_per_user_max.max(1) {
+            self.close(open.take_oldest_of(owner));
+        }
+    }
+
+    /// Whose a connection is. The kernel is asked for it once.
+    fn find_user(&self, id: u64) -> Option<Caller> {
         // Held while the kernel is asked, which takes one question at a time.
         let mut open = self.open();
         let connection = open.connections.get_mut(&id)?;
@@ -173,8 +197,9 @@ impl ConnectionTable {
             connection.owner = self.owners.of(connection.route);
         }
         match connection.owner {
-            Owner::User(user) => Some(user),
-            Owner::NotAsked | Owner::Nobody | Owner::Address(_) => None,
+            Owner::User(user) => Some(Caller::User(user)),
+            Owner::Address(address) => Some(Caller::Address(address)),
+            Owner::NotAsked | Owner::Nobody => None,
         }
     }
 
@@ -240,6 +265,25 @@ impl Entered {
         let (table, id) = (Arc::clone(&self.table), self.id);
         ClientUser::new(move || table.find_user(id))
     }
+
+    /// Gives the connections of a proxy to the clients for which it asks.
+    pub(crate) fn place(&self) -> Place {
+        Place { id: self.id, table: Arc::clone(&self.table) }
+    }
+}
+
+/// Which connection it is in the table.
+#[derive(Debug)]
+pub(crate) struct Place {
+    id: u64,
+    table: Arc<ConnectionTable>,
+}
+
+impl Place {
+    /// From now on the connection counts as one of the client at this address, as [`Client::counted`] gives it.
+    pub(crate) fn give_to(&self, client: IpAddr) {
+        self.table.give_to(self.id, client);
+    }
 }
 
 impl Drop for Entered {
@@ -258,6 +302,7 @@ impl Drop for Entered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxies::Network;
 
     /// The owner by the client's port, for tests: ports 1,000 to 1,999 belong to user 1, and so
     /// on; lower ones have no owner.
@@ -267,7 +312,7 @@ mod tests {
 
     fn table(connections_max: usize, connections_per_user_max: usize) -> Arc<ConnectionTable> {
         let limits = GatewayLimits { connections_max, connections_per_user_max, ..GatewayLimits::default() };
-        ConnectionTable::with_owners(limits, Arc::default(), Owners::Fixed(by_port))
+        ConnectionTable::with_owners(limits, Arc::default(), TrustedProxies::default(), Owners::Fixed(by_port))
     }
 
     fn enter(table: &Arc<ConnectionTable>, port: u16) -> Entered {
@@ -311,7 +356,7 @@ mod tests {
         let table = table(8, 4);
         let (known, unknown) = (enter(&table, 9_000), enter(&table, 1));
         let user = known.user();
-        assert_eq!((user.find(), unknown.user().find()), (Some(9), None));
+        assert_eq!((user.find(), unknown.user().find()), (Some(Caller::User(9)), None));
         drop(known);
         assert_eq!(user.find(), None);
     }
@@ -337,12 +382,32 @@ mod tests {
     }
 
     #[test]
+    fn connections_of_a_proxy_count_for_the_clients_it_asks_for() {
+        let proxies = TrustedProxies { networks: vec![Network::parse("192.0.2.1").unwrap()], unix: false };
+        let limits = GatewayLimits { connections_max: 8, connections_per_user_max: 3, ..GatewayLimits::default() };
+        let table = ConnectionTable::with_owners(limits, Arc::default(), proxies, Owners::Fixed(by_port));
+        let [client, server] = ["192.0.2.1:1", "192.0.2.9:7282"].map(|text| text.parse().unwrap());
+        let held: Vec<_> = (0..8).map(|_| table.enter(Route::Tcp { client, server })).collect();
+        assert_eq!(table.open().connections.len(), 8, "the proxy itself is not bounded by what one client may have");
+        let [one, other] = ["198.51.100.1", "198.51.100.2"].map(|text| text.parse::<IpAddr>().unwrap());
+        for entered in &held[..6] {
+            entered.place().give_to(one);
+        }
+        held[6].place().give_to(other);
+        let count = |owner| table.open().count(owner);
+        assert_eq!((count(Owner::Address(one)), count(Owner::Address(other))), (3, 1));
+        assert_eq!(held[6].user().find(), Some(Caller::Address(other)));
+        assert_eq!(table.open().connections.len(), 5, "the longest idle ones of the greedy client were closed");
+    }
+
+    #[test]
     fn below_the_limits_no_owner_is_looked_up() {
         fn nobody_asks(_: SocketAddr) -> Option<u32> {
             panic!("asked")
         }
         let limits = GatewayLimits { connections_max: 8, connections_per_user_max: 4, ..GatewayLimits::default() };
-        let table = ConnectionTable::with_owners(limits, Arc::default(), Owners::Fixed(nobody_asks));
+        let table =
+            ConnectionTable::with_owners(limits, Arc::default(), TrustedProxies::default(), Owners::Fixed(nobody_asks));
         let _held: Vec<_> = (0..4).map(|port| enter(&table, port)).collect();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,11 +21,13 @@ use crate::access_log::{AccessLine, AccessLog};
 use crate::body::RoutedBody;
 use crate::client::Client;
 use crate::connection::ConnectionState;
+use crate::connection_table::{Entered, Place};
 use crate::error::RequestIds;
 use crate::metrics::GatewayMetrics;
+use crate::proxies::TrustedProxies;
 use crate::role::ListenerRole;
 use crate::routes::{self, Endpoint};
-use crate::substituter::{ClientUser, Substituter};
+use crate::substituter::{Caller, ClientUser, Substituter};
 use crate::target::NARINFO_SUFFIX;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
@@ -87,22 +90,25 @@ impl<S: Substituter> Gateway<S> {
         &self.count
     }
 
+    /// The proxies that are believed on this listener.
+    pub(crate) fn trusted_proxies(&self) -> &TrustedProxies {
+        &self.endpoint.role.trusted_proxies
+    }
+
     pub(crate) fn metrics(&self) -> &Arc<GatewayMetrics> {
         &self.endpoint.metrics
     }
 
     /// Makes the service for one connection.
-    pub(crate) fn connection(
-        &self,
-        state: Arc<ConnectionState>,
-        user: ClientUser,
-        client: Client,
-    ) -> ConnectionService {
+    pub(crate) fn connection(&self, entered: &Entered, client: Client) -> ConnectionService {
+        let (state, user) = (Arc::clone(&entered.state), entered.user());
+        let role = &self.endpoint.role;
+        let proxy = role.trusted_proxies.includes(client).then(|| (entered.place(), role.trusted_proxies.clone()));
         // Whence a client comes matters to the router only where it may send wrong tokens.
-        let is_told = self.endpoint.role.access.is_some();
+        let is_told = role.access.is_some();
         let log = self.access_log.clone();
         let turns = state.answers_several().then(|| Arc::new(Semaphore::new(BODIES_MAX)));
-        ConnectionService { router: self.router.clone(), state, user, client, is_told, log, turns }
+        ConnectionService { router: self.router.clone(), state, user, client, proxy, is_told, log, turns }
     }
 
     /// Says what the access log left out; in any case if `at_once`.
@@ -145,6 +151,8 @@ pub(crate) struct ConnectionService {
     state: Arc<ConnectionState>,
     user: ClientUser,
     client: Client,
+    /// The connection and the proxies that are believed, if this is one of them.
+    proxy: Option<(Place, TrustedProxies)>,
     /// Whether the router is told the client.
     is_told: bool,
     log: Option<Arc<AccessLog>>,
@@ -167,14 +175,15 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         {
             request.headers_mut().insert(HOST, host);
         }
-        // Only a NAR may have to wait for its user's turn; most requests are for narinfos.
-        if !is_narinfo {
-            request.extensions_mut().insert(self.user.clone());
-        }
+        let forwarded = self.find_forwarded(&request);
+        let client = forwarded.map_or(self.client, Client::Address);
+        let caller = forwarded.and(client.counted()).map(Caller::Address);
+        let user = caller.map_or_else(|| self.user.clone(), |caller| ClientUser::new(move || Some(caller)));
+        request.extensions_mut().insert(user);
         if self.is_told {
-            request.extensions_mut().insert(self.client);
+            request.extensions_mut().insert(client);
         }
-        let mut line = self.log.as_ref().map(|log| log.begin(self.client, request.method(), request.uri().path()));
+        let mut line = self.log.as_ref().map(|log| log.begin(client, request.method(), request.uri().path()));
         let answer = self.router.clone().oneshot(request);
         // A narinfo is small, and must not wait for NARs.
         let Some(turns) = self.turns.as_ref().filter(|_| !is_narinfo) else {
@@ -193,6 +202,18 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
             let answer = noted(answer.await?, &mut line);
             Ok(answer.map(|body| RoutedBody::new(body, busy, turn).with_line(line)))
         })
+    }
+}
+
+impl ConnectionService {
+    /// The client for which a proxy asks. The connection counts as that client's.
+    fn find_forwarded<B>(&self, request: &Request<B>) -> Option<IpAddr> {
+        let (place, proxies) = self.proxy.as_ref()?;
+        let client = proxies.find_client(self.client, request.headers())?;
+        if let Some(counted) = Client::Address(client).counted() {
+            place.give_to(counted);
+        }
+        Some(client)
     }
 }
 

@@ -31,6 +31,7 @@ mod listener;
 mod metrics;
 mod nar_body;
 mod page;
+mod proxies;
 mod range;
 mod rate;
 mod role;
@@ -52,12 +53,13 @@ pub use limits::GatewayLimits;
 pub use listener::{Listener, TlsSettings};
 pub use metrics::{GatewayMetrics, RequestCounts};
 pub use nar_body::{BodyAborted, NarBody};
+pub use proxies::{Network, TrustedProxies};
 pub use role::{Endpoints, HostCheck, ListenerRole};
 pub use serve::serve;
 pub use store_files::{
     BuildLog, Busy, DirectoryRow, EntryPath, RowKind, StoreDirectory, StoreEntry, StoreFile, TreeListing,
 };
-pub use substituter::{CacheInfo, ClientUser, Lookup, Substituter};
+pub use substituter::{CacheInfo, Caller, ClientUser, Lookup, Substituter};
 
 use std::sync::Arc;
 

@@ -8,6 +8,7 @@ use hyper::{HeaderMap, Uri};
 
 use crate::GatewayError;
 use crate::access::Access;
+use crate::proxies::TrustedProxies;
 use crate::target::Target;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -25,6 +26,8 @@ pub struct ListenerRole {
     pub access: Option<Arc<dyn Access>>,
     /// What lines of the access log call this listener; `None` if there is no such log.
     pub access_log: Option<String>,
+    /// The proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// Which hosts clients may name. The check is there for web pages: through a name of its own that points here, a page could
@@ -55,13 +58,14 @@ impl ListenerRole {
     pub fn local() -> Self {
         let endpoints = Endpoints { substituter: true, health: true, metrics: true };
         let host_check = HostCheck::Loopback;
-        Self { host_check, host_names: Vec::new(), endpoints, access: None, access_log: None }
+        let trusted_proxies = TrustedProxies::default();
+        Self { host_check, host_names: Vec::new(), endpoints, access: None, access_log: None, trusted_proxies }
     }
 
     /// A listener for others: no metrics, which are for this machine's operator.
     pub fn for_others(host_check: HostCheck, host_names: Vec<String>) -> Self {
         let endpoints = Endpoints { metrics: false, ..Self::local().endpoints };
-        Self { host_check, host_names, endpoints, access: None, access_log: None }
+        Self { host_check, host_names, endpoints, ..Self::local() }
     }
 
     /// Whether the endpoint exists on this listener.

@@ -38,7 +38,7 @@ pub async fn serve<S: Substituter>(
     let listener = listener.into();
     let grace = limits.shutdown_grace;
     let http = http(&limits);
-    let table = ConnectionTable::new(limits, Arc::clone(gateway.metrics()));
+    let table = ConnectionTable::new(limits, Arc::clone(gateway.metrics()), gateway.trusted_proxies().clone());
     let mut sweep = interval(table.sweep_interval());
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = pin!(shutdown);
@@ -144,7 +144,7 @@ async fn serve_connection<S: Substituter>(
     if is_http2 {
         state.answer_several();
     }
-    let service = gateway.connection(Arc::clone(&state), entered.user(), client);
+    let service = gateway.connection(&entered, client);
     if is_http2 {
         run(http.two.serve_connection(io, service), &state).await;
     } else {

@@ -1,6 +1,7 @@
 //! The interface to the component that knows where paths are.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -79,13 +80,22 @@ pub trait Substituter: Send + Sync + 'static {
     fn is_short_of_memory(&self) -> bool;
 }
 
-/// Tells which local user a client is.
+/// Whoever asks, as far as turns are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// A user of this machine.
+    User(u32),
+    /// A client on the network: its address, of IPv6 the prefix behind which it can choose.
+    Address(IpAddr),
+}
+
+/// Tells who a client is.
 #[derive(Clone)]
-pub struct ClientUser(Arc<dyn Fn() -> Option<u32> + Send + Sync>);
+pub struct ClientUser(Arc<dyn Fn() -> Option<Caller> + Send + Sync>);
 
 impl ClientUser {
-    /// A client of whom `find` finds the user.
-    pub fn new(find: impl Fn() -> Option<u32> + Send + Sync + 'static) -> Self {
+    /// A client of whom `find` finds who it is.
+    pub fn new(find: impl Fn() -> Option<Caller> + Send + Sync + 'static) -> Self {
         Self(Arc::new(find))
     }
 
@@ -94,8 +104,8 @@ impl ClientUser {
         Self::new(|| None)
     }
 
-    /// The user id. The kernel is asked for it, once for each connection.
-    pub fn find(&self) -> Option<u32> {
+    /// Who it is. The kernel is asked for a user, once for each connection.
+    pub fn find(&self) -> Option<Caller> {
         (self.0)()
     }
 }

@@ -34,7 +34,7 @@ pub use source::{
     Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Sources,
     TreeAnswer, UpstreamId,
 };
-pub use turns::{FindUser, Turn, Turns, User};
+pub use turns::{Caller, FindUser, Turn, Turns, User};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

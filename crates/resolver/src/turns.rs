@@ -3,16 +3,26 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// A user of this machine; `None` for all who are not known together.
-pub type User = Option<u32>;
+/// Whoever asks; `None` for all who are not known together.
+pub type User = Option<Caller>;
 
-/// Finds out which local user asks, if that can be known. Called only when the user matters: when memory is short, or when
+/// One of those who take turns.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Caller {
+    /// A user of this machine.
+    User(u32),
+    /// A client on the network, by its address or the prefix that is its own.
+    Address(IpAddr),
+}
+
+/// Finds out who asks, if that can be known. Called only when the user matters: when memory is short, or when
 /// sources are asked.
 pub type FindUser = Arc<dyn Fn() -> User + Send + Sync>;
 
@@ -156,13 +166,17 @@ mod tests {
 
     use super::*;
 
+    fn user(id: u32) -> User {
+        Some(Caller::User(id))
+    }
+
     #[tokio::test]
     async fn users_take_turns_however_often_each_asks() {
         let turns = Turns::default();
         let first = turns.try_take().unwrap();
         assert!(turns.try_take().is_none());
         let order = Arc::new(Mutex::new(Vec::new()));
-        let users = [Some(7), Some(7), Some(7), Some(7), Some(7), Some(3), None, Some(3)];
+        let users = [user(7), user(7), user(7), user(7), user(7), user(3), None, user(3)];
         let waiting = users.map(|user| {
             let (turns, order) = (turns.clone(), Arc::clone(&order));
             Box::pin(async move {
@@ -175,7 +189,7 @@ mod tests {
         assert!(futures::poll!(&mut all).is_pending());
         drop(first);
         all.await;
-        let [none, three, seven] = [None, Some(3), Some(7)];
+        let [none, three, seven] = [None, user(3), user(7)];
         assert_eq!(*order.lock(), [three, seven, none, three, seven, seven, seven, seven]);
         assert!(turns.try_take().is_some());
     }
@@ -184,9 +198,9 @@ mod tests {
     async fn turn_of_who_gives_up_goes_to_the_next() {
         let turns = Turns::default();
         let first = turns.try_take().unwrap();
-        let mut gives_up = Box::pin(turns.take(Some(1)));
-        let mut gives_up_later = Box::pin(turns.take(Some(1)));
-        let mut waits = pin!(turns.take(Some(1)));
+        let mut gives_up = Box::pin(turns.take(user(1)));
+        let mut gives_up_later = Box::pin(turns.take(user(1)));
+        let mut waits = pin!(turns.take(user(1)));
         assert!(futures::poll!(&mut gives_up).is_pending());
         assert!(futures::poll!(&mut gives_up_later).is_pending());
         assert!(futures::poll!(&mut waits).is_pending());
@@ -200,11 +214,11 @@ mod tests {
     #[tokio::test]
     async fn one_user_leaves_turns_to_others_and_waits_without_keeping_them_waiting() {
         let turns = Turns::new(4, 3);
-        let mut greedy: Vec<_> = (0..6).map(|_| Box::pin(turns.take(Some(1)))).collect();
+        let mut greedy: Vec<_> = (0..6).map(|_| Box::pin(turns.take(user(1)))).collect();
         let mut held: Vec<_> = greedy.drain(..3).map(|turn| turn.now_or_never().expect("it is free")).collect();
         assert!(greedy.iter_mut().all(|turn| turn.now_or_never().is_none()));
-        let other = turns.take(Some(2)).now_or_never().expect("the last one is never the greedy user's");
-        let mut third = pin!(turns.take(Some(3)));
+        let other = turns.take(user(2)).now_or_never().expect("the last one is never the greedy user's");
+        let mut third = pin!(turns.take(user(3)));
         assert!(futures::poll!(&mut third).is_pending());
         held.pop();
         assert!(third.now_or_never().is_some(), "though the greedy user has waited for longer");

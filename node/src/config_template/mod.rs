@@ -112,6 +112,7 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 fn listener_lines(listener: &ListenerConfig) -> String {
     let ListenerConfig { address, role, host_names, connections_max, access_log, .. } = listener;
     let ListenerConfig { connections_per_client_max, idle_timeout_ms, stall_timeout_ms, .. } = listener;
+    let trusted_proxies = list(&listener.trusted_proxies);
     let per_client = connections_per_client_max.map(|count| format!("connections_per_client_max = {count}\n"));
     let per_client = per_client.unwrap_or_default();
     let files: String = [
@@ -127,7 +128,7 @@ fn listener_lines(listener: &ListenerConfig) -> String {
     format!(
         "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{files}\
          connections_max = {connections_max}\n{per_client}idle_timeout_ms = {idle_timeout_ms}\n\
-         stall_timeout_ms = {stall_timeout_ms}\naccess_log = {access_log}\n"
+         stall_timeout_ms = {stall_timeout_ms}\ntrusted_proxies = {trusted_proxies}\naccess_log = {access_log}\n"
     )
 }
 
@@ -260,6 +261,8 @@ prefer = @gateway.prefer@
 # connections_max are the connections at a time, connections_per_client_max those of one address or user (default: half).
 # One without a request is closed after idle_timeout_ms, and one whose client takes no byte of its answer after
 # stall_timeout_ms.
+# trusted_proxies are addresses and networks of proxies whose X-Forwarded-For is believed ("unix" for who connects through
+# a Unix socket): without it all clients of a proxy are one.
 # access_log = true logs each request: who asked, what for, and what came of it.
 # Read at start only.
 # [[gateway.listener]]
@@ -274,6 +277,7 @@ prefer = @gateway.prefer@
 # connections_per_client_max = 128
 # idle_timeout_ms = 300000
 # stall_timeout_ms = 300000
+# trusted_proxies = ["192.0.2.1"]
 # access_log = false
 @gateway.listener@
 [store]

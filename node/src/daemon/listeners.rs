@@ -168,7 +168,8 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
         );
         let substituter = Arc::new(substituter.with_scope(scope));
         let access_log = settings.access_log.then(|| shown.address.clone());
-        let role = ListenerRole { access_log, ..role_of(&settings, tokens) };
+        let trusted_proxies = settings.trusted_proxies.clone();
+        let role = ListenerRole { access_log, trusted_proxies, ..role_of(&settings, tokens) };
         let gateway = Gateway::new(substituter, role, Arc::clone(metrics), Arc::clone(registry));
         let gateway = gateway.counting(shown.count);
         let limits = GatewayLimits {
@@ -204,6 +205,7 @@ fn role_of(settings: &ListenerSettings, tokens: Option<Arc<LiveTokens>>) -> List
 #[cfg(test)]
 mod tests {
     use super::*;
+    use narmesh_http_gateway::TrustedProxies;
     use std::time::Duration;
 
     fn unix(path: &Path, role: GatewayRole) -> ListenerSettings {
@@ -218,6 +220,7 @@ mod tests {
             connections_per_client_max: 1,
             idle_timeout: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(1),
+            trusted_proxies: TrustedProxies::default(),
             access_log: false,
         }
     }

@@ -4,6 +4,7 @@ use super::host_names::check_names;
 use super::tls::TlsFiles;
 use super::{Count, SOCKET_PATH_BYTES_MAX, SettingsError, path_from, refused, within};
 use crate::config::ListenerConfig;
+use narmesh_http_gateway::{Network, TrustedProxies};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ pub struct ListenerSettings {
     pub idle_timeout: Duration,
     /// How long a client may take no byte of its answer, 1 s to an hour.
     pub stall_timeout: Duration,
+    /// The proxies that are believed when they say for whom they ask: at most 64 networks, or who connects through the Unix
+    /// socket.
+    pub trusted_proxies: TrustedProxies,
     /// Whether requests are in the log.
     pub access_log: bool,
 }
@@ -141,6 +145,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
     let timeout = |name: &str, ms| within(&key(name), ms, (1_000, 3_600_000)).map(Duration::from_millis);
     let checked = ListenerSettings {
         tls: check_tls(&key, listener, &address, base)?,
+        trusted_proxies: check_proxies(&key("trusted_proxies"), &listener.trusted_proxies, &address)?,
         address,
         role,
         host_names,
@@ -204,6 +209,30 @@ fn check_tls(
             "no TLS on a Unix socket, whose file says who may connect",
         )),
     }
+}
+
+fn check_proxies(key: &str, texts: &[String], address: &ListenerAddress) -> Result<TrustedProxies, SettingsError> {
+    const PROXIES_MAX: usize = 64;
+    if texts.len() > PROXIES_MAX {
+        return Err(refused(key, Count(texts.len(), "entries"), "at most 64 entries"));
+    }
+    let mut proxies = TrustedProxies::default();
+    for (index, text) in texts.iter().enumerate() {
+        let accepted = match address {
+            ListenerAddress::Unix(_) if text == "unix" => {
+                proxies.unix = true;
+                continue;
+            }
+            // Behind a proxy that connects by a Unix socket there may be others, which have addresses.
+            ListenerAddress::Unix(_) => "\"unix\", an IP address, or a network such as \"192.0.2.0/24\"",
+            ListenerAddress::Tcp(_) => {
+                "an IP address, or a network such as \"192.0.2.0/24\" or \"2001:db8::/32\", without bits after its prefix"
+            }
+        };
+        let network = Network::parse(text).ok_or_else(|| refused(format!("{key}[{index}]"), text, accepted))?;
+        proxies.networks.push(network);
+    }
+    Ok(proxies)
 }
 
 fn check_address(key: &str, text: &str, base: &Path) -> Result<ListenerAddress, SettingsError> {

@@ -46,17 +46,20 @@ fn listeners_are_of_every_role_where_only_this_machine_reaches_them() {
         listener("./sock", "site"),
         listener("/run/narmesh/sock", "local") + "host_names = ['*']\nconnections_max = 16384\n",
         listener("127.0.0.1:7286", "serve")
-            + "connections_max = 9\nconnections_per_client_max = 16384\nidle_timeout_ms = 1000",
+            + "connections_max = 9\nconnections_per_client_max = 16384\nidle_timeout_ms = 1000\ntrusted_proxies = ['10.0.0.0/8', '::1']\n",
+        listener("./proxied", "serve") + "trusted_proxies = ['unix', '10.0.0.0/8']",
     ]
     .concat();
     let listeners = check(&text).unwrap().gateway.listeners;
     let is_on_the_network: Vec<_> = listeners.iter().map(ListenerSettings::is_on_the_network).collect();
-    assert_eq!(is_on_the_network, [true, false, true, true, false, false, false, false, false]);
+    assert_eq!(is_on_the_network, [true, false, true, true, false, false, false, false, false, false]);
     let warned: Vec<_> = (0..).zip(&listeners).filter(|(at, it)| it.warn_of_plain_tokens(*at).is_some()).collect();
     assert!(matches!(warned[..], [(2, _)]), "{warned:?}");
     let tls = listeners[3].tls.clone().unwrap();
     assert_eq!(tls.certificate, Path::new("/etc/narmesh/c"));
     assert_eq!(listeners[6].address, ListenerAddress::Unix("/etc/narmesh/./sock".into()));
+    let proxies = |at: usize| (listeners[at].trusted_proxies.unix, listeners[at].trusted_proxies.networks.len());
+    assert_eq!([0, 8, 9].map(proxies), [(false, 0), (false, 2), (true, 1)]);
     let limits = |it: &ListenerSettings| (it.connections_max, it.connections_per_client_max, it.idle_timeout.as_secs());
     let expected = [(256, 128, 300), (16_384, 8_192, 300), (9, 16_384, 1)];
     assert_eq!([0, 7, 8].map(|at| limits(&listeners[at])), expected);
@@ -214,6 +217,30 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "gateway.listener[0].connections_per_client_max",
             " = 16385 is",
             "1 to 16384",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "trusted_proxies = ['::1', '192.0.2.1/24']",
+            "gateway.listener[0].trusted_proxies[1]",
+            "\"192.0.2.1/24\"",
+            "an IP address, or a network",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "trusted_proxies = ['unix']",
+            "gateway.listener[0].trusted_proxies[0]",
+            "\"unix\"",
+            "an IP address, or a network",
+        ),
+        (
+            listener("/run/x", "serve") + "trusted_proxies = ['nginx']",
+            "gateway.listener[0].trusted_proxies[0]",
+            "\"nginx\"",
+            "\"unix\", an IP address",
+        ),
+        (
+            listener("/run/x", "serve") + &format!("trusted_proxies = [{}]", "'::1',".repeat(65)),
+            "gateway.listener[0].trusted_proxies",
+            "65 entries",
+            "at most 64",
         ),
         (
             listener("0.0.0.0:7282", "serve") + "idle_timeout_ms = 999",

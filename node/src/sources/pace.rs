@@ -197,11 +197,12 @@ impl Limited {
 mod tests {
     use super::*;
     use futures::FutureExt as _;
+    use narmesh_resolver::Caller;
     use std::sync::Arc;
 
     /// How many one user may ask at a time.
     fn places(pace: &Pace, user: u32) -> usize {
-        let taken: Vec<_> = std::iter::from_fn(|| pace.take(Some(user)).now_or_never()).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| pace.take(Some(Caller::User(user))).now_or_never()).collect();
         taken.len()
     }
 
@@ -294,7 +295,7 @@ mod tests {
         let asked = |user| {
             let (pace, order) = (Arc::clone(&pace), Arc::clone(&order));
             tokio::spawn(async move {
-                let turn = pace.take(Some(user)).await;
+                let turn = pace.take(Some(Caller::User(user))).await;
                 order.lock().push(user);
                 drop(turn);
             })

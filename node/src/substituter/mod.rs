@@ -13,7 +13,7 @@ use narmesh_http_gateway::{
 };
 use narmesh_mesh::MeshHandle;
 use narmesh_protocol::{HashPart, NarUrl, RealisationId, StorePath};
-use narmesh_resolver::{FindUser, Resolver};
+use narmesh_resolver::{Caller, FindUser, Resolver, User};
 use narmesh_store::{NixStore, Offer, OfferedPath, StoreContents, StoreError};
 use std::sync::Arc;
 
@@ -179,7 +179,7 @@ impl Substituter for GatewaySubstituter {
     }
 
     async fn find_realisation(&self, id: RealisationId, client: ClientUser) -> Option<Bytes> {
-        self.bring_realisation(id, move || client.find()).await
+        self.bring_realisation(id, move || find_caller(&client)).await
     }
 
     async fn list_tree(&self, part: HashPart) -> Result<Option<TreeListing>, Busy> {
@@ -221,7 +221,14 @@ impl Substituter for GatewaySubstituter {
 }
 
 fn user_finder(client: ClientUser) -> FindUser {
-    Arc::new(move || client.find())
+    Arc::new(move || find_caller(&client))
+}
+
+fn find_caller(client: &ClientUser) -> User {
+    client.find().map(|caller| match caller {
+        narmesh_http_gateway::Caller::User(user) => Caller::User(user),
+        narmesh_http_gateway::Caller::Address(address) => Caller::Address(address),
+    })
 }
 
 /// The narinfo of an offered path, with the deriver that our own store knows, by which `nix log` finds the log of a path. Peers

@@ -272,7 +272,7 @@ async fn narinfo_request_is_answered_200_403_or_404() {
 
 /// Takes one token.
 #[derive(Debug)]
-struct OneToken;
+pub(crate) struct OneToken;
 
 impl narmesh_http_gateway::Access for OneToken {
     fn admits(&self, token: &[u8]) -> bool {

@@ -11,4 +11,5 @@ mod hostile;
 mod http2;
 mod memory;
 mod nix;
+mod proxies;
 mod tls;

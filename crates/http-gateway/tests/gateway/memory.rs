@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
 use narmesh_http_gateway::{
-    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, RowKind,
+    BodyAborted, BuildLog, Busy, CacheInfo, Caller, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, RowKind,
     StoreDirectory, StoreEntry, StoreFile, Substituter, TreeListing,
 };
 use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StoreDir, StorePath};
@@ -23,8 +23,8 @@ pub(crate) struct MemorySubstituter {
     pub(crate) nars: HashMap<NarUrl, Nar>,
     /// All calls of `fetch_nar` in order: the first byte, and whether the request had a range.
     pub(crate) nar_calls: Mutex<Vec<(u64, bool)>>,
-    /// The users who made these calls.
-    pub(crate) nar_users: Mutex<Vec<Option<u32>>>,
+    /// Who made these calls, and those of `find_narinfo`.
+    pub(crate) callers: Mutex<Vec<Option<Caller>>>,
     /// Whether bodies have to wait for memory.
     pub(crate) is_short: bool,
     /// Files by the path under which they are asked for: `log/…`, `<hash part>.ls` or `serve/<hash part>/…`.
@@ -104,7 +104,8 @@ impl Substituter for MemorySubstituter {
         }
     }
 
-    async fn find_narinfo(&self, part: HashPart, _: ClientUser) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart, client: ClientUser) -> Option<Bytes> {
+        self.callers.lock().unwrap().push(client.find());
         tokio::task::yield_now().await;
         self.asked.get(&part).cloned().flatten()
     }
@@ -161,7 +162,7 @@ impl Substituter for MemorySubstituter {
     }
 
     async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
-        self.nar_users.lock().unwrap().push(client.find());
+        self.callers.lock().unwrap().push(client.find());
         self.nar_calls.lock().unwrap().push((first_byte, resumed));
         let nar = self.nars.get(&url)?;
         if resumed && nar.gone_when_resumed {

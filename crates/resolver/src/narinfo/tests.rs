@@ -22,7 +22,7 @@ use crate::source::{
     Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, SourceTurn, Sources, UpstreamId,
 };
 use crate::tests::Nothing;
-use crate::turns::{FindUser, User};
+use crate::turns::{Caller, FindUser, User};
 
 /// One source that claims every path: one that is demoted, or one that is awaited.
 struct OneSource {
@@ -221,15 +221,15 @@ async fn flood_of_one_user_makes_no_other_wait_for_long_or_in_vain() {
     let flood: Vec<_> = (0..2_000_u32)
         .map(|number| {
             let narinfos = Arc::clone(&stage.narinfos);
-            tokio::spawn(async move { narinfos.find(absent(number), &of_user(Some(1))).await })
+            tokio::spawn(async move { narinfos.find(absent(number), &of_user(Some(Caller::User(1)))).await })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let asked_at = Instant::now();
     // Also what the other user asks for already.
     let shared = Arc::clone(&stage.narinfos);
-    let joins = tokio::spawn(async move { shared.find(absent(1_999), &of_user(Some(3))).await });
-    assert!(stage.narinfos.find(stage.held[0], &of_user(Some(2))).await.is_some());
+    let joins = tokio::spawn(async move { shared.find(absent(1_999), &of_user(Some(Caller::User(3)))).await });
+    assert!(stage.narinfos.find(stage.held[0], &of_user(Some(Caller::User(2)))).await.is_some());
     assert!(joins.await.unwrap().is_none());
     assert_eq!(asked_at.elapsed(), Duration::from_secs(2), "as long as the source takes");
     join_all(flood).await;
