@@ -46,6 +46,8 @@ pub(crate) struct ConnectionState {
     phase: AtomicU8,
     /// Requests that are being answered.
     busy: AtomicUsize,
+    /// Whether there was a request.
+    had_request: AtomicBool,
     /// The same one by one, if there may be several at once.
     streams: OnceLock<Streams>,
     /// When bytes last moved in either direction, in milliseconds since `clock`, which all connections of a table share.
@@ -86,6 +88,7 @@ impl ConnectionState {
             clock,
             phase: AtomicU8::new(PHASE_HEAD),
             busy: AtomicUsize::new(0),
+            had_request: AtomicBool::new(false),
             streams: OnceLock::new(),
             moved_ms: AtomicU64::new(now_ms),
             head_since_ms: AtomicU64::new(now_ms),
@@ -102,8 +105,14 @@ impl ConnectionState {
     /// Marks the connection as busy with a request until the guard is dropped.
     pub(crate) fn begin_request(this: &Arc<Self>) -> BusyGuard {
         this.busy.fetch_add(1, Ordering::AcqRel);
+        this.had_request.store(true, Ordering::Relaxed);
         let stream = this.streams.get().map(|streams| streams.enter(this.now_ms()));
         BusyGuard { connection: Arc::clone(this), stream }
+    }
+
+    /// Whether there was a request.
+    pub(crate) fn had_request(&self) -> bool {
+        self.had_request.load(Ordering::Relaxed)
     }
 
     /// Marks the connection as one of HTTP/2: it answers several requests at once, and what the client sends besides them, such

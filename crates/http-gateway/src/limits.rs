@@ -1,6 +1,10 @@
 //! What one listener bears.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
 
 /// Limits of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,21 @@ pub struct GatewayLimits {
     pub buffer_bytes_max: usize,
     /// Time that responses under way at shutdown get to finish.
     pub shutdown_grace: Duration,
+}
+
+/// How long a client that has connected and sent no request yet is waited for when the gateway stops. A guess: its request is
+/// on its way, unless it connected in advance.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// The time for which a client is waited for that has connected and sent no request yet, when the gateway stops.
+#[derive(Debug, Default)]
+pub(crate) struct LastWait(Option<Pin<Box<Sleep>>>);
+
+impl LastWait {
+    /// Whether it is over. It begins with the first call.
+    pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.get_or_insert_with(|| Box::pin(sleep(LAST_WAIT))).as_mut().poll(cx)
+    }
 }
 
 impl Default for GatewayLimits {

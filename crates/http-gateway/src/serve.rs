@@ -15,7 +15,7 @@ use crate::client::Client;
 use crate::connection::{ConnectionState, Order, WatchedStream};
 use crate::connection_table::{ConnectionTable, Entered};
 use crate::gateway::{ConnectionService, Gateway};
-use crate::limits::GatewayLimits;
+use crate::limits::{GatewayLimits, LastWait};
 use crate::listener::{Accepted, Listener};
 use crate::substituter::Substituter;
 use crate::tls::{is_http2, shake_hands};
@@ -174,18 +174,28 @@ impl Connection for http2::Connection<WatchedStream, ConnectionService, TokioExe
 async fn run(connection: impl Connection, state: &ConnectionState) {
     let mut connection = pin!(connection);
     let mut draining = false;
+    let mut wait = LastWait::default();
     // The order is polled with the connection, so that it takes effect even while the client sends nothing.
     let ended = poll_fn(|cx| {
-        match state.poll_order(cx) {
-            Order::Serve => {}
-            Order::Drain if draining => {}
-            Order::Drain => {
-                draining = true;
-                connection.as_mut().drain();
+        loop {
+            match state.poll_order(cx) {
+                Order::Serve => {}
+                Order::Drain if draining => {}
+                // A client that has just connected sends its request soon, and hyper would close the connection before.
+                Order::Drain if !state.had_request() && wait.poll_over(cx).is_pending() => {}
+                Order::Drain => {
+                    draining = true;
+                    connection.as_mut().drain();
+                }
+                Order::Close => return Poll::Ready(Ok(())),
             }
-            Order::Close => return Poll::Ready(Ok(())),
+            let had_request = state.had_request();
+            let polled = connection.as_mut().poll(cx);
+            // The first request may be answered already, and then nothing wakes this task again.
+            if polled.is_ready() || had_request || !state.had_request() {
+                return polled;
+            }
         }
-        connection.as_mut().poll(cx)
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended with an error");

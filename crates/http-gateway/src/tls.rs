@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::connection::{ConnectionState, Order};
+use crate::limits::LastWait;
 use crate::listener::ClientStream;
 
 /// What a client gets that speaks plain HTTP: without it people would see a broken connection, and look for the fault elsewhere.
@@ -30,9 +31,11 @@ pub(crate) async fn shake_hands(
 ) -> io::Result<ClientStream> {
     state.begin_handshake();
     let mut handshake = pin!(open(stream, settings));
+    let mut wait = LastWait::default();
     let opened = poll_fn(|cx| match state.poll_order(cx) {
         Order::Serve => handshake.as_mut().poll(cx),
-        // Nothing is under way that could be finished first.
+        // The request comes after it.
+        Order::Drain if wait.poll_over(cx).is_pending() => handshake.as_mut().poll(cx),
         Order::Drain | Order::Close => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
     });
     let opened = opened.await?;

@@ -248,6 +248,20 @@ async fn shutdown_finishes_a_body_and_accepts_no_connection() {
 }
 
 #[tokio::test]
+async fn shutdown_answers_who_has_just_connected_and_waits_for_nobody_who_says_nothing() {
+    let gateway = gateway(MemorySubstituter::default(), GatewayLimits::default()).await;
+    let mut connected = gateway.connect().await;
+    let mut silent = gateway.connect().await;
+    until(|| gateway.connections.get() == 2).await;
+    let stopped = gateway.stop();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    connected.send(healthz()).await;
+    assert_eq!(connected.answer().await.status, 200, "its request was on its way");
+    assert!(connected.is_closed().await && silent.is_closed().await);
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn shutdown_ends_after_the_grace_time() {
     let limits = GatewayLimits { shutdown_grace: Duration::from_millis(200), ..GatewayLimits::default() };
     let gateway = gateway(paused_nar(Duration::from_secs(3600)), limits).await;
