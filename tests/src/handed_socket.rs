@@ -39,6 +39,14 @@ impl HandedSocket {
         node.start_with(Some(OwnedFd::from(self.listener.try_clone().expect("a descriptor"))));
     }
 
+    /// Hands the socket to each daemon of the node under this name, beside that of the gateway.
+    ///
+    /// # Panics
+    /// When there is no descriptor left.
+    pub fn hand_over(&self, name: &str, node: &mut TestNode) {
+        node.hand_over(name, OwnedFd::from(self.listener.try_clone().expect("a descriptor")));
+    }
+
     /// How many connections wait to be accepted, according to `ss`.
     ///
     /// # Panics

@@ -49,7 +49,7 @@ fn leads_here(place: &Place, settings: &Settings) -> bool {
     let Some(port) = url.port_or_known_default() else { return false };
     let listeners = settings.gateway.listeners.iter().filter_map(|listener| match listener.address {
         ListenerAddress::Tcp(address) => Some(address),
-        ListenerAddress::Unix(_) => None,
+        ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => None,
     });
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let ip: Option<IpAddr> = host.parse().ok();

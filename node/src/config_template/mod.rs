@@ -250,7 +250,8 @@ sign = @gateway.sign@
 # Which sources are asked first. "mesh": peers that may hold the path; an upstream cache when the best of them is late.
 # "fastest": whichever usually answers first. "upstream": upstream caches; a peer when the best of them is late.
 prefer = @gateway.prefer@
-# Where others may ask, up to 16 places: an IP address with a port, or the path of a Unix socket. role says what they get.
+# Where others may ask, up to 16 places: an IP address with a port, the path of a Unix socket, or systemd:NAME for the socket
+# that systemd hands over under this FileDescriptorName. role says what they get.
 # "serve": what [advertise] offers of our own store, decided anew at each request, and nothing of the mesh. "site": the
 # same, and what the mesh gives; at an address that other machines reach only with tokens_file or tls_client_ca_file.
 # "local": all that our own Nix gets; only on this machine. With tokens_file clients need a token that `narmesh token add

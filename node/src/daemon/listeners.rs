@@ -2,6 +2,7 @@
 
 use super::access::LiveTokens;
 use super::certificate::LiveCertificate;
+use super::listener::{HandedSocket, HandedSockets};
 use crate::settings::{GatewayRole, ListenerAddress, ListenerSettings};
 use crate::status::ListenerStatus;
 use crate::substituter::{GatewaySubstituter, Scope};
@@ -74,41 +75,75 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// When one cannot be opened: then others would be refused without anybody noticing.
-pub(super) fn open_all(settings: &[ListenerSettings]) -> anyhow::Result<Vec<OpenListener>> {
-    let open = |(index, settings): (usize, &ListenerSettings)| {
-        let failed = || format!("gateway.listener[{index}].address = {} cannot be opened", settings.address);
-        // Read before anything is opened, because an error here is the likelier one.
-        let certificate = settings.tls.as_ref().map(|files| LiveCertificate::open(index, files)).transpose()?;
-        if let Some(warning) = settings.warn_of_plain_tokens(index) {
-            tracing::warn!("{warning}");
+pub(super) fn open_all(settings: &[ListenerSettings], handed: &mut HandedSockets) -> anyhow::Result<Vec<OpenListener>> {
+    settings.iter().enumerate().map(|(index, settings)| open_one(index, settings, handed)).collect()
+}
+
+fn open_one(index: usize, settings: &ListenerSettings, handed: &mut HandedSockets) -> anyhow::Result<OpenListener> {
+    let failed = || format!("gateway.listener[{index}].address = {} cannot be opened", settings.address);
+    // Read before anything is opened, because an error here is the likelier one.
+    let certificate = settings.tls.as_ref().map(|files| LiveCertificate::open(index, files)).transpose()?;
+    let (socket, settings, file) = match &settings.address {
+        ListenerAddress::Tcp(address) => {
+            let listener = bind_tcp(*address).with_context(failed)?;
+            (Socket::Tcp(listener), settings.clone(), None)
         }
-        let (listener, address, file) = match &settings.address {
-            ListenerAddress::Tcp(address) => {
-                let listener = bind_tcp(*address).with_context(failed)?;
-                let address = listener.local_addr()?.to_string();
-                let listener = match &certificate {
-                    None => listener.into(),
-                    Some(certificate) => Listener::Tls(listener, Arc::clone(certificate) as Arc<dyn TlsSettings>),
-                };
-                (listener, address, None)
-            }
-            ListenerAddress::Unix(path) => {
-                let listener = bind_unix(path, settings.role).with_context(failed)?;
-                (listener.into(), settings.address.to_string(), Some(SocketFile(path.clone())))
-            }
-        };
-        let tokens = settings.tokens_file.as_deref().map(LiveTokens::open).transpose();
-        let tokens = tokens.with_context(|| format!("gateway.listener[{index}].tokens_file"))?;
-        let shown = ShownListener {
-            address,
-            role: settings.role,
-            needs_token: tokens.is_some(),
-            certificate,
-            count: ConnectionCount::default(),
-        };
-        Ok(OpenListener { settings: settings.clone(), listener, tokens, shown, _file: file })
+        ListenerAddress::Unix(path) => {
+            let listener = bind_unix(path, settings.role).with_context(failed)?;
+            (Socket::Unix(listener), settings.clone(), Some(SocketFile(path.clone())))
+        }
+        ListenerAddress::Systemd(name) => {
+            let (socket, address) = take_handed(name, handed).with_context(failed)?;
+            // Only now it is known who can connect there.
+            (socket, settings.at(index, address)?, None)
+        }
     };
-    settings.iter().enumerate().map(open).collect()
+    if let Some(warning) = settings.warn_of_plain_tokens(index) {
+        tracing::warn!("{warning}");
+    }
+    let (listener, address) = match (socket, &certificate) {
+        (Socket::Tcp(listener), None) => {
+            let address = listener.local_addr()?.to_string();
+            (listener.into(), address)
+        }
+        (Socket::Tcp(listener), Some(certificate)) => {
+            let address = listener.local_addr()?.to_string();
+            (Listener::Tls(listener, Arc::clone(certificate) as Arc<dyn TlsSettings>), address)
+        }
+        (Socket::Unix(listener), _) => (listener.into(), settings.address.to_string()),
+    };
+    let tokens = settings.tokens_file.as_deref().map(LiveTokens::open).transpose();
+    let tokens = tokens.with_context(|| format!("gateway.listener[{index}].tokens_file"))?;
+    let shown = ShownListener {
+        address,
+        role: settings.role,
+        needs_token: tokens.is_some(),
+        certificate,
+        count: ConnectionCount::default(),
+    };
+    Ok(OpenListener { settings, listener, tokens, shown, _file: file })
+}
+
+/// A socket that is open, before it is known how its clients are answered.
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// The socket that systemd handed over under this name, and where it is.
+fn take_handed(name: &str, handed: &mut HandedSockets) -> anyhow::Result<(Socket, ListenerAddress)> {
+    Ok(match handed.take(name)? {
+        HandedSocket::Tcp(listener) => {
+            let address = ListenerAddress::Tcp(listener.local_addr()?);
+            (Socket::Tcp(TcpListener::from_std(listener)?), address)
+        }
+        HandedSocket::Unix(listener) => {
+            // A socket in the abstract namespace has no path, and no file that says who may connect.
+            let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
+            let path = path.context("the socket has no path; accepted: a Unix socket with a path")?;
+            (Socket::Unix(UnixListener::from_std(listener)?), ListenerAddress::Unix(path))
+        }
+    })
 }
 
 fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -192,6 +227,8 @@ fn role_of(settings: &ListenerSettings, tokens: Option<Arc<LiveTokens>>) -> List
     let is_any = settings.host_names.iter().any(|name| name == "*");
     let host_check = match &settings.address {
         ListenerAddress::Unix(_) => HostCheck::Nothing,
+        // It was replaced by the address that it has.
+        ListenerAddress::Systemd(_) => HostCheck::Loopback,
         ListenerAddress::Tcp(_) if is_any => HostCheck::Nothing,
         ListenerAddress::Tcp(_) => HostCheck::Addresses,
     };
@@ -230,10 +267,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         for (role, mode) in [(GatewayRole::Serve, 0o666), (GatewayRole::Site, 0o660), (GatewayRole::Local, 0o660)] {
-            let open = open_all(&[unix(&path, role)]).unwrap();
+            let open = open_all(&[unix(&path, role)], &mut HandedSockets::none()).unwrap();
             let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, mode, "{role:?}");
-            let error = format!("{:#}", open_all(&[unix(&path, role)]).unwrap_err());
+            let error = format!("{:#}", open_all(&[unix(&path, role)], &mut HandedSockets::none()).unwrap_err());
             assert!(
                 error.contains("gateway.listener[0].address") && error.contains("answers there already"),
                 "{error}"
@@ -242,9 +279,9 @@ mod tests {
             assert!(!path.exists(), "removed with the listener");
         }
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        drop(open_all(&[unix(&path, GatewayRole::Serve)]).unwrap());
+        drop(open_all(&[unix(&path, GatewayRole::Serve)], &mut HandedSockets::none()).unwrap());
         std::fs::write(&path, "a file").unwrap();
-        assert!(open_all(&[unix(&path, GatewayRole::Serve)]).is_err());
+        assert!(open_all(&[unix(&path, GatewayRole::Serve)], &mut HandedSockets::none()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"a file");
     }
 }

@@ -29,6 +29,7 @@ use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
 use certificate::LiveCertificate;
+use listener::HandedSockets;
 use listeners::{OpenListener, ShownListener};
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_mesh::{Mesh, MeshHandle, MeshParts, PeerStatistics, SummaryStore, Uploads};
@@ -49,7 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
@@ -121,9 +122,10 @@ fn gather_entropy() {
 async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     warn_if_clock_is_unset();
     let settings = members::with_members(&configured, &secrets.peer_id());
-    let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
+    let mut handed = HandedSockets::from_env();
+    let for_others = listeners::open_all(&settings.gateway.listeners, &mut handed)?;
+    let gateway_listener = handed.bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
-    let for_others = listeners::open_all(&settings.gateway.listeners)?;
     let state = SharedStateDb::new(open_state(&settings.node.state_dir)?);
     let summaries = open_summaries(&settings.node.state_dir);
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
@@ -211,6 +213,8 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, daemon.attestations.ledger(), state)?;
     let on_dropped = daemon.attestations.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
+    // Before anybody gets an answer: until then a signal ends the process at once, and with it what it answers.
+    let signals = Signals::listen()?;
     let background = [
         mesh_task.abort_handle(),
         tokio::spawn(control.serve(Arc::clone(&daemon))).abort_handle(),
@@ -222,7 +226,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
     listener::notify_ready();
 
-    let asked_by = daemon.handle_signals().await?;
+    let asked_by = daemon.handle_signals(signals).await;
 
     let stopping = Instant::now();
     tracing::info!(asked_by, grace = ?SHUTDOWN_GRACE, "narmesh stops: bodies on their way may end within the grace");
@@ -353,16 +357,29 @@ async fn on_stop(mut stopped: watch::Receiver<bool>) {
     drop(stopped.wait_for(|stop| *stop).await);
 }
 
+/// The signals of an operator or of systemd.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on they do not end the process.
+    fn listen() -> std::io::Result<Self> {
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
+    }
+}
+
 impl Daemon {
     /// Handles signals until one says stop, and returns its name.
-    async fn handle_signals(&self) -> anyhow::Result<&'static str> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn handle_signals(&self, Signals { mut terminate, mut interrupt, mut hangup }: Signals) -> &'static str {
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok("SIGTERM"),
-                _ = interrupt.recv() => return Ok("SIGINT"),
+                _ = terminate.recv() => return "SIGTERM",
+                _ = interrupt.recv() => return "SIGINT",
                 _ = hangup.recv() => {
                     if let Err(error) = self.reload().await {
                         tracing::error!(

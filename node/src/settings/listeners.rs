@@ -13,6 +13,9 @@ use std::time::Duration;
 /// Most listeners besides `gateway.listen`.
 pub const LISTENERS_MAX: usize = 16;
 
+/// How the address of a listener begins whose socket systemd hands over.
+const SYSTEMD_PREFIX: &str = "systemd:";
+
 /// One checked `[[gateway.listener]]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListenerSettings {
@@ -49,6 +52,8 @@ pub enum ListenerAddress {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// Where the socket is that systemd hands over under this name. It is known at the start.
+    Systemd(String),
 }
 
 /// What the clients of a listener get.
@@ -80,16 +85,51 @@ impl fmt::Display for ListenerAddress {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
+            Self::Systemd(name) => write!(f, "{SYSTEMD_PREFIX}{name}"),
         }
     }
 }
 
 impl ListenerSettings {
-    /// Whether machines besides this one can connect.
+    /// The same at the address of the socket that systemd handed over, which was not known before.
+    ///
+    /// # Errors
+    /// When its role or its files are not accepted at that address.
+    pub(crate) fn at(&self, index: usize, address: ListenerAddress) -> Result<Self, SettingsError> {
+        let found = Self { address, ..self.clone() };
+        found.check_place(index)?;
+        Ok(found)
+    }
+
+    /// Refuses a role that would give the mesh to the network, and TLS where there is none.
+    fn check_place(&self, index: usize) -> Result<(), SettingsError> {
+        if let (ListenerAddress::Unix(_), Some(files)) = (&self.address, &self.tls) {
+            let key = format!("gateway.listener[{index}].tls_certificate_file");
+            return Err(refused(key, &files.certificate, "no TLS on a Unix socket, whose file says who may connect"));
+        }
+        let is_permitted = match self.role {
+            GatewayRole::Serve => true,
+            GatewayRole::Site => self.knows_its_clients(),
+            GatewayRole::Local => false,
+        };
+        if self.is_on_the_network() && !is_permitted {
+            let value = format!("{} at {}", self.role.name(), self.address);
+            return Err(refused(
+                format!("gateway.listener[{index}].role"),
+                &value,
+                "\"serve\" at this address, which gives what advertise offers; \"site\" with tokens_file or \
+                 tls_client_ca_file; or an address of loopback or a Unix socket, because what the mesh gives is not for \
+                 everybody",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether machines besides this one can connect. It is not known of what systemd hands over.
     pub fn is_on_the_network(&self) -> bool {
         match &self.address {
             ListenerAddress::Tcp(address) => !address.ip().to_canonical().is_loopback(),
-            ListenerAddress::Unix(_) => false,
+            ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => false,
         }
     }
 
@@ -144,7 +184,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
     const CONNECTIONS: (u32, u32) = (1, 16_384);
     let timeout = |name: &str, ms| within(&key(name), ms, (1_000, 3_600_000)).map(Duration::from_millis);
     let checked = ListenerSettings {
-        tls: check_tls(&key, listener, &address, base)?,
+        tls: check_tls(&key, listener, base)?,
         trusted_proxies: check_proxies(&key("trusted_proxies"), &listener.trusted_proxies, &address)?,
         address,
         role,
@@ -159,27 +199,13 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         stall_timeout: timeout("stall_timeout_ms", listener.stall_timeout_ms)?,
         access_log: listener.access_log,
     };
-    let is_permitted = match role {
-        GatewayRole::Serve => true,
-        GatewayRole::Site => checked.knows_its_clients(),
-        GatewayRole::Local => false,
-    };
-    if checked.is_on_the_network() && !is_permitted {
-        let value = format!("{} at {}", listener.role, listener.address);
-        return Err(refused(
-            key("role"),
-            &value,
-            "\"serve\" at this address, which gives what advertise offers; \"site\" with tokens_file or tls_client_ca_file; or \
-             an address of loopback or a Unix socket, because what the mesh gives is not for everybody",
-        ));
-    }
+    checked.check_place(index)?;
     Ok(checked)
 }
 
 fn check_tls(
     key: &impl Fn(&str) -> String,
     listener: &ListenerConfig,
-    address: &ListenerAddress,
     base: &Path,
 ) -> Result<Option<TlsFiles>, SettingsError> {
     let file = |name: &str, path: &Option<PathBuf>| path.as_ref().map(|it| path_from(base, &key(name), it)).transpose();
@@ -201,14 +227,7 @@ fn check_tls(
             }
         },
     };
-    match address {
-        ListenerAddress::Tcp(_) => Ok(Some(files)),
-        ListenerAddress::Unix(_) => Err(refused(
-            key("tls_certificate_file"),
-            &files.certificate,
-            "no TLS on a Unix socket, whose file says who may connect",
-        )),
-    }
+    Ok(Some(files))
 }
 
 fn check_proxies(key: &str, texts: &[String], address: &ListenerAddress) -> Result<TrustedProxies, SettingsError> {
@@ -219,12 +238,14 @@ fn check_proxies(key: &str, texts: &[String], address: &ListenerAddress) -> Resu
     let mut proxies = TrustedProxies::default();
     for (index, text) in texts.iter().enumerate() {
         let accepted = match address {
-            ListenerAddress::Unix(_) if text == "unix" => {
+            ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) if text == "unix" => {
                 proxies.unix = true;
                 continue;
             }
             // Behind a proxy that connects by a Unix socket there may be others, which have addresses.
-            ListenerAddress::Unix(_) => "\"unix\", an IP address, or a network such as \"192.0.2.0/24\"",
+            ListenerAddress::Unix(_) | ListenerAddress::Systemd(_) => {
+                "\"unix\", an IP address, or a network such as \"192.0.2.0/24\""
+            }
             ListenerAddress::Tcp(_) => {
                 "an IP address, or a network such as \"192.0.2.0/24\" or \"2001:db8::/32\", without bits after its prefix"
             }
@@ -236,10 +257,17 @@ fn check_proxies(key: &str, texts: &[String], address: &ListenerAddress) -> Resu
 }
 
 fn check_address(key: &str, text: &str, base: &Path) -> Result<ListenerAddress, SettingsError> {
-    const FORM: &str = "an IP address with a port, such as 0.0.0.0:7282 or [::]:7282, or the path of a Unix socket with a \
-                        slash in it, at most 107 bytes";
+    const FORM: &str = "an IP address with a port, such as 0.0.0.0:7282 or [::]:7282, the path of a Unix socket with a slash \
+                        in it, at most 107 bytes, or systemd:NAME for the socket that systemd hands over under this \
+                        FileDescriptorName";
     if let Ok(address) = text.parse() {
         return Ok(ListenerAddress::Tcp(address));
+    }
+    if let Some(name) = text.strip_prefix(SYSTEMD_PREFIX) {
+        // As systemd accepts them (sd_is_valid_fdname).
+        let is_name =
+            (1..=255).contains(&name.len()) && name.bytes().all(|byte| matches!(byte, b' '..=b'~' if byte != b':'));
+        return if is_name { Ok(ListenerAddress::Systemd(name.to_owned())) } else { Err(refused(key, text, FORM)) };
     }
     // Without a slash it is rather an address that was mistyped.
     if !text.contains('/') {

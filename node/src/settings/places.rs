@@ -45,7 +45,7 @@ fn check_outside_store(settings: &Settings) -> Result<(), SettingsError> {
     let is_inside = |path: &Path| stores.iter().any(|store| plain(path).starts_with(store));
     let sockets =
         settings.gateway.listeners.iter().enumerate().filter_map(|(index, listener)| match &listener.address {
-            ListenerAddress::Tcp(_) => None,
+            ListenerAddress::Tcp(_) | ListenerAddress::Systemd(_) => None,
             ListenerAddress::Unix(path) => Some((format!("gateway.listener[{index}].address"), path)),
         });
     let node = [("node.state_dir", &settings.node.state_dir), ("node.control_socket", &settings.node.control_socket)];

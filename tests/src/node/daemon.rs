@@ -105,12 +105,19 @@ impl TestNode {
                 std::os::unix::fs::chown(self.dir.join(owned), Some(user), Some(user)).ok();
             }
         }
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // Descriptors arrive as standard input and output; the shell moves them to 3 and 4, and `exec` keeps its process id.
         if let Some(socket) = gateway_socket {
-            // The descriptor arrives as standard input; the shell moves it to 3, and `exec` keeps its process id.
-            let script = r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@""#;
-            command.args(["sh", "-c", script, "sh"]).stdin(Stdio::from(socket));
-        } else {
-            command.stdin(Stdio::null());
+            command.stdin(Stdio::from(socket));
+            let script = match &self.named_socket {
+                None => r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@""#.to_owned(),
+                Some((name, socket)) => {
+                    command.stdout(Stdio::from(socket.try_clone().expect("a descriptor")));
+                    let names = format!("LISTEN_FDNAMES=narmesh.socket:{name}");
+                    format!(r#"exec 3<&0 4>&1 0</dev/null 1>&0; LISTEN_PID=$$ LISTEN_FDS=2 {names} exec "$@""#)
+                }
+            };
+            command.args(["sh", "-c", &script, "sh"]);
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("our own directory");
         let log_filter = std::env::var("NARMESH_LOG").unwrap_or_else(|_| "info,narmesh=debug".to_owned());
@@ -122,7 +129,7 @@ impl TestNode {
         if let Some(path) = &self.notify_socket {
             command.env("NOTIFY_SOCKET", path);
         }
-        command.stdout(Stdio::null()).stderr(Stdio::from(log));
+        command.stderr(Stdio::from(log));
         self.daemon = Some(command.spawn().expect("setpriv starts"));
     }
 

@@ -4,6 +4,7 @@ mod daemon;
 mod observed;
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -45,6 +46,7 @@ pub struct TestNode {
     run_as: Option<u32>,
     notify_socket: Option<PathBuf>,
     run_under: Vec<String>,
+    named_socket: Option<(String, OwnedFd)>,
     network: Option<Namespace>,
     /// The public keys that its Nix trusts; `None`: those that its daemon trusts.
     pub(crate) nix_keys: Option<Vec<String>>,
@@ -72,6 +74,7 @@ impl TestNode {
             run_as: None,
             notify_socket: None,
             run_under: Vec::new(),
+            named_socket: None,
             network: None,
             nix_keys: None,
         };
@@ -141,6 +144,11 @@ impl TestNode {
     /// (`NOTIFY_SOCKET`).
     pub fn notify_socket(&mut self, path: &Path) {
         self.notify_socket = Some(path.to_owned());
+    }
+
+    /// Hands over this socket as well, under this name, whenever the gateway's socket is handed over.
+    pub fn hand_over(&mut self, name: &str, socket: OwnedFd) {
+        self.named_socket = Some((name.to_owned(), socket));
     }
 
     /// From the next start on, this command starts the daemon. It gets the daemon's own command as further arguments and
