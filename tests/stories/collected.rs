@@ -1,8 +1,11 @@
 //! Paths that their holder has collected: they come from another holder or are answered 404, and no build fails.
 
+use std::io::{Read, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, get, promised, wait_until};
+use narmesh_tests::{NixStoreFixture, TestMesh, finish, get, hash_part, promised, scratch_dir, wait_until};
+use sha2::{Digest as _, Sha256};
 
 /// A machine is promised to notice within this that a path was deleted from its store.
 const NOTICED: Duration = Duration::from_secs(1);
@@ -102,4 +105,43 @@ fn asking_repeatedly_for_a_collected_path_sets_no_peer_aside() {
     assert_eq!(b.get_narinfo(&kept).status, 200, "the peer is still asked");
     let peer = b.status().peer("a").unwrap().clone();
     assert!(peer["set_aside_s"].is_null() && peer["misdeeds"] == 0, "{peer}");
+}
+
+/// A store that lies where its paths say, as /nix/store does: there Nix's collector knows the files that are open.
+#[test]
+fn a_nar_that_is_being_sent_survives_a_collection() {
+    let scratch = scratch_dir("collecting");
+    let mesh = TestMesh::new();
+    let store = NixStoreFixture::relocated_builder(&mesh.path().join("a"), &scratch.path().join("store"));
+    let mut a = mesh.node_with_store("a", store);
+    let path = a.store.build_one("middle");
+    a.start();
+    let narinfo = a.wait_narinfo(&path);
+    let mut client = TcpStream::connect(a.gateway()).unwrap();
+    client.set_read_timeout(Some(promised(Duration::from_secs(5)))).unwrap();
+    write!(client, "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", narinfo.url).unwrap();
+    // Or else the kernel takes the rest of the NAR, and nothing is left to be read.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&client, 256 << 10).unwrap();
+    let mut received = Vec::new();
+    // In the first file, and in later ones, when those before were closed.
+    for at in [100 << 10, 3 << 20, 6 << 20] {
+        Read::by_ref(&mut client).take(at - received.len() as u64).read_to_end(&mut received).unwrap();
+        assert_eq!(received.len() as u64, at);
+        finish(a.store.nix("nix-store").arg("--gc")).expect_success("nix-store --gc");
+        let refused = finish(a.store.nix("nix-store").arg("--delete").arg(&path));
+        assert!(refused.stderr.contains("still alive"), "after {at} bytes: {}", refused.stderr);
+        assert!(a.store.has(&path), "collected after {at} bytes");
+    }
+    client.read_to_end(&mut received).unwrap();
+    let body = received.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let nar = &received[body..];
+    assert_eq!(nar.len() as u64, narinfo.nar_size);
+    let digest: String = Sha256::digest(nar).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(narinfo.nar_hash, format!("sha256:{digest}"));
+    // It was not kept by anything else.
+    wait_until("the path is collected", promised(NOTICED), || {
+        finish(a.store.nix("nix-store").arg("--gc")).expect_success("nix-store --gc");
+        !a.store.has(&path)
+    });
+    assert_eq!(get(a.gateway(), &format!("/{}.narinfo", hash_part(&path))).unwrap().status, 404);
 }
