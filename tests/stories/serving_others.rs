@@ -187,6 +187,36 @@ fn clients_of_a_listener_with_tokens_need_one_that_counts() {
 }
 
 #[test]
+fn a_listener_with_zstd_gives_nix_compressed_nars() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let address = free_address();
+    node.config.more = listener(&address.to_string(), "serve") + "zstd = true\n";
+    let [middle, shapes] = ["middle", "shapes"].map(|name| node.store.build_one(name));
+    node.start();
+    let narinfo = |path: &str| format!("/{}.narinfo", hash_part(path));
+    wait_until("both are offered", promised(FOLLOWED), || {
+        [&middle, &shapes].iter().all(|path| get(address, &narinfo(path)).unwrap().status == 200)
+    });
+    let told = get(address, &narinfo(&middle)).unwrap().text();
+    let field = |name: &str| told.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let url = field("URL:").unwrap();
+    assert!(url.ends_with(".nar.zst") && field("Compression:") == Some("zstd"), "{told}");
+    assert!(field("FileHash:").is_none() && field("FileSize:").is_none(), "{told}");
+    let plain = node.wait_narinfo(&middle).url;
+    let nar = get(node.gateway(), &plain).unwrap().body;
+    let compressed = get(address, &format!("/{url}")).unwrap().body;
+    assert!(compressed.len() < nar.len() / 4, "{} of {}", compressed.len(), nar.len());
+    assert!(zstd::decode_all(&*compressed).unwrap() == nar);
+    assert_eq!(get(node.gateway(), &format!("{plain}.zst")).unwrap().status, 404);
+
+    let scratch = scratch_dir("client");
+    let client = NixStoreFixture::chroot(scratch.path());
+    client.realise(&[middle, shapes], address, &[node.builder_key()]).expect_success("nix-store --realise");
+    client.verify_contents();
+}
+
+#[test]
 fn limits_of_a_listener_are_those_of_its_keys() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");

@@ -29,6 +29,7 @@ use crate::role::ListenerRole;
 use crate::routes::{self, Endpoint};
 use crate::substituter::{Caller, ClientUser, Substituter};
 use crate::target::NARINFO_SUFFIX;
+use crate::zstd_body::Encoders;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
@@ -70,7 +71,8 @@ impl<S: Substituter> Gateway<S> {
     pub fn new(substituter: Arc<S>, role: ListenerRole, metrics: Arc<GatewayMetrics>, registry: Arc<Registry>) -> Self {
         let access_log = role.access_log.clone().map(|listener| Arc::new(AccessLog::new(listener)));
         let (request_ids, attempts) = (RequestIds::new(), Attempts::default());
-        let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts });
+        let encoders = Encoders::new();
+        let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts, encoders });
         let router = routes::router(Arc::clone(&endpoint));
         Self { endpoint, router, count: ConnectionCount::default(), access_log }
     }
@@ -120,7 +122,7 @@ impl<S: Substituter> Gateway<S> {
 
     /// Whether bodies have to wait for memory.
     pub(crate) fn is_short_of_memory(&self) -> bool {
-        self.endpoint.substituter.is_short_of_memory()
+        self.endpoint.substituter.is_short_of_memory() || self.endpoint.encoders.are_taken()
     }
 }
 

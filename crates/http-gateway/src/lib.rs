@@ -44,6 +44,7 @@ mod substituter;
 mod target;
 mod tls;
 mod validators;
+mod zstd_body;
 
 pub use access::Access;
 pub use access_log::ACCESS_TARGET;

@@ -26,6 +26,8 @@ pub struct ListenerRole {
     pub access: Option<Arc<dyn Access>>,
     /// What lines of the access log call this listener; `None` if there is no such log.
     pub access_log: Option<String>,
+    /// Whether narinfos name NARs that are compressed with zstd while they are sent.
+    pub zstd: bool,
     /// The proxies that are believed when they say for whom they ask.
     pub trusted_proxies: TrustedProxies,
 }
@@ -59,7 +61,15 @@ impl ListenerRole {
         let endpoints = Endpoints { substituter: true, health: true, metrics: true };
         let host_check = HostCheck::Loopback;
         let trusted_proxies = TrustedProxies::default();
-        Self { host_check, host_names: Vec::new(), endpoints, access: None, access_log: None, trusted_proxies }
+        Self {
+            host_check,
+            host_names: Vec::new(),
+            endpoints,
+            access: None,
+            access_log: None,
+            zstd: false,
+            trusted_proxies,
+        }
     }
 
     /// A listener for others: no metrics, which are for this machine's operator.
@@ -71,6 +81,7 @@ impl ListenerRole {
     /// Whether the endpoint exists on this listener.
     pub(crate) fn offers(&self, target: &Target) -> bool {
         match target {
+            Target::ZstdNar(_) => self.endpoints.substituter && self.zstd,
             Target::CacheInfo
             | Target::NarInfo(_)
             | Target::Nar(_)

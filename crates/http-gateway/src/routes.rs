@@ -30,6 +30,7 @@ use crate::range::{Span, parse_span};
 use crate::role::ListenerRole;
 use crate::substituter::{ClientUser, Lookup, Substituter};
 use crate::target::Target;
+use crate::zstd_body::{Encoders, compress, with_zstd};
 
 /// The head of a request.
 type Head = hyper::http::request::Parts;
@@ -41,6 +42,7 @@ static NARMESH_VIA: HeaderName = HeaderName::from_static(circle::VIA);
 /// Who answers another daemon.
 static NARMESH_ID: HeaderName = HeaderName::from_static(circle::ID);
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
+const ZSTD_TYPE: HeaderValue = HeaderValue::from_static("application/zstd");
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const REALISATION_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -55,6 +57,7 @@ pub(crate) struct Endpoint<S> {
     pub(crate) registry: Arc<Registry>,
     pub(crate) request_ids: RequestIds,
     pub(crate) attempts: Attempts,
+    pub(crate) encoders: Encoders,
 }
 
 /// The router of the endpoints. [`Target::parse`] tells paths apart, because they can arrive percent-encoded, and because a
@@ -122,6 +125,7 @@ impl<S: Substituter> Endpoint<S> {
             Target::NarInfo(Some(part)) => self.answer_narinfo(part, head).await,
             Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url, head).await,
             Target::Nar(Some(url)) => self.answer_nar(url, head).await,
+            Target::ZstdNar(Some(url)) => self.answer_zstd_nar(url, head).await,
             Target::OtherNar(part, nar_hash) => {
                 let url = self.find_nar_url(part, nar_hash, head).await?;
                 if head.method == Method::HEAD {
@@ -142,6 +146,7 @@ impl<S: Substituter> Endpoint<S> {
             Target::Metrics => self.answer_metrics(head),
             Target::NarInfo(None)
             | Target::Nar(None)
+            | Target::ZstdNar(None)
             | Target::Log(None)
             | Target::Realisation(None)
             | Target::Listing(None)
@@ -176,8 +181,9 @@ impl<S: Substituter> Endpoint<S> {
     }
 
     async fn answer_narinfo(&self, part: HashPart, head: &Head) -> Result<Response, GatewayError> {
-        let text = self.find_narinfo(part, head).await;
-        Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
+        let text = self.find_narinfo(part, head).await.ok_or(GatewayError::NotFound)?;
+        let compressed = if self.role.zstd { std::str::from_utf8(&text).ok().and_then(with_zstd) } else { None };
+        Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, compressed.map_or(text, Bytes::from)))
     }
 
     async fn answer_realisation(&self, id: RealisationId, head: &Head) -> Result<Response, GatewayError> {
@@ -200,6 +206,26 @@ impl<S: Substituter> Endpoint<S> {
         let mut response = nar_response(Body::empty());
         set(&mut response, CONTENT_LENGTH, url.nar_size);
         self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
+        Ok(response)
+    }
+
+    /// A NAR compressed with zstd. There are no ranges: what was compressed is not there any more.
+    async fn answer_zstd_nar(&self, url: NarUrl, head: &Head) -> Result<Response, GatewayError> {
+        let mut response = if head.method == Method::HEAD {
+            if !self.substituter.has_nar(url, user_of(head)).await {
+                return Err(GatewayError::NotFound);
+            }
+            self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
+            Response::new(Body::empty())
+        } else {
+            let permit = self.encoders.take().await.ok_or(GatewayError::Busy)?;
+            let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await.ok_or(GatewayError::NotFound)?;
+            let mut stream = compress(nar, url.nar_size, permit);
+            let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
+            let metrics = Arc::clone(&self.metrics);
+            Response::new(Body::new(StreamedBody::new(RequestKind::Nar, first, stream, None, metrics)))
+        };
+        response.headers_mut().insert(CONTENT_TYPE, ZSTD_TYPE);
         Ok(response)
     }
 
@@ -261,7 +287,7 @@ fn via_of(head: &Head) -> Option<&str> {
 fn path_of(target: &Target) -> Option<HashPart> {
     match target {
         Target::NarInfo(part) => *part,
-        Target::Nar(url) => url.map(|url| url.hash_part),
+        Target::Nar(url) | Target::ZstdNar(url) => url.map(|url| url.hash_part),
         Target::OtherNar(part, _) => Some(*part),
         Target::CacheInfo
         | Target::Log(_)
@@ -291,7 +317,7 @@ fn kind(target: &Target) -> RequestKind {
     match target {
         Target::CacheInfo => RequestKind::CacheInfo,
         Target::NarInfo(_) => RequestKind::NarInfo,
-        Target::Nar(_) | Target::OtherNar(..) => RequestKind::Nar,
+        Target::Nar(_) | Target::ZstdNar(_) | Target::OtherNar(..) => RequestKind::Nar,
         Target::Log(_) => RequestKind::Log,
         Target::Realisation(_) => RequestKind::Realisation,
         Target::Listing(_) => RequestKind::Listing,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StorePath};
 
 use crate::store_files::EntryPath;
+use crate::zstd_body::ZSTD_SUFFIX;
 
 /// How the path of a narinfo ends.
 pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
@@ -21,6 +22,8 @@ pub(crate) enum Target {
     CacheInfo,
     NarInfo(Option<HashPart>),
     Nar(Option<NarUrl>),
+    /// The same compressed with zstd.
+    ZstdNar(Option<NarUrl>),
     /// A NAR by a URL of harmonia or nix-serve.
     OtherNar(HashPart, NarHash),
     Log(Option<StorePath>),
@@ -51,7 +54,9 @@ impl Target {
             "version" => Self::Version,
             "metrics" => Self::Metrics,
             _ => {
-                if let Some(file) = name.strip_prefix("nar/") {
+                if let Some(file) = name.strip_prefix("nar/").and_then(|file| file.strip_suffix(ZSTD_SUFFIX)) {
+                    Self::ZstdNar(NarUrl::parse_file_name(file).ok())
+                } else if let Some(file) = name.strip_prefix("nar/") {
                     parse_other_nar(file, query).unwrap_or_else(|| Self::Nar(NarUrl::parse_file_name(file).ok()))
                 } else if let Some(part) = name.strip_suffix(NARINFO_SUFFIX) {
                     Self::NarInfo(HashPart::parse(part).ok())

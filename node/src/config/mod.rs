@@ -174,6 +174,9 @@ pub struct ListenerConfig {
     /// A connection whose client takes no byte of its answer is closed after this time, milliseconds.
     #[serde(default = "ListenerConfig::default_timeout_ms")]
     pub stall_timeout_ms: u64,
+    /// Whether NARs are compressed with zstd while they are sent.
+    #[serde(default)]
+    pub zstd: bool,
     /// The addresses and networks of proxies whose `X-Forwarded-For` is believed; `unix` for who connects through a Unix socket.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,

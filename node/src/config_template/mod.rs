@@ -111,7 +111,7 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 /// The `[[gateway.listener]]` lines of one listener.
 fn listener_lines(listener: &ListenerConfig) -> String {
     let ListenerConfig { address, role, host_names, connections_max, access_log, .. } = listener;
-    let ListenerConfig { connections_per_client_max, idle_timeout_ms, stall_timeout_ms, .. } = listener;
+    let ListenerConfig { connections_per_client_max, idle_timeout_ms, stall_timeout_ms, zstd, .. } = listener;
     let trusted_proxies = list(&listener.trusted_proxies);
     let per_client = connections_per_client_max.map(|count| format!("connections_per_client_max = {count}\n"));
     let per_client = per_client.unwrap_or_default();
@@ -128,7 +128,7 @@ fn listener_lines(listener: &ListenerConfig) -> String {
     format!(
         "[[gateway.listener]]\naddress = {address}\nrole = {role}\nhost_names = {host_names}\n{files}\
          connections_max = {connections_max}\n{per_client}idle_timeout_ms = {idle_timeout_ms}\n\
-         stall_timeout_ms = {stall_timeout_ms}\ntrusted_proxies = {trusted_proxies}\naccess_log = {access_log}\n"
+         stall_timeout_ms = {stall_timeout_ms}\nzstd = {zstd}\ntrusted_proxies = {trusted_proxies}\naccess_log = {access_log}\n"
     )
 }
 
@@ -262,6 +262,7 @@ prefer = @gateway.prefer@
 # connections_max are the connections at a time, connections_per_client_max those of one address or user (default: half).
 # One without a request is closed after idle_timeout_ms, and one whose client takes no byte of its answer after
 # stall_timeout_ms.
+# zstd = true compresses NARs while they are sent, for clients behind a slow line; a NAR that breaks off begins anew.
 # trusted_proxies are addresses and networks of proxies whose X-Forwarded-For is believed ("unix" for who connects through
 # a Unix socket): without it all clients of a proxy are one.
 # access_log = true logs each request: who asked, what for, and what came of it.
@@ -278,6 +279,7 @@ prefer = @gateway.prefer@
 # connections_per_client_max = 128
 # idle_timeout_ms = 300000
 # stall_timeout_ms = 300000
+# zstd = false
 # trusted_proxies = ["192.0.2.1"]
 # access_log = false
 @gateway.listener@

@@ -45,6 +45,7 @@ fn every_value_survives_being_written_and_read_back() {
         connections_per_client_max = 8
         idle_timeout_ms = 7
         stall_timeout_ms = 6
+        zstd = true
         trusted_proxies = ["tp"]
         access_log = true
         [store]

@@ -204,7 +204,7 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
         let substituter = Arc::new(substituter.with_scope(scope));
         let access_log = settings.access_log.then(|| shown.address.clone());
         let trusted_proxies = settings.trusted_proxies.clone();
-        let role = ListenerRole { access_log, trusted_proxies, ..role_of(&settings, tokens) };
+        let role = ListenerRole { access_log, zstd: settings.zstd, trusted_proxies, ..role_of(&settings, tokens) };
         let gateway = Gateway::new(substituter, role, Arc::clone(metrics), Arc::clone(registry));
         let gateway = gateway.counting(shown.count);
         let limits = GatewayLimits {
@@ -257,6 +257,7 @@ mod tests {
             connections_per_client_max: 1,
             idle_timeout: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(1),
+            zstd: false,
             trusted_proxies: TrustedProxies::default(),
             access_log: false,
         }

@@ -38,6 +38,8 @@ pub struct ListenerSettings {
     pub idle_timeout: Duration,
     /// How long a client may take no byte of its answer, 1 s to an hour.
     pub stall_timeout: Duration,
+    /// Whether NARs are compressed with zstd while they are sent.
+    pub zstd: bool,
     /// The proxies that are believed when they say for whom they ask: at most 64 networks, or who connects through the Unix
     /// socket.
     pub trusted_proxies: TrustedProxies,
@@ -198,6 +200,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         idle_timeout: timeout("idle_timeout_ms", listener.idle_timeout_ms)?,
         stall_timeout: timeout("stall_timeout_ms", listener.stall_timeout_ms)?,
         access_log: listener.access_log,
+        zstd: listener.zstd,
     };
     checked.check_place(index)?;
     Ok(checked)

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::client::{TestGateway, nar_url, pattern, request};
+use narmesh_http_gateway::{GatewayLimits, ListenerRole};
+
+use crate::client::{TestGateway, nar_url, part, pattern, request};
 use crate::memory::{Fault, MemorySubstituter, Nar};
 
 const SIZE: usize = 3_000_000;
@@ -156,4 +158,35 @@ async fn client_that_leaves_is_counted() {
     assert!(connection.more().await);
     drop(connection);
     crate::client::until(|| gateway.metrics.counts().nar_client_gone == 1).await;
+}
+
+#[tokio::test]
+async fn listener_with_zstd_compresses_what_it_names_and_cuts_it_short_where_the_nar_ends() {
+    let narinfo = format!("URL: {}\nCompression: none\nFileHash: x\nFileSize: 1\nNarSize: {SIZE}\n", nar_url(1, SIZE));
+    let role = ListenerRole { zstd: true, ..ListenerRole::local() };
+    for fault in [None, Some((2_000_000, Fault::Abort)), Some((2_000_000, Fault::End)), Some((0, Fault::Abort))] {
+        let substituter = MemorySubstituter {
+            narinfos: HashMap::from([(part(1), narinfo.clone().into())]),
+            nars: HashMap::from([(nar_url(1, SIZE), Nar { fault, ..Nar::good(pattern(SIZE)) })]),
+            ..MemorySubstituter::default()
+        };
+        let gateway = TestGateway::start_with(substituter, role.clone(), GatewayLimits::default()).await;
+        let told = gateway.get(&format!("/{}.narinfo", part(1))).await;
+        let url = format!("{}.zst", url());
+        assert_eq!(told.text(), format!("URL: {}\nCompression: zstd\nNarSize: {SIZE}\n", &url[1..]));
+        let answer = gateway.get_with(&url, &["Range: bytes=10-"]).await;
+        match fault {
+            Some((0, _)) => assert_eq!(answer.status, 404),
+            Some(_) => assert!(answer.status == 200 && answer.is_short, "{fault:?}"),
+            None => {
+                assert_eq!((answer.status, answer.header("content-type")), (200, "application/zstd"));
+                assert_eq!((answer.header("accept-ranges"), answer.header("content-length")), ("", ""));
+                assert!(!answer.is_short && zstd::decode_all(&*answer.body).unwrap() == pattern(SIZE));
+            }
+        }
+        assert_eq!(gateway.get(&format!("/{}.zst", nar_url(2, SIZE))).await.status, 404);
+        assert_eq!(gateway.get(&format!("{url}.zst")).await.status, 404);
+    }
+    let plain = gateway_with(Nar::good(pattern(SIZE))).await;
+    assert_eq!(plain.get(&format!("{}.zst", url())).await.status, 404, "only where narinfos name it");
 }
