@@ -163,7 +163,8 @@ fn a_stranger_without_the_secret_gets_nothing_and_keeps_nobody_out() {
     founder.narmesh(&["mesh", "create"]).expect_success("mesh create");
     let (stranger, runtime) = (Keypair::generate_ed25519(), runtime());
     let ask = |frame: &[u8]| runtime.block_on(join(&stranger, &founder, frame));
-    assert!(ask(&join_frame([1; 16])).is_err(), "no invitation is open");
+    let closed = ask(&join_frame([1; 16]));
+    assert!(closed.as_ref().map_or(true, Vec::is_empty), "no invitation is open: {closed:?}");
     let token = founder.narmesh(&["mesh", "invite"]).expect_success("mesh invite");
     let asked = Instant::now();
     let refused = ask(&join_frame([1; 16])).expect("an answer");

@@ -15,6 +15,7 @@ mod metrics;
 mod part_settings;
 mod process_metrics;
 mod publish;
+mod signals;
 mod status;
 mod store;
 
@@ -43,6 +44,7 @@ use part_settings::{
     resolver_settings, upload_limits,
 };
 use prometheus_client::registry::Registry;
+use signals::Signals;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +52,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
@@ -357,41 +358,7 @@ async fn on_stop(mut stopped: watch::Receiver<bool>) {
     drop(stopped.wait_for(|stop| *stop).await);
 }
 
-/// The signals of an operator or of systemd.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    /// From now on they do not end the process.
-    fn listen() -> std::io::Result<Self> {
-        let [terminate, interrupt, hangup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
-    }
-}
-
 impl Daemon {
-    /// Handles signals until one says stop, and returns its name.
-    async fn handle_signals(&self, Signals { mut terminate, mut interrupt, mut hangup }: Signals) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return "SIGTERM",
-                _ = interrupt.recv() => return "SIGINT",
-                _ = hangup.recv() => {
-                    if let Err(error) = self.reload().await {
-                        tracing::error!(
-                            error = describe(&error),
-                            "configuration not reloaded: the previous settings stay in force"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.in_force.read().settings)
     }

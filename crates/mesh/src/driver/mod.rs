@@ -40,7 +40,7 @@ use super::addresses::{choose_told, find_outward_v4, find_outward_v6, is_local};
 use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
-use super::config::{MeshConfig, MeshMembership};
+use super::config::MeshConfig;
 use super::connection_rates::ConnectionRates;
 use super::first_words::FirstWords;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
@@ -301,10 +301,7 @@ impl Mesh {
         self.is_open.store(self.context.config.is_open, Relaxed);
         self.tell_addresses();
         self.attestations.tell_builders(&self.context);
-        let version = |config: &MeshConfig| config.mesh.as_ref().map(MeshMembership::version);
-        if version(&before) != version(&self.context.config) {
-            self.rosters.compare_with_all(&mut self.context);
-        }
+        self.rosters.on_reconfigured(&mut self.context, before.mesh.as_ref());
     }
 
     fn tell_addresses(&mut self) {

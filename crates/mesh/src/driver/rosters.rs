@@ -7,6 +7,7 @@ use super::context::Context;
 use super::questions::is_admitted;
 use super::requests::Event;
 use crate::clock::moment;
+use crate::config::MeshMembership;
 use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
@@ -52,8 +53,11 @@ impl Rosters {
         }
     }
 
-    /// Tells all connected peers that there is another roster.
-    pub(super) fn compare_with_all(&mut self, context: &mut Context) {
+    /// Tells all connected peers if there is another roster than in the configuration of before.
+    pub(super) fn on_reconfigured(&mut self, context: &mut Context, before: Option<&MeshMembership>) {
+        if before.map(MeshMembership::version) == context.config.mesh.as_ref().map(MeshMembership::version) {
+            return;
+        }
         // A question under way names the roster of before.
         self.asked.clear();
         let peers: Vec<PeerId> = context.swarm.connected_peers().copied().collect();
