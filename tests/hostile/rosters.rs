@@ -165,7 +165,7 @@ fn a_stranger_without_the_secret_gets_nothing_and_keeps_nobody_out() {
     let ask = |frame: &[u8]| runtime.block_on(join(&stranger, &founder, frame));
     let closed = ask(&join_frame([1; 16]));
     assert!(closed.as_ref().map_or(true, Vec::is_empty), "no invitation is open: {closed:?}");
-    let token = founder.narmesh(&["mesh", "invite"]).expect_success("mesh invite");
+    let token = founder.narmesh(&["mesh", "invite", "--uses", "2"]).expect_success("mesh invite");
     let asked = Instant::now();
     let refused = ask(&join_frame([1; 16])).expect("an answer");
     let mut reply = Reader(&refused);
