@@ -89,7 +89,7 @@ async fn answer(peer: PeerId, mut muxer: StreamMuxerBox, handler: &JoinHandler) 
     .await
 }
 
-/// Asks `inviter` to be admitted. Takes at most half a minute, and [`DIAL_MAX`] for each address beside it.
+/// Asks `inviter` to be admitted. Takes at most half a minute, and 5 s for each address beside it.
 ///
 /// # Errors
 /// When nothing can be said of the invitation; an answer that refuses is no error.
