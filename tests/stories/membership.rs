@@ -92,6 +92,19 @@ fn machines_join_with_one_command_each_and_share_what_builders_built() {
     client.start_as_written(None);
     builder.start_as_written(None);
     wait_met(&builder, &client);
+    // One that loses the file while it runs writes it again; one that has none takes it from another member.
+    let kept = client.dir().join("state/roster");
+    fs::remove_file(&kept).unwrap();
+    client.narmesh(&["reload"]).expect_success("reload");
+    assert!(kept.exists() && client.status().connected("builder"));
+    client.kill();
+    fs::write(&kept, "torn").unwrap();
+    client.start_as_written(None);
+    assert!(client.status().peer("builder").is_none());
+    let (file, text) = (mesh.path().join("exported"), |file: &Path| file.to_str().expect("UTF-8").to_owned());
+    builder.narmesh(&["mesh", "export", &text(&file)]).expect_success("mesh export");
+    client.narmesh(&["mesh", "import", &text(&file)]).expect_success("mesh import");
+    wait_met(&builder, &client);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::id::{introduced, own_name};
 use super::mesh::{tell_daemon, write_request};
 use super::{emit, init, setup_nix};
-use crate::membership::config_file::set_mesh_key;
+use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::MeshFiles;
 use crate::membership::token::JoinToken;
 use crate::settings::{Secrets, Settings};
@@ -48,6 +48,7 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
     if let Some(mesh) = settings.mesh.key.as_ref().filter(|mesh| mesh.bytes() != token.mesh.bytes()) {
         anyhow::bail!("this machine is in the mesh {mesh} already; `narmesh leave` leaves it");
     }
+    config_file::ensure_writable(config)?;
     let name = name.map_or_else(|| own_name(&settings, &secrets), str::to_owned);
     let request = JoinRequest {
         secret: token.secret,

@@ -5,13 +5,13 @@ use super::id::{introduced, own_name};
 use super::{emit, emit_report, eprint_line, setup_nix};
 use crate::control::ControlRequest;
 use crate::describe::describe;
-use crate::membership::config_file::set_mesh_key;
-use crate::membership::files::{MeshFiles, newest, read_roster_file};
+use crate::membership::config_file::{self, set_mesh_key};
+use crate::membership::files::{MeshFiles, newest, no_roster, read_roster_file};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
-use crate::membership::joins::put_member;
+use crate::membership::joins::{find_name_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
-use crate::settings::{Secrets, Settings};
+use crate::settings::{Secrets, Settings, may_be_dialled};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
@@ -66,6 +66,11 @@ pub(super) enum Command {
         /// What it may do: `client` or `builder`
         #[arg(long, default_value = "client")]
         role: String,
+    },
+    /// Take a roster that `export` wrote on another member, where the own one is lost
+    Import {
+        /// The file
+        file: PathBuf,
     },
     /// Write the signed roster into a file, for mesh.roster_file on machines that are configured from one place
     Export {
@@ -122,9 +127,14 @@ impl Place {
     /// The newest roster that this machine has.
     fn roster(&self) -> anyhow::Result<SignedRoster> {
         let mesh = self.mesh()?;
-        let given = self.settings.mesh.roster_file.as_deref().map(|file| read_roster_file(&mesh, file)).transpose()?;
-        let roster = newest(self.files.read_roster(&mesh)?, given.flatten());
-        roster.with_context(|| format!("there is no roster of the mesh {mesh} here yet"))
+        let roster = newest(self.files.read_roster(&mesh)?, self.given(&mesh)?);
+        roster.with_context(|| no_roster(&mesh))
+    }
+
+    /// The roster that the configuration names.
+    fn given(&self, mesh: &NixPublicKey) -> anyhow::Result<Option<SignedRoster>> {
+        let file = self.settings.mesh.roster_file.as_deref();
+        Ok(file.map(|file| read_roster_file(mesh, file)).transpose()?.flatten())
     }
 
     /// Notes in the roster where this machine is reached.
@@ -141,7 +151,7 @@ impl Place {
         {
             return Ok(());
         }
-        self.files.edit(mesh, |roster| {
+        self.files.edit(mesh, self.given(mesh)?.as_ref(), |roster| {
             if let Some(member) = roster.members.iter_mut().find(is_own) {
                 member.addresses = addresses;
             }
@@ -191,6 +201,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Admit { file, role } => admit(config, file, role_of(role)?),
+        Command::Import { file } => import(config, file),
         Command::Export { file } => {
             let roster = Place::find(config)?.roster()?;
             std::fs::write(file, roster.as_bytes()).with_context(|| format!("cannot write {}", file.display()))
@@ -229,13 +240,11 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
     );
     let this = place.as_member(MemberRole::Builder)?;
     this.check()?;
+    config_file::ensure_writable(config)?;
     place.files.forget()?;
     place.files.create_key(&key)?;
     let mesh = key.public();
-    place.files.edit(&mesh, |roster| {
-        put_member(roster, this);
-        Ok(())
-    })?;
+    place.files.create_roster(&key, this)?;
     set_mesh_key(config, Some(&mesh))?;
     emit(&format!(
         "wrote {} (mode 0600): the mesh key. Who has it decides who belongs; keep a copy in a safe place\n\
@@ -250,9 +259,15 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let mesh = place.mesh()?;
     anyhow::ensure!(
-        place.files.read_key()?.is_some(),
-        "{} is not there: only a machine with the mesh key can invite",
+        place.files.has_key_of(&mesh)?,
+        "{} is not there, or is the key of another mesh: only a machine with the mesh key can invite",
         place.files.key_file().display()
+    );
+    let own_key = node_key_of(&place.secrets.peer_id());
+    anyhow::ensure!(
+        own_key.is_some_and(|key| place.roster().is_ok_and(|roster| roster.member(&key).is_some())),
+        "this machine is not on the roster of the mesh; {}",
+        no_roster(&mesh)
     );
     let role = role_of(&invite.role)?;
     anyhow::ensure!(invite.uses > 0, "--uses 0 is refused; accepted: 1 to 4294967295");
@@ -269,6 +284,11 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
         }
         given => given.clone(),
     };
+    if let Some(bad) = addresses.iter().find(|address| !may_be_dialled(&address.to_string())) {
+        anyhow::bail!(
+            "--address {bad} is refused; accepted: an IP address or host name with a TCP port, such as /ip4/192.0.2.1/tcp/7280"
+        );
+    }
     anyhow::ensure!(
         (1..=ADDRESSES_MAX).contains(&addresses.len()),
         "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address",
@@ -337,7 +357,7 @@ fn list(config: &Path, json: bool) -> anyhow::Result<()> {
         mesh: mesh.to_string(),
         version: roster.roster().version,
         issued_at_ms: roster.roster().issued_at_ms,
-        has_mesh_key: place.files.read_key()?.is_some(),
+        has_mesh_key: place.files.has_key_of(&mesh)?,
         invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
         members,
     };
@@ -369,7 +389,8 @@ fn text_of(report: &MeshReport) -> String {
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let own_key = node_key_of(&place.secrets.peer_id());
-    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+    let mesh = place.mesh()?;
+    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
         let at = find_member(&roster.members, name)?;
         anyhow::ensure!(
             Some(roster.members.remove(at).node_key) != own_key,
@@ -383,7 +404,8 @@ fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
 
 fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+    let mesh = place.mesh()?;
+    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
         let at = find_member(&roster.members, name)?;
         roster.members.get_mut(at).map_or(Ok(()), edit)
     })?;
@@ -399,11 +421,31 @@ fn find_member(members: &[Member], name: &str) -> anyhow::Result<usize> {
     })
 }
 
+fn import(config: &Path, file: &Path) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let mesh = place.mesh()?;
+    let roster = read_roster_file(&mesh, file)?.with_context(|| format!("{} is not there", file.display()))?;
+    let version = roster.roster().version;
+    anyhow::ensure!(
+        place.files.take(&mesh, &roster)?,
+        "roster version {version} is not newer than the one that is here"
+    );
+    tell_daemon(config, &format!("roster version {version} is in force"));
+    Ok(())
+}
+
 fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let member = Member { role, ..request_file::read(file)? };
+    let mut member = Member { role, ..request_file::read(file)? };
     let name = member.name.clone();
-    let (roster, ()) = place.files.edit(&place.mesh()?, |roster| {
+    let mesh = place.mesh()?;
+    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
+        if let Some(known) = roster.members.iter().find(|known| known.node_key == member.node_key) {
+            member.role = higher(known.role, role);
+        }
+        if let Some(why) = find_name_in_use(&roster.members, &member) {
+            anyhow::bail!("this machine cannot be a member: {why}");
+        }
         put_member(roster, member);
         Ok(())
     })?;
@@ -437,7 +479,7 @@ pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
         "left the mesh {mesh}; its other members go on trusting this machine until one with the mesh key removes it"
     ));
     tell_daemon(config, "its members are no peers any more");
-    setup_nix::take_out()
+    setup_nix::take_out(&place.settings)
 }
 
 /// Has the daemon read what has changed, and says whether it did.

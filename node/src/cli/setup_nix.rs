@@ -39,10 +39,13 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes our part out of nix.conf, if it is there.
-pub(super) fn take_out() -> anyhow::Result<()> {
+/// Takes our part out of nix.conf, if it is there, and is of this node.
+pub(super) fn take_out(settings: &Settings) -> anyhow::Result<()> {
     let file = nix_conf();
     let before = read(&file)?;
+    if !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
+        return Ok(());
+    }
     let after = with_part(&before, None);
     if after == before {
         return Ok(());
@@ -62,10 +65,12 @@ fn read(file: &Path) -> anyhow::Result<String> {
 
 /// The text with our part at its end, or without it.
 fn with_part(text: &str, part: Option<&str>) -> String {
+    // Without its end nobody knows what is ours.
+    let is_whole = text.split_once(BEGIN).is_some_and(|(_, rest)| rest.lines().any(|line| line.trim_end() == END));
     let mut is_ours = false;
     let mut kept = String::new();
     for line in text.split_inclusive('\n') {
-        is_ours |= line.trim_end() == BEGIN;
+        is_ours |= is_whole && line.trim_end() == BEGIN;
         if !is_ours {
             kept.push_str(line);
         }
@@ -113,6 +118,8 @@ mod tests {
             assert_eq!(with_part(&second, None), text);
             assert_eq!(with_part(text, None), text);
         }
+        let torn = format!("{BEGIN}\nx\nmax-jobs = 7\n");
+        assert_eq!(with_part(&torn, None), torn, "what has no end is left alone");
         assert_eq!(with_part("max-jobs = 4", Some("x\n")), format!("max-jobs = 4\n{BEGIN}\nx\n{END}\n"));
     }
 }

@@ -16,8 +16,9 @@ use tokio::sync::mpsc;
 /// struck off together: a thousand short lives a day make no thousand rosters.
 const CHECK: Duration = Duration::from_secs(60);
 
-/// The settings with the members of the newest roster, if this machine is on it.
-pub(super) fn with_members(configured: &Settings, me: &PeerId) -> Settings {
+/// The settings with the members of the newest roster, if this machine is on it. The one `in_force` counts as well, and is
+/// written again if its file is lost.
+pub(super) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<Arc<SignedRoster>>) -> Settings {
     let mut settings = configured.clone();
     let Some(mesh) = &configured.mesh.key else { return settings };
     let usable = |read: anyhow::Result<Option<SignedRoster>>| {
@@ -26,7 +27,15 @@ pub(super) fn with_members(configured: &Settings, me: &PeerId) -> Settings {
             None
         })
     };
-    let kept = usable(MeshFiles::new(&configured.node.state_dir).read_roster(mesh));
+    let files = MeshFiles::new(&configured.node.state_dir);
+    let mut kept = usable(files.read_roster(mesh));
+    if let (None, Some(roster)) = (&kept, &in_force) {
+        tracing::warn!(version = roster.roster().version, "the roster was lost on disk: written again");
+        if let Err(error) = files.take(mesh, roster) {
+            tracing::error!(error = describe(&error), "the roster cannot be kept");
+        }
+        kept = Some(SignedRoster::clone(roster));
+    }
     let given = configured.mesh.roster_file.as_ref().and_then(|file| usable(read_roster_file(mesh, file)));
     let Some(roster) = newest(kept, given) else {
         tracing::warn!(%mesh, "there is no roster of the mesh yet: its members are unknown");
@@ -117,7 +126,7 @@ impl Daemon {
         let Some(mesh) = settings.mesh.key.clone().filter(|_| !gone.is_empty()) else { return false };
         let count = gone.len();
         let strike = move || {
-            files.edit(&mesh, |roster| {
+            files.edit(&mesh, Some(&roster), |roster| {
                 roster.members.retain(|member| !gone.contains(&member.node_key));
                 Ok(())
             })

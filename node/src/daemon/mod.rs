@@ -122,7 +122,7 @@ fn gather_entropy() {
 
 async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     warn_if_clock_is_unset();
-    let settings = members::with_members(&configured, &secrets.peer_id());
+    let settings = members::with_members(&configured, &secrets.peer_id(), None);
     let mut handed = HandedSockets::from_env();
     let for_others = listeners::open_all(&settings.gateway.listeners, &mut handed)?;
     let gateway_listener = handed.bind_gateway(settings.gateway.listen)?;
@@ -148,7 +148,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     )?;
     let uploads = make_uploads(&settings, &offer, &partial_copies, &statistics);
     let admission = Arc::new(Admission::new(MeshFiles::new(&settings.node.state_dir)));
-    admission.set_mesh(settings.mesh.key.clone());
+    admission.set_mesh(settings.mesh.key.clone(), settings.mesh.roster.clone());
     let (rosters, heard_rosters) = mpsc::channel(1);
     let parts = MeshParts {
         rosters,
@@ -387,7 +387,7 @@ impl Daemon {
     /// Gives each part its new settings. `error` is why the last reload of the configuration was refused, if it was.
     async fn put_in_force(&self, loaded: Loaded, error: Option<String>) {
         let Loaded { configured, settings, secrets, policy, gateway_key, upstreams, certificates } = loaded;
-        self.admission.set_mesh(settings.mesh.key.clone());
+        self.admission.set_mesh(settings.mesh.key.clone(), settings.mesh.roster.clone());
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let kept = settings.quorum.keep.iter().copied();
         self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
@@ -442,8 +442,9 @@ impl Daemon {
     fn prepare(&self, configured: Settings) -> anyhow::Result<Loaded> {
         let secrets = configured.read_secrets()?;
         let policy = quorum_policy(&configured, &secrets)?;
-        let settings = members::with_members(&configured, &secrets.peer_id());
         let old = self.settings();
+        let in_force = old.mesh.roster.clone().filter(|_| old.mesh.key == configured.mesh.key);
+        let settings = members::with_members(&configured, &secrets.peer_id(), in_force);
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
             ("node.state_dir", settings.node.state_dir == old.node.state_dir),

@@ -6,7 +6,7 @@ use crate::regular_file::replace_text;
 use crate::settings::Settings;
 use anyhow::Context as _;
 use narmesh_protocol::NixPublicKey;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 /// Puts `mesh.key` into the file, or takes it out.
@@ -36,6 +36,14 @@ pub(crate) fn set_mesh_key(file: &Path, mesh: Option<&NixPublicKey>) -> anyhow::
     anyhow::ensure!(after.is_ok_and(|after| after.mesh.key == wanted), "the file has an unusual form; {}", by_hand());
     Settings::check(Config::parse(&changed, file)?, file)?;
     replace_text(file, &changed).with_context(|| format!("cannot write {}; {}", file.display(), by_hand()))
+}
+
+/// Checks that the file can be written, before anything is done that cannot be undone.
+pub(crate) fn ensure_writable(file: &Path) -> anyhow::Result<()> {
+    let opened = OpenOptions::new().append(true).open(file);
+    opened.map(drop).with_context(|| {
+        format!("cannot write {}; a machine that is configured from elsewhere joins with --request", file.display())
+    })
 }
 
 /// The text with the key in its section `[mesh]`, which is made if there is none, or without it.

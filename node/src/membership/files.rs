@@ -6,7 +6,7 @@ use crate::regular_file::{clear, open_itself, open_to_read, with_suffix};
 use crate::settings::{create_secret, read_mesh_key};
 use crate::state_files::{INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
 use anyhow::Context as _;
-use narmesh_protocol::{NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
+use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
 use rustix::fs::FlockOperation;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -47,6 +47,11 @@ impl MeshFiles {
         Ok(read_mesh_key(&self.key_file())?)
     }
 
+    /// Whether this machine has the key of this mesh.
+    pub(crate) fn has_key_of(&self, mesh: &NixPublicKey) -> anyhow::Result<bool> {
+        Ok(self.read_key()?.is_some_and(|key| key.public().bytes() == mesh.bytes()))
+    }
+
     /// Writes a new mesh key; there must be none yet.
     pub(crate) fn create_key(&self, key: &NixSecretKey) -> anyhow::Result<()> {
         let file = self.key_file();
@@ -73,14 +78,23 @@ impl MeshFiles {
         Ok(is_newer)
     }
 
-    /// Changes the roster, signs it as the next version, and keeps it. Others who change it at the same time wait. If
-    /// `change` fails, nothing is written.
+    /// Signs the first roster of a mesh, with this member alone.
+    pub(crate) fn create_roster(&self, key: &NixSecretKey, member: Member) -> anyhow::Result<()> {
+        let _lock = self.lock()?;
+        let roster = Roster { version: 1, issued_at_ms: unix_ms(), members: vec![member] };
+        self.write(&self.roster_file(), SignedRoster::sign(key, roster)?.as_bytes())
+    }
+
+    /// Changes the newest roster, which is the kept one or the `given` one, signs it as the next version, and keeps it. Others
+    /// who change it at the same time wait. If `change` fails, nothing is written.
     ///
     /// # Errors
-    /// When this machine does not have the mesh key, or has another one, or the change makes no valid roster.
+    /// When this machine does not have the mesh key, or has another one, or no roster, or the change makes no valid one. A
+    /// machine that has lost its roster must not begin anew: it would put out all others.
     pub(crate) fn edit<T>(
         &self,
         mesh: &NixPublicKey,
+        given: Option<&SignedRoster>,
         change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(SignedRoster, T)> {
         let _lock = self.lock()?;
@@ -92,8 +106,8 @@ impl MeshFiles {
             "{} is the key of another mesh than mesh.key in the configuration",
             self.key_file().display()
         );
-        let before = self.read_roster(mesh)?.map(|signed| signed.roster().clone());
-        let mut roster = before.unwrap_or(Roster { version: 0, issued_at_ms: 0, members: Vec::new() });
+        let mut roster =
+            newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?.roster().clone();
         let changed = change(&mut roster)?;
         roster.version = roster.version.checked_add(1).context("there is no higher version of this roster")?;
         roster.issued_at_ms = unix_ms();
@@ -192,6 +206,13 @@ pub(crate) fn read_roster_file(mesh: &NixPublicKey, file: &Path) -> anyhow::Resu
     Ok(Some(opened.with_context(|| format!("{} is refused", file.display()))?))
 }
 
+/// Why there is nothing to begin with.
+pub(crate) fn no_roster(mesh: &NixPublicKey) -> String {
+    format!(
+        "there is no roster of the mesh {mesh} here; `narmesh mesh export FILE` on a member and `narmesh mesh import FILE` here bring it back"
+    )
+}
+
 /// The newest of what is kept and what the configuration names.
 pub(crate) fn newest(one: Option<SignedRoster>, other: Option<SignedRoster>) -> Option<SignedRoster> {
     let version =
@@ -218,7 +239,7 @@ fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use narmesh_protocol::{Member, MemberRole};
+    use narmesh_protocol::MemberRole;
 
     fn member(number: u8) -> Member {
         let name = format!("machine {number}");
@@ -236,6 +257,7 @@ mod tests {
         let files = MeshFiles::new(&dir.path().join("state"));
         let key = NixSecretKey::from_seed("home", &[1; 32]).unwrap();
         files.create_key(&key).unwrap();
+        files.create_roster(&key, member(100)).unwrap();
         (dir, files, key.public())
     }
 
@@ -246,19 +268,19 @@ mod tests {
             for number in 1..=8 {
                 let (files, mesh) = (&files, &mesh);
                 scope.spawn(move || {
-                    files.edit(mesh, |roster| add(roster, number)).unwrap();
+                    files.edit(mesh, None, |roster| add(roster, number)).unwrap();
                 });
             }
         });
         let kept = files.read_roster(&mesh).unwrap().unwrap();
-        assert_eq!((kept.roster().version, kept.roster().members.len()), (8, 8));
+        assert_eq!((kept.roster().version, kept.roster().members.len()), (9, 9));
     }
 
     #[test]
     fn an_older_roster_replaces_no_newer_one_and_a_damaged_one_is_replaced() {
         let (_dir, files, mesh) = files();
-        let (first, ()) = files.edit(&mesh, |roster| add(roster, 1)).unwrap();
-        let (second, ()) = files.edit(&mesh, |roster| add(roster, 2)).unwrap();
+        let (first, ()) = files.edit(&mesh, None, |roster| add(roster, 1)).unwrap();
+        let (second, ()) = files.edit(&mesh, None, |roster| add(roster, 2)).unwrap();
         assert!(!files.take(&mesh, &first).unwrap() && !files.take(&mesh, &second).unwrap());
         assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), second);
         fs::write(files.roster_file(), [1; 300]).unwrap();
@@ -269,13 +291,24 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_lost_its_roster_does_not_begin_anew() {
+        let (_dir, files, mesh) = files();
+        let (roster, ()) = files.edit(&mesh, None, |roster| add(roster, 1)).unwrap();
+        fs::remove_file(files.roster_file()).unwrap();
+        let refused = format!("{:#}", files.edit(&mesh, None, |roster| add(roster, 2)).unwrap_err());
+        assert!(refused.contains("mesh import"), "{refused}");
+        let (next, ()) = files.edit(&mesh, Some(&roster), |roster| add(roster, 2)).unwrap();
+        assert_eq!((next.roster().version, next.roster().members.len()), (3, 3));
+    }
+
+    #[test]
     fn without_the_right_mesh_key_nothing_is_changed() {
         let (_dir, files, mesh) = files();
         let other = NixSecretKey::from_seed("other", &[2; 32]).unwrap().public();
-        let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, |_| Ok(())).unwrap_err());
+        let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, None, |_| Ok(())).unwrap_err());
         assert!(edit(&other).contains("the key of another mesh"), "{}", edit(&other));
         fs::remove_file(files.key_file()).unwrap();
         assert!(edit(&mesh).contains("this machine cannot change the mesh"), "{}", edit(&mesh));
-        assert_eq!(files.read_roster(&mesh).unwrap(), None);
+        assert_eq!(files.read_roster(&mesh).unwrap().unwrap().roster().version, 1);
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use libp2p::PeerId;
 use narmesh_mesh::JoinHandler;
 use narmesh_protocol::wire::{JoinReply, JoinRequest};
-use narmesh_protocol::{Member, NixPublicKey, Roster, SignedRoster, node_key_of};
+use narmesh_protocol::{Member, MemberRole, NixPublicKey, Roster, SignedRoster, node_key_of};
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const REFUSED_AFTER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Admission {
     files: MeshFiles,
-    mesh: RwLock<Option<NixPublicKey>>,
+    mesh: RwLock<Option<(NixPublicKey, Option<Arc<SignedRoster>>)>>,
     changed: Notify,
 }
 
@@ -30,9 +30,9 @@ impl Admission {
         Self { files, mesh: RwLock::new(None), changed: Notify::new() }
     }
 
-    /// Sets the mesh of this machine.
-    pub(crate) fn set_mesh(&self, mesh: Option<NixPublicKey>) {
-        *self.mesh.write() = mesh;
+    /// Sets the mesh of this machine, and the roster in force.
+    pub(crate) fn set_mesh(&self, mesh: Option<NixPublicKey>, roster: Option<Arc<SignedRoster>>) {
+        *self.mesh.write() = mesh.map(|mesh| (mesh, roster));
     }
 
     /// Returns when the roster was changed by an admission.
@@ -57,7 +57,7 @@ impl Admission {
     }
 
     fn admit(&self, peer: PeerId, request: &JoinRequest) -> JoinReply {
-        let (Some(mesh), Some(node_key)) = (self.mesh.read().clone(), node_key_of(&peer)) else {
+        let (Some((mesh, roster)), Some(node_key)) = (self.mesh.read().clone(), node_key_of(&peer)) else {
             return JoinReply::Refused;
         };
         let now = Timestamp::now();
@@ -67,10 +67,13 @@ impl Admission {
             Ok(None) => return JoinReply::Refused,
             Err(error) => return cannot_admit(peer, &error),
         };
+        let known = roster.as_ref().and_then(|roster| roster.member(&node_key));
+        let own_choice = || known.map_or_else(|| request.name.clone(), |known| known.name.clone());
         let wanted = Member {
             node_key,
-            name: invitation.name.clone().unwrap_or_else(|| request.name.clone()),
-            role: invitation.role,
+            name: invitation.name.clone().unwrap_or_else(own_choice),
+            // Who comes again stays a builder.
+            role: known.map_or(invitation.role, |known| higher(known.role, invitation.role)),
             builder_key: request.builder_key.clone(),
             ephemeral_s: invitation.ephemeral_s,
             addresses: request.addresses.clone(),
@@ -79,7 +82,10 @@ impl Admission {
         if let Err(error) = wanted.check() {
             return JoinReply::Unfit { why: error.to_string() };
         }
-        match self.admit_as(&mesh, &request.secret, now, wanted) {
+        if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(&roster.roster().members, &wanted)) {
+            return JoinReply::Unfit { why };
+        }
+        match self.admit_as((&mesh, roster.as_deref()), &request.secret, now, wanted) {
             Ok(Some(roster)) => {
                 tracing::info!(%peer, version = roster.roster().version, "a machine has joined");
                 self.changed.notify_one();
@@ -93,7 +99,7 @@ impl Admission {
     /// Uses the invitation up, and signs a roster with the member; `None` if somebody else has used it up meanwhile.
     fn admit_as(
         &self,
-        mesh: &NixPublicKey,
+        (mesh, roster): (&NixPublicKey, Option<&SignedRoster>),
         secret: &[u8; 16],
         now: Timestamp,
         member: Member,
@@ -103,12 +109,33 @@ impl Admission {
         if used.is_none() {
             return Ok(None);
         }
-        let (roster, ()) = self.files.edit(mesh, |roster| {
+        let (roster, ()) = self.files.edit(mesh, roster, |roster| {
             put_member(roster, member);
             Ok(())
         })?;
         Ok(Some(roster))
     }
+}
+
+/// A builder stays one.
+pub(crate) fn higher(one: MemberRole, other: MemberRole) -> MemberRole {
+    if one == MemberRole::Builder { one } else { other }
+}
+
+/// Why this member's builder key cannot be told from another one: Nix looks a key up by its name.
+pub(crate) fn find_name_in_use(members: &[Member], wanted: &Member) -> Option<String> {
+    let key_of = |member: &Member| NixPublicKey::parse(member.builder_key.as_ref()?).ok();
+    let wanted_key = key_of(wanted)?;
+    let others = members.iter().filter(|member| member.node_key != wanted.node_key);
+    let is_same_name = |member: &&Member| {
+        key_of(member).is_some_and(|key| key.name() == wanted_key.name() && key.bytes() != wanted_key.bytes())
+    };
+    let other = others.into_iter().find(is_same_name)?;
+    Some(format!(
+        "its builder key is called {}, as that of the member {:?} is; make one of another name (delete builder.key, and run `narmesh init --force --name NAME`)",
+        wanted_key.name(),
+        other.name
+    ))
 }
 
 /// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number. Of
@@ -136,7 +163,7 @@ fn cannot_admit(peer: PeerId, error: &anyhow::Error) -> JoinReply {
 mod tests {
     use super::*;
     use libp2p::identity::Keypair;
-    use narmesh_protocol::{MemberRole, NixSecretKey};
+    use narmesh_protocol::NixSecretKey;
 
     struct Stage {
         _dir: tempfile::TempDir,
@@ -153,8 +180,21 @@ mod tests {
         let invitation = Invitation::new(&[7; 16], MemberRole::Client, uses, until);
         files.change_invitations(|invitations| invitations.add(Timestamp::now(), invitation)).unwrap();
         let admission = Admission::new(files.clone());
-        admission.set_mesh(Some(key.public()));
+        files.create_roster(&key, founder()).unwrap();
+        let roster = files.read_roster(&key.public()).unwrap().map(Arc::new);
+        admission.set_mesh(Some(key.public()), roster);
         Stage { _dir: dir, files, admission }
+    }
+
+    fn founder() -> Member {
+        Member {
+            node_key: [9; 32],
+            name: "founder".to_owned(),
+            role: MemberRole::Builder,
+            builder_key: Some(NixSecretKey::from_seed("b-1", &[9; 32]).unwrap().public().to_string()),
+            ephemeral_s: 0,
+            addresses: Vec::new(),
+        }
     }
 
     fn request(secret: u8, name: &str) -> JoinRequest {
@@ -170,6 +210,13 @@ mod tests {
         let Stage { files, admission, .. } = &stage(2);
         assert_eq!(admission.admit(peer(), &request(8, "a")), JoinReply::Refused);
         assert!(matches!(admission.admit(peer(), &request(7, "\n")), JoinReply::Unfit { .. }), "and stays good");
+        let same_name = NixSecretKey::from_seed("b-1", &[8; 32]).unwrap().public().to_string();
+        let same_name = JoinRequest { builder_key: Some(same_name), ..request(7, "b") };
+        let unfit = admission.admit(peer(), &same_name);
+        assert!(
+            matches!(&unfit, JoinReply::Unfit { why } if why.contains("called b-1, as that of the member \"founder\"")),
+            "{unfit:?}"
+        );
         for _ in 0..2 {
             assert!(matches!(admission.admit(peer(), &request(7, "box")), JoinReply::Welcome(_)));
         }
@@ -178,7 +225,7 @@ mod tests {
         let names: Vec<_> =
             files.read_roster(&mesh).unwrap().unwrap().roster().members.iter().map(|it| it.name.clone()).collect();
         assert!(
-            names.len() == 2 && names.contains(&"box".to_owned()) && names.contains(&"box-2".to_owned()),
+            names.len() == 3 && names.contains(&"box".to_owned()) && names.contains(&"box-2".to_owned()),
             "{names:?}"
         );
     }

@@ -38,6 +38,11 @@ pub(crate) fn may_be_told(text: &str) -> bool {
     check_one(text, AddressUse::Tell).is_ok()
 }
 
+/// Whether this is an address that others can dial: also one with a host name.
+pub(crate) fn may_be_dialled(text: &str) -> bool {
+    check_one(text, AddressUse::Dial).is_ok()
+}
+
 /// The socket address of a multiaddr that begins with an IP address and a TCP port.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();

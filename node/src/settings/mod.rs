@@ -32,7 +32,7 @@ mod upstream;
 mod written;
 
 use addresses::AddressUse;
-pub(crate) use addresses::{may_be_told, socket_address};
+pub(crate) use addresses::{may_be_dialled, may_be_told, socket_address};
 pub use error::SettingsError;
 pub use gateway::{GatewaySettings, Prefer};
 pub use host_names::HOST_NAMES_MAX;

@@ -82,7 +82,7 @@ fn store_finding(settings: &Settings) -> Option<Finding> {
 
 fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if settings.peers.is_empty() {
+    if settings.peers.is_empty() && settings.mesh.key.is_none() {
         findings.push(Finding::Note("no [[peer]] is configured: this node shares with nobody yet".to_owned()));
     }
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
