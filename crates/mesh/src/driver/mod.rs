@@ -335,14 +335,14 @@ impl Mesh {
         match event {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.gossip_link.on_request(context, event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_request(context, event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Log(event)) => self.logs.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_event(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Tree(event)) => self.trees.on_event(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Log(event)) => self.logs.on_event(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Realisation(event)) => {
-                self.realisations.on_request(context, event);
+                self.realisations.on_event(context, event);
             }
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_event(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
                 context.statistics.update(&peer, |stats| {

@@ -1,4 +1,4 @@
-//! The requests of a protocol whose core numbers them, in both directions: gossip and quorum.
+//! The requests of a protocol whose core numbers them, in both directions: gossip, quorum and rosters.
 
 use super::context::Context;
 use crate::unread::Protocol;

@@ -5,13 +5,12 @@
 
 use super::context::Context;
 use super::questions::is_admitted;
-use super::requests::Event;
+use super::requests::{Event, NumberedRequests, RequestEvent};
 use crate::clock::moment;
 use crate::config::MeshMembership;
 use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
-use libp2p::request_response::{InboundRequestId, Message, OutboundRequestId, ResponseChannel};
 use narmesh_gossip::{Misdeed, Moment};
 use narmesh_protocol::wire::{RosterReply, RosterRequest};
 use narmesh_protocol::{SignedRoster, node_key_of};
@@ -27,7 +26,10 @@ const COMPARE_MS: u64 = 60_000;
 pub(super) struct Rosters {
     /// Where newer rosters go; the daemon keeps them and puts them in force.
     heard: mpsc::Sender<Arc<SignedRoster>>,
-    asked: HashMap<OutboundRequestId, PeerId>,
+    requests: NumberedRequests,
+    /// The peers that were asked, by the number of the question.
+    asked: HashMap<u64, PeerId>,
+    newest_id: u64,
     rates: RequestRates,
     /// When the next peer is asked, and which one was asked last.
     next: Moment,
@@ -37,19 +39,22 @@ pub(super) struct Rosters {
 impl Rosters {
     pub(super) fn new(heard: mpsc::Sender<Arc<SignedRoster>>) -> Self {
         let next = Moment(moment().0 + COMPARE_MS);
-        Self { heard, asked: HashMap::new(), rates: RequestRates::of_rosters(), next, last: None }
+        let (requests, rates) = (NumberedRequests::new(Protocol::Roster), RequestRates::of_rosters());
+        Self { heard, requests, asked: HashMap::new(), newest_id: 0, rates, next, last: None }
     }
 
     /// Compares with a peer, if we are of a mesh and do not compare with it already.
     pub(super) fn compare(&mut self, context: &mut Context, peer: PeerId) {
         let Some(mesh) = &context.config.mesh else { return };
-        if self.asked.values().any(|asked| *asked == peer) || !context.swarm.is_connected(&peer) {
+        if self.asked.values().any(|asked| *asked == peer) {
             return;
         }
         let request = RosterRequest { mesh: mesh.key.bytes(), have: mesh.version() };
-        if let Ok(bytes) = request.encode() {
-            let id = context.requests_of(Protocol::Roster).send_request(&peer, bytes);
-            self.asked.insert(id, peer);
+        self.newest_id += 1;
+        if let Ok(bytes) = request.encode()
+            && self.requests.send(context, peer, self.newest_id, bytes)
+        {
+            self.asked.insert(self.newest_id, peer);
         }
     }
 
@@ -82,41 +87,31 @@ impl Rosters {
         }
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
-        match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
-                self.answer(context, (peer, request_id), &request, channel);
-            }
-            Event::Message { message: Message::Response { request_id, response }, .. } => {
-                if let Some(peer) = self.asked.remove(&request_id) {
-                    self.on_answer(context, peer, &response);
+    pub(super) fn on_event(&mut self, context: &mut Context, event: Event) {
+        match self.requests.on_event(context, event) {
+            Some(RequestEvent::Request { from, id, bytes }) => self.answer(context, from, id, &bytes),
+            Some(RequestEvent::Response { id, bytes, .. }) => {
+                if let Some(peer) = self.asked.remove(&id) {
+                    self.on_answer(context, peer, &bytes);
                 }
             }
-            Event::OutboundFailure { request_id, .. } => drop(self.asked.remove(&request_id)),
-            Event::InboundFailure { request_id, .. } | Event::ResponseSent { request_id, .. } => {
-                context.unread.end(&(Protocol::Roster, request_id));
-            }
+            Some(RequestEvent::Failed { id, .. }) => drop(self.asked.remove(&id)),
+            None => {}
         }
     }
 
-    fn answer(
-        &mut self,
-        context: &mut Context,
-        (peer, asked): (PeerId, InboundRequestId),
-        request: &[u8],
-        channel: ResponseChannel<Vec<u8>>,
-    ) {
-        let Ok(request) = RosterRequest::decode(request) else {
-            return context.report_misdeed(peer, Misdeed::MalformedRequest);
-        };
-        let reply = if is_admitted(context, &mut self.rates, peer) {
-            reply_to(context, &peer, &request)
-        } else {
-            RosterReply::Busy
+    fn answer(&mut self, context: &mut Context, peer: PeerId, id: u64, request: &[u8]) {
+        let reply = match RosterRequest::decode(request) {
+            Ok(request) if is_admitted(context, &mut self.rates, peer) => reply_to(context, &peer, &request),
+            Ok(_) => RosterReply::Busy,
+            Err(_) => {
+                context.report_misdeed(peer, Misdeed::MalformedRequest);
+                RosterReply::Absent
+            }
         };
         let is_behind = reply == RosterReply::Older;
         if let Ok(bytes) = reply.encode() {
-            context.send_reply((Protocol::Roster, asked), peer, channel, bytes);
+            self.requests.respond(context, id, bytes);
         }
         if is_behind {
             self.compare(context, peer);

@@ -2,14 +2,12 @@
 //! is computed in the background, one at a time.
 
 use super::context::Context;
-use super::questions::{Answers, Asker, FoundAnswer, Questions, is_admitted};
+use super::questions::{Asker, Dialogue, FoundAnswer};
 use super::requests::Event;
 use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use libp2p::request_response::{InboundRequestId, Message, ResponseChannel};
-use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{TreeReply, TreeRequest};
 use narmesh_store::{NarProgress, Offer, OfferedTree, PathInfo};
 use parking_lot::Mutex;
@@ -30,9 +28,7 @@ const READ_BYTES: usize = 256 << 10;
 pub(super) struct Trees {
     offer: Arc<Offer>,
     keypair: Keypair,
-    questions: Questions,
-    rates: RequestRates,
-    answers: Answers,
+    dialogue: Dialogue,
     computing: Computing,
 }
 
@@ -43,77 +39,47 @@ impl Trees {
             computing: Computing::start(Arc::clone(&offer)),
             offer,
             keypair,
-            questions: Questions::new(Protocol::Tree),
-            rates: RequestRates::of_trees(),
-            answers: Answers::new(Protocol::Tree, ANSWERS_AT_ONCE_MAX),
+            dialogue: Dialogue::new(Protocol::Tree, RequestRates::of_trees(), ANSWERS_AT_ONCE_MAX),
         }
     }
 
     /// Asks a connected peer for the tree of a NAR.
     pub(super) fn ask(&mut self, context: &mut Context, peer: PeerId, request: TreeRequest, reply: Asker) {
-        self.questions.ask(context, peer, request.encode(), reply);
+        self.dialogue.ask(context, peer, request.encode(), reply);
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
-        match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
-                self.answer(context, (peer, request_id), &request, channel);
-            }
-            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                context.statistics.on_responsive(&peer);
-                self.questions.on_answered(request_id, response);
-            }
-            Event::OutboundFailure { request_id, error, .. } => self.questions.on_failed(request_id, &error),
-            Event::InboundFailure { request_id, .. } | Event::ResponseSent { request_id, .. } => {
-                context.unread.end(&(Protocol::Tree, request_id));
-            }
-        }
-    }
-
-    fn answer(
-        &mut self,
-        context: &mut Context,
-        (peer, asked): (PeerId, InboundRequestId),
-        request: &[u8],
-        channel: ResponseChannel<Vec<u8>>,
-    ) {
-        let Ok(request) = TreeRequest::decode(request) else {
-            return context.report_misdeed(peer, Misdeed::MalformedRequest);
-        };
-        if !is_admitted(context, &mut self.rates, peer) {
-            return respond(context, channel, &TreeReply::Busy);
-        }
-        if !self.offer.is_offered(&request.hash_part) {
-            return respond(context, channel, &TreeReply::Absent);
+    pub(super) fn on_event(&mut self, context: &mut Context, event: Event) {
+        let Some((request, bytes)) = self.dialogue.on_event(context, event) else { return };
+        let asked = TreeRequest::decode(&bytes).ok();
+        let Some((asked, request)) = self.dialogue.admit(context, request, asked) else { return };
+        if !self.offer.is_offered(&asked.hash_part) {
+            return self.dialogue.respond(context, request, TreeReply::Absent.encode());
         }
         let (offer, keypair, computing) = (Arc::clone(&self.offer), self.keypair.clone(), self.computing.clone());
-        let look_up = move || {
-            let reply = match offer.find_tree(&request.hash_part, &request.nar_hash, request.nar_size) {
+        self.dialogue.look_up(context, request, move || {
+            let reply = match offer.find_tree(&asked.hash_part, &asked.nar_hash, asked.nar_size) {
                 // A key that cannot sign has no trees.
-                Ok(OfferedTree::Known(tree)) => match tree.bind(&keypair, &request.nar_hash) {
+                Ok(OfferedTree::Known(tree)) => match tree.bind(&keypair, &asked.nar_hash) {
                     Some(signature) => TreeReply::Tree { signature, leaves: tree.leaves().to_vec() },
                     None => TreeReply::Absent,
                 },
-                Ok(OfferedTree::NotComputed) if computing.begin(request) => TreeReply::NotYet,
+                Ok(OfferedTree::NotComputed) if computing.begin(asked) => TreeReply::NotYet,
                 Ok(OfferedTree::NotComputed) => TreeReply::Busy,
                 Err(error) if error.may_pass() => TreeReply::Busy,
                 Ok(OfferedTree::Absent) | Err(_) => TreeReply::Absent,
             };
             reply.encode()
-        };
-        if let Err((_, _, channel)) = self.answers.look_up((peer, asked, channel), look_up) {
-            respond(context, channel, &TreeReply::Busy);
-        }
+        });
     }
 
     /// The next answer that a blocking thread looked up. Dropping the future loses nothing.
     pub(super) async fn next_answer(&mut self) -> Option<FoundAnswer> {
-        self.answers.next().await
+        self.dialogue.next_answer().await
     }
 
     /// Forgets a peer that left the allowlist.
     pub(super) fn forget(&mut self, peer: &PeerId) {
-        self.rates.forget(peer);
+        self.dialogue.forget(peer);
     }
 }
 
@@ -176,12 +142,5 @@ fn compute(offer: &Offer, request: &TreeRequest, is_stopping: &AtomicBool) {
                 return;
             }
         }
-    }
-}
-
-fn respond(context: &mut Context, channel: ResponseChannel<Vec<u8>>, reply: &TreeReply) {
-    if let Ok(bytes) = reply.encode() {
-        // The channel is closed if the asker left.
-        drop(context.requests_of(Protocol::Tree).send_response(channel, bytes));
     }
 }
