@@ -1,5 +1,6 @@
 //! Opens a path only if it is a regular file: opening a FIFO, for instance, waits for a writer, perhaps for ever.
 
+use rustix::fs::FlockOperation;
 use std::fs::{self, File, FileType, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
@@ -101,21 +102,38 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String
 /// 0644.
 pub(crate) fn replace_text(path: &Path, text: &str) -> io::Result<()> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let beside = with_suffix(&target, ".new");
-    clear(&beside)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
-    match fs::metadata(&target) {
+    replace(&target, text.as_bytes(), |file| match fs::metadata(&target) {
         Ok(before) => {
             file.set_permissions(before.permissions())?;
             if rustix::process::geteuid().is_root() {
-                fchown(&file, Some(before.uid()), Some(before.gid()))?;
+                fchown(file, Some(before.uid()), Some(before.gid()))?;
             }
+            Ok(())
         }
-        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
-    }
-    file.write_all(text.as_bytes())?;
+        Err(_) => file.set_permissions(Permissions::from_mode(0o644)),
+    })
+}
+
+/// Replaces a file, or what else is there, in one step. `prepare` gives the new one its owner and mode; without it the mode is
+/// 0600.
+pub(crate) fn replace(path: &Path, bytes: &[u8], prepare: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let beside = with_suffix(path, ".new");
+    clear(&beside)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    prepare(&file)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, &target)
+    fs::rename(&beside, path)
+}
+
+/// Waits for the lock that a file stands for, and makes the file if there is none. Dropping what is returned releases the lock.
+/// The file stays: whoever removed it could remove one that somebody has just locked.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = open_itself(path, &mut options)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
 }
 
 /// Renames whatever is at `path` to `<name>.corrupt-<unix time>`.

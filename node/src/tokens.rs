@@ -3,17 +3,16 @@
 //! narmesh chooses the tokens: 32 random bytes each. That is why a plain digest of them is enough: a slow one would only
 //! help against guessing what people choose.
 
-use crate::regular_file::{open_itself, read_text, with_suffix};
+use crate::regular_file::{lock, read_text, replace, with_suffix};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use rand::TryRng;
-use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use subtle::ConstantTimeEq;
 
@@ -146,14 +145,9 @@ impl Tokens {
     /// Changes what is in a file, and returns what `change` returns. Others who change it at the same time wait, so that no change
     /// of theirs is lost. If `change` fails, nothing is written.
     pub(crate) fn change<T>(path: &Path, change: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        // A file of its own, because the file of the tokens is replaced by each change. It stays: whoever removed it could remove
-        // one that somebody has just locked.
-        let lock = with_suffix(path, ".lock");
-        let failed = |source| TokensError::Io { path: lock.clone(), source };
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let file = open_itself(&lock, &mut options).map_err(failed)?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        // A file of its own, because the file of the tokens is replaced by each change.
+        let path_of_lock = with_suffix(path, ".lock");
+        let file = lock(&path_of_lock).map_err(|source| TokensError::Io { path: path_of_lock, source })?;
         let mut tokens = Self::read(path)?;
         let changed = change(&mut tokens)?;
         tokens.write(path)?;
@@ -164,22 +158,10 @@ impl Tokens {
 
     /// Writes the file anew, in one step.
     fn write(&self, path: &Path) -> Result<(), TokensError> {
-        let written = || {
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(".new");
-            let beside = path.with_file_name(name);
-            match fs::remove_file(&beside) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            // The daemon reads it as another user. Digests of 32 random bytes tell nothing.
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
-            file.set_permissions(fs::Permissions::from_mode(0o644))?;
-            file.write_all(self.render().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&beside, path)
-        };
-        written().map_err(|source| TokensError::Io { path: path.to_owned(), source })
+        // The daemon reads it as another user. Digests of 32 random bytes tell nothing.
+        let readable = |file: &fs::File| file.set_permissions(fs::Permissions::from_mode(0o644));
+        let written = replace(path, self.render().as_bytes(), readable);
+        written.map_err(|source| TokensError::Io { path: path.to_owned(), source })
     }
 
     fn render(&self) -> String {

@@ -2,15 +2,14 @@
 //! key and the invitations.
 
 use super::invitations::Invitations;
-use crate::regular_file::{clear, open_itself, open_to_read, with_suffix};
+use crate::regular_file::{clear, lock, open_to_read, replace};
 use crate::settings::{create_secret, read_mesh_key};
 use crate::state_files::{INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
 use anyhow::Context as _;
 use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
-use rustix::fs::FlockOperation;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -148,19 +147,10 @@ impl MeshFiles {
         Ok(())
     }
 
-    /// Dropping the file releases the lock. It stays: whoever removed it could remove one that somebody has just locked.
     fn lock(&self) -> anyhow::Result<File> {
         self.make_state_dir()?;
         let path = self.state_dir.join(MESH_LOCK_FILE);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let mut locked = || {
-            let file = open_itself(&path, &mut options)?;
-            self.give_to_daemon(&file)?;
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
-        };
-        let locked: io::Result<File> = locked();
+        let locked = lock(&path).and_then(|file| self.give_to_daemon(&file).map(|()| file));
         locked.with_context(|| format!("cannot lock {}", path.display()))
     }
 
@@ -171,18 +161,10 @@ impl MeshFiles {
 
     /// Writes a file in one step.
     fn write(&self, file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-        let write = || {
-            let beside = with_suffix(file, ".new");
-            clear(&beside)?;
-            let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-            self.give_to_daemon(&written)?;
-            written.write_all(bytes)?;
-            written.sync_all()?;
-            fs::rename(&beside, file)?;
-            File::open(&self.state_dir)?.sync_all()
-        };
-        let written: io::Result<()> = write();
-        written.with_context(|| format!("cannot write {}", file.display()))
+        let written = replace(file, bytes, |written| self.give_to_daemon(written));
+        // Without this, a power cut could undo the rename.
+        let synced = written.and_then(|()| File::open(&self.state_dir)?.sync_all());
+        synced.with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// What root writes here belongs to the owner of the directory, which is the daemon's user.
