@@ -85,6 +85,10 @@ simulation() {
     "$sim" quorum --small --seed "$seed" | grep -E '^(violation|replay|digest|[0-9]+ machines)'
   done
   "$sim" quorum --seed 1
+  for seed in $(seq 1 40); do
+    "$sim" rosters --small --seed "$seed" | grep -E '^(violation|replay)' && return 1
+  done
+  "$sim" rosters --seed 1
   "$sim" swarm --seeds 200
   "$mutants" mutants
   "$sim" docs --check

@@ -11,7 +11,7 @@ mod mutants {
 }
 
 use mutants::rewrite::insert_switches;
-use mutants::table::{GOSSIP, Mutant, QUORUM};
+use mutants::table::{GOSSIP, Mutant, QUORUM, ROSTER};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -20,7 +20,9 @@ fn main() {
         return;
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
-    for (name, mutants, first) in [("gossip", GOSSIP, 0), ("quorum", QUORUM, GOSSIP.len())] {
+    let cores =
+        [("gossip", GOSSIP, 0), ("quorum", QUORUM, GOSSIP.len()), ("roster", ROSTER, GOSSIP.len() + QUORUM.len())];
+    for (name, mutants, first) in cores {
         let source = Path::new("../crates").join(name).join("src");
         println!("cargo::rerun-if-changed={}", source.display());
         copy_core(name, &source, &out.join(name), mutants, first);

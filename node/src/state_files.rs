@@ -14,7 +14,9 @@ pub(crate) const ROSTER_FILE: &str = "roster";
 pub(crate) const MESH_KEY_FILE: &str = "mesh.key";
 /// Who may join the mesh.
 pub(crate) const INVITATIONS_FILE: &str = "invitations";
-/// What those lock who change the three files above.
+/// What this machine changed in the roster.
+pub(crate) const EDITS_FILE: &str = "mesh.edits";
+/// What those lock who change the four files above.
 pub(crate) const MESH_LOCK_FILE: &str = "mesh.lock";
 /// The switch of `narmesh serve`: `on` or `off`; absent when the configuration decides.
 pub(crate) const SERVE_FILE: &str = "serve";

@@ -95,11 +95,64 @@ pub struct Roster {
     pub issued_at_ms: u64,
     /// The members, ordered by their node keys; at most [`Roster::MEMBERS_MAX`].
     pub members: Vec<Member>,
+    /// How many edits of each machine that signs rosters are in this one, ordered by node keys; at most
+    /// [`Roster::SIGNERS_MAX`]. By it a signer sees whether one that two signed at once has lost an edit of its own.
+    pub edits: Vec<EditCount>,
+}
+
+/// How many edits of one signer a roster holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub struct EditCount {
+    /// The Ed25519 key of its PeerId.
+    pub signer: [u8; 32],
+    /// The number of its last edit; each signer numbers its own from 1.
+    pub count: u64,
 }
 
 impl Roster {
     /// Most members: as many as the audience of a summary holds, without its owner.
     pub const MEMBERS_MAX: usize = crate::Summary::AUDIENCE_MAX - 1;
+    /// Most machines that sign.
+    pub const SIGNERS_MAX: usize = 64;
+
+    /// How many edits of this signer it holds.
+    pub fn edits_of(&self, signer: &[u8; 32]) -> u64 {
+        self.edits.iter().find(|edits| edits.signer == *signer).map_or(0, |edits| edits.count)
+    }
+
+    /// Says how many edits of this signer it holds.
+    pub fn set_edits_of(&mut self, signer: [u8; 32], count: u64) {
+        self.edits.retain(|edits| edits.signer != signer);
+        self.edits.push(EditCount { signer, count });
+    }
+
+    /// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number.
+    pub fn put(&mut self, mut member: Member) {
+        self.members.retain(|known| known.node_key != member.node_key);
+        let wanted = member.name.clone();
+        let mut number = 2_u32;
+        while self.members.iter().any(|known| known.name == member.name) {
+            let end = format!("-{number}");
+            let room = Member::NAME_BYTES_MAX - end.len();
+            let start = wanted.get(..wanted.floor_char_boundary(room)).unwrap_or_default();
+            member.name = format!("{}{end}", start.trim_end());
+            number += 1;
+        }
+        self.members.push(member);
+    }
+
+    /// Another member whose builder key has the name of this one's and is another key. Nix looks a key up by its name.
+    pub fn find_key_name(&self, wanted: &Member) -> Option<(&Member, NixPublicKey)> {
+        let key_of = |member: &Member| NixPublicKey::parse(member.builder_key.as_ref()?).ok();
+        let wanted_key = key_of(wanted)?;
+        let is_same_name = |member: &&Member| {
+            member.node_key != wanted.node_key
+                && key_of(member)
+                    .is_some_and(|key| key.name() == wanted_key.name() && key.bytes() != wanted_key.bytes())
+        };
+        let other = self.members.iter().find(is_same_name)?;
+        Some((other, wanted_key))
+    }
 
     fn check(&self) -> Result<(), RosterError> {
         if self.members.len() > Self::MEMBERS_MAX {
@@ -114,6 +167,9 @@ impl Roster {
             if !names.insert(&member.name) {
                 return Err(RosterError::NameTwice { name: member.name.clone() });
             }
+        }
+        if self.edits.len() > Self::SIGNERS_MAX || !self.edits.is_sorted_by(|one, next| one.signer < next.signer) {
+            return Err(RosterError::Edits { signers: self.edits.len() });
         }
         Ok(())
     }
@@ -165,6 +221,12 @@ pub enum RosterError {
     /// The members are not ordered by key, or one is there twice.
     #[error("the members are not ordered by their keys, or one is there twice")]
     Order,
+    /// The counts of edits are too many, or not ordered by key.
+    #[error("edits of {signers} signers, expected at most {}, ordered by their keys", Roster::SIGNERS_MAX)]
+    Edits {
+        /// The number found.
+        signers: usize,
+    },
     /// A member's name cannot be one.
     #[error(
         "member name {name:?}, expected 1 to {} bytes without control characters and without white space at its ends",
@@ -212,9 +274,17 @@ impl SignedRoster {
     /// Largest roster, bytes: 2,047 members of 500 bytes.
     pub const BYTES_MAX: usize = 1 << 20;
 
-    /// Signs a roster; its members are put in order.
+    /// Signs a roster. Its members are put in order. If more have signed than are counted, those who are no members are not
+    /// counted any more.
     pub fn sign(key: &NixSecretKey, mut roster: Roster) -> Result<Self, RosterError> {
         roster.members.sort_by_key(|member| member.node_key);
+        let members = &roster.members;
+        let is_member =
+            |edits: &EditCount| members.binary_search_by(|member| member.node_key.cmp(&edits.signer)).is_ok();
+        if roster.edits.len() > Roster::SIGNERS_MAX {
+            roster.edits.retain(is_member);
+        }
+        roster.edits.sort_by_key(|edits| edits.signer);
         roster.check()?;
         let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&roster)?;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
@@ -299,7 +369,7 @@ mod tests {
     }
 
     fn roster(members: Vec<Member>) -> Roster {
-        Roster { version: 7, issued_at_ms: 1, members }
+        Roster { version: 7, issued_at_ms: 1, members, edits: Vec::new() }
     }
 
     #[test]
@@ -335,6 +405,39 @@ mod tests {
     }
 
     #[test]
+    fn edits_are_counted_in_order_and_for_a_bounded_number_of_signers() {
+        let mut counted = roster(vec![member(9), member(2)]);
+        for (signer, count) in [(9, 1), (9, 4), (5, 3), (2, 7)] {
+            counted.set_edits_of([signer; 32], count);
+        }
+        let counts = |roster: &Roster| {
+            let signed = SignedRoster::sign(&key(), roster.clone()).unwrap();
+            let signed = SignedRoster::open(&key().public(), signed.as_bytes()).unwrap();
+            let edits = &signed.roster().edits;
+            edits.iter().map(|edits| (edits.signer[0], edits.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(&counted), [(2, 7), (5, 3), (9, 4)]);
+        (10..72).for_each(|signer| counted.set_edits_of([signer; 32], 1));
+        assert_eq!(counts(&counted), [(2, 7), (9, 4)], "too many");
+        let many: Vec<Member> = (0..65).map(member).collect();
+        let mut counted = roster(many);
+        (0..65).for_each(|signer| counted.set_edits_of([signer; 32], 1));
+        let refused = SignedRoster::sign(&key(), counted).unwrap_err().to_string();
+        assert_eq!(refused, "edits of 65 signers, expected at most 64, ordered by their keys");
+    }
+
+    #[test]
+    fn a_taken_name_gets_a_number() {
+        let mut roster = roster(Vec::new());
+        for number in 1..=3 {
+            roster.put(Member { name: "laptop".to_owned(), ..member(number) });
+        }
+        roster.put(Member { name: "laptop".to_owned(), ..member(2) });
+        let names: Vec<&str> = roster.members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["laptop", "laptop-3", "laptop-2"]);
+    }
+
+    #[test]
     fn node_keys_and_peer_ids_belong_together() {
         let peer = libp2p_identity::Keypair::generate_ed25519().public().to_peer_id();
         let member = Member { node_key: node_key_of(&peer).unwrap(), ..member(1) };
@@ -346,7 +449,7 @@ mod tests {
     fn of_two_rosters_the_higher_version_counts_and_of_two_of_one_version_always_the_same() {
         let sign = |version, name: &str| {
             let members = vec![Member { name: name.to_owned(), ..member(1) }];
-            SignedRoster::sign(&key(), Roster { version, issued_at_ms: 1, members }).unwrap().version()
+            SignedRoster::sign(&key(), Roster { version, ..roster(members) }).unwrap().version()
         };
         assert!(sign(2, "a") > sign(1, "b") && sign(2, "b") > sign(1, "a"));
         let (one, other) = (sign(3, "a"), sign(3, "b"));

@@ -30,6 +30,7 @@
 //! **Invariants.** The checkers know what owners truly hold and published, and never ask a core whether it was right.
 //! Nothing that happens depends on an unordered map, the system clock or the floating point of the system's library.
 
+mod agenda;
 mod checker;
 mod cores;
 mod draw;
@@ -49,6 +50,7 @@ mod plan;
 mod plot;
 pub mod quorum;
 mod report;
+pub mod rosters;
 mod scenario;
 mod schedule;
 mod simulation;
@@ -66,6 +68,7 @@ pub use figures::{Encodings, Point, Probes};
 pub use plot::draw_plots;
 pub use quorum::{QuorumReport, QuorumScenario, run as run_quorum};
 pub use report::{Report, Row};
+pub use rosters::{RosterReport, RosterScenario, run as run_rosters};
 pub use scenario::{Scenario, ScenarioError, What, built_in};
 pub use story::Subject;
 pub use traffic::{KINDS, Kind};

@@ -57,6 +57,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Members of a mesh, two that sign its rosters, liars, and a network that is cut. Exit code 0 only when the checkers were
+    /// content.
+    Rosters {
+        /// The built-in `rosters-200` or `rosters-1000`, or a TOML file.
+        #[arg(default_value = "rosters-200")]
+        scenario: String,
+        /// Everything follows from it.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// 24 machines.
+        #[arg(long)]
+        small: bool,
+        /// One JSON object on one line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Names the built-in scenarios.
     List,
     /// Runs every scenario, small, with one seed.
@@ -100,6 +116,7 @@ fn main() -> ExitCode {
             cli::run::run_one(&scenario, seed, small, json, svg.as_deref(), trace.unwrap_or(Subject::None))
         }
         Command::Quorum { scenario, seed, small, json } => cli::quorum::run_one(&scenario, seed, small, json),
+        Command::Rosters { scenario, seed, small, json } => cli::rosters::run_one(&scenario, seed, small, json),
         Command::List => cli::run::list(),
         Command::All { seed } => cli::swarm::run_all(seed),
         Command::Swarm { minutes, first, seeds } => cli::swarm::run_swarm(minutes, first, seeds),

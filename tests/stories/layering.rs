@@ -11,12 +11,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-machine", &[]),
     ("narmesh-gossip", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-quorum", &["narmesh-protocol", "narmesh-machine"]),
+    ("narmesh-roster", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-store", &["narmesh-protocol"]),
     ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
-    ("narmesh-mesh", &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
+    (
+        "narmesh-mesh",
+        &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-roster", "narmesh-store"],
+    ),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-upstream", &["narmesh-protocol"]),
-    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
+    (
+        "narmesh-simulation",
+        &["narmesh-gossip", "narmesh-quorum", "narmesh-roster", "narmesh-protocol", "narmesh-machine"],
+    ),
     // It runs the binary, as a user does.
     ("narmesh-demo", &[]),
     (
@@ -62,6 +69,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     ("narmesh-gossip", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-quorum", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-roster", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-store", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper"]),
     // It knows sources of any kind, whatever protocol they speak; SQLite belongs to the store.
     ("narmesh-resolver", &["libp2p", "libp2p-swarm", "narmesh-http-gateway", "axum", "hyper"]),

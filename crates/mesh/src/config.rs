@@ -1,9 +1,9 @@
 //! What the mesh is told at its start and at a reload.
 
 use libp2p::{Multiaddr, PeerId};
-use narmesh_protocol::{BuilderKey, NixPublicKey, RosterVersion, SignedRoster};
+use narmesh_protocol::{BuilderKey, NixPublicKey};
+use narmesh_roster::Membership;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A builder whose attestations are kept here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,22 +12,6 @@ pub struct CountedBuilder {
     pub key: NixPublicKey,
     /// Its node in the mesh; the audience of that node is also the audience of its attestations.
     pub peer: Option<PeerId>,
-}
-
-/// The mesh of whose roster we are.
-#[derive(Clone, Debug)]
-pub struct MeshMembership {
-    /// The mesh key, which signs rosters.
-    pub key: NixPublicKey,
-    /// The newest roster that we know.
-    pub roster: Option<Arc<SignedRoster>>,
-}
-
-impl MeshMembership {
-    /// Which roster we know; version 0 for none.
-    pub fn version(&self) -> RosterVersion {
-        self.roster.as_ref().map_or_else(RosterVersion::default, |roster| roster.version())
-    }
 }
 
 /// What the mesh needs to know of the configuration.
@@ -46,7 +30,7 @@ pub struct MeshConfig {
     /// The builders whose attestations are kept and asked for.
     pub builders: Vec<CountedBuilder>,
     /// The mesh of whose roster we are, if we are of one.
-    pub mesh: Option<MeshMembership>,
+    pub mesh: Option<Membership>,
     /// Whether machines that are no members may ask to join.
     pub is_open: bool,
     /// Our own builder key: everybody on the allowlist may hear what it attests.

@@ -70,7 +70,9 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
     };
     let roster = SignedRoster::open(&token.mesh, &bytes).context("the inviting machine sent no good roster")?;
     let member = find_own(&roster, &secrets)?;
-    MeshFiles::new(&settings.node.state_dir).take(&token.mesh, &roster)?;
+    let files = MeshFiles::new(&settings.node.state_dir);
+    files.forget_edits()?;
+    files.take(&token.mesh, &roster)?;
     set_mesh_key(config, Some(&token.mesh))?;
     emit(&format!(
         "joined the mesh {} as {:?}; it has {} members\n",

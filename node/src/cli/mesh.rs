@@ -15,7 +15,7 @@ use crate::settings::{Secrets, Settings, may_be_dialled};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
-use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, SignedRoster, node_key_of};
+use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, Roster, SignedRoster, node_key_of};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -137,8 +137,15 @@ impl Place {
         Ok(file.map(|file| read_roster_file(mesh, file)).transpose()?.flatten())
     }
 
+    /// Changes the newest roster and signs it.
+    fn edit(&self, change: impl FnOnce(&mut Roster) -> anyhow::Result<()>) -> anyhow::Result<SignedRoster> {
+        let (mesh, me) = (self.mesh()?, self.secrets.peer_id());
+        let (roster, ()) = self.files.edit(&mesh, &me, self.given(&mesh)?.as_ref(), change)?;
+        Ok(roster)
+    }
+
     /// Notes in the roster where this machine is reached.
-    fn note_addresses(&self, mesh: &NixPublicKey, addresses: &[Multiaddr]) -> anyhow::Result<()> {
+    fn note_addresses(&self, addresses: &[Multiaddr]) -> anyhow::Result<()> {
         let addresses: Vec<_> = addresses.iter().map(Multiaddr::to_string).collect();
         let own_key = node_key_of(&self.secrets.peer_id());
         let is_own = |member: &&mut Member| Some(member.node_key) == own_key;
@@ -151,7 +158,7 @@ impl Place {
         {
             return Ok(());
         }
-        self.files.edit(mesh, self.given(mesh)?.as_ref(), |roster| {
+        self.edit(|roster| {
             if let Some(member) = roster.members.iter_mut().find(is_own) {
                 member.addresses = addresses;
             }
@@ -302,7 +309,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
     let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
     if !invite.address.is_empty() {
-        place.note_addresses(&token.mesh, &token.addresses)?;
+        place.note_addresses(&token.addresses)?;
     }
     place.files.change_invitations(|invitations| invitations.add(now, invitation))?;
     emit(&format!("{text}\n"))?;
@@ -389,8 +396,7 @@ fn text_of(report: &MeshReport) -> String {
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let own_key = node_key_of(&place.secrets.peer_id());
-    let mesh = place.mesh()?;
-    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
+    let roster = place.edit(|roster| {
         let at = find_member(&roster.members, name)?;
         anyhow::ensure!(
             Some(roster.members.remove(at).node_key) != own_key,
@@ -404,8 +410,7 @@ fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
 
 fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let mesh = place.mesh()?;
-    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
+    let roster = place.edit(|roster| {
         let at = find_member(&roster.members, name)?;
         roster.members.get_mut(at).map_or(Ok(()), edit)
     })?;
@@ -438,12 +443,11 @@ fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let mut member = Member { role, ..request_file::read(file)? };
     let name = member.name.clone();
-    let mesh = place.mesh()?;
-    let (roster, ()) = place.files.edit(&mesh, place.given(&mesh)?.as_ref(), |roster| {
+    let roster = place.edit(|roster| {
         if let Some(known) = roster.members.iter().find(|known| known.node_key == member.node_key) {
             member.role = higher(known.role, role);
         }
-        if let Some(why) = find_name_in_use(&roster.members, &member) {
+        if let Some(why) = find_name_in_use(roster, &member) {
             anyhow::bail!("this machine cannot be a member: {why}");
         }
         put_member(roster, member);

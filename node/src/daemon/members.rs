@@ -88,9 +88,23 @@ impl Daemon {
         let settings = self.settings();
         let Some(mesh) = settings.mesh.key.clone() else { return false };
         let files = MeshFiles::new(&settings.node.state_dir);
-        let kept = tokio::task::spawn_blocking(move || files.take(&mesh, &roster)).await;
-        match kept {
-            Ok(Ok(is_newer)) => is_newer,
+        let me = self.secrets.peer_id();
+        let keep = move || {
+            let is_newer = files.take(&mesh, &roster)?;
+            let completed = if is_newer { files.make_lost_edits_again(&mesh, &me)? } else { None };
+            anyhow::Ok((is_newer, completed))
+        };
+        match tokio::task::spawn_blocking(keep).await {
+            Ok(Ok((is_newer, completed))) => {
+                if let Some(roster) = completed {
+                    let version = roster.roster().version;
+                    tracing::info!(
+                        version,
+                        "another machine signed at the same time: what this one changed is made again"
+                    );
+                }
+                is_newer
+            }
             Ok(Err(error)) => {
                 tracing::error!(error = describe(&error), "a newer roster cannot be kept");
                 false
@@ -124,9 +138,9 @@ impl Daemon {
         }
         *seen = still;
         let Some(mesh) = settings.mesh.key.clone().filter(|_| !gone.is_empty()) else { return false };
-        let count = gone.len();
+        let (count, me) = (gone.len(), self.secrets.peer_id());
         let strike = move || {
-            files.edit(&mesh, Some(&roster), |roster| {
+            files.edit(&mesh, &me, Some(&roster), |roster| {
                 roster.members.retain(|member| !gone.contains(&member.node_key));
                 Ok(())
             })

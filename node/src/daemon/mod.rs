@@ -147,7 +147,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
         settings.limits.partial_copies_bytes,
     )?;
     let uploads = make_uploads(&settings, &offer, &partial_copies, &statistics);
-    let admission = Arc::new(Admission::new(MeshFiles::new(&settings.node.state_dir)));
+    let admission = Arc::new(Admission::new(MeshFiles::new(&settings.node.state_dir), secrets.peer_id()));
     admission.set_mesh(settings.mesh.key.clone(), settings.mesh.roster.clone());
     let (rosters, heard_rosters) = mpsc::channel(1);
     let parts = MeshParts {

@@ -5,7 +5,7 @@ use crate::attestations::KeyNames;
 use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
 use crate::sources::{PreparedUpstreams, UpstreamSources};
 use anyhow::Context as _;
-use narmesh_mesh::{MeshConfig, MeshMembership, UploadLimits};
+use narmesh_mesh::{Membership, MeshConfig, UploadLimits};
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::ResolverSettings;
@@ -76,7 +76,7 @@ pub(super) fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig 
         advertise_loopback: settings.node.advertise_loopback,
         connections_gossip: settings.limits.connections_gossip as usize,
         builders: settings.quorum.counted(own.as_ref()),
-        mesh: settings.mesh.key.clone().map(|key| MeshMembership { key, roster: settings.mesh.roster.clone() }),
+        mesh: settings.mesh.key.clone().map(|key| Membership { key, roster: settings.mesh.roster.clone() }),
         is_open: is_open(settings),
         own_builder: own.map(|key| BuilderKey(key.bytes())),
     }

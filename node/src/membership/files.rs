@@ -1,12 +1,14 @@
 //! What a machine keeps of its mesh, in the state directory: the newest roster and, where members are admitted, the mesh
-//! key and the invitations.
+//! key, the invitations, and the edits of this machine.
 
 use super::invitations::Invitations;
 use crate::regular_file::{clear, lock, open_to_read, replace};
 use crate::settings::{create_secret, read_mesh_key};
-use crate::state_files::{INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
+use crate::state_files::{EDITS_FILE, INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
 use anyhow::Context as _;
-use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster};
+use libp2p::PeerId;
+use narmesh_mesh::Journal;
+use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster, node_key_of};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
@@ -35,6 +37,10 @@ impl MeshFiles {
 
     fn roster_file(&self) -> PathBuf {
         self.state_dir.join(ROSTER_FILE)
+    }
+
+    fn edits_file(&self) -> PathBuf {
+        self.state_dir.join(EDITS_FILE)
     }
 
     fn invitations_file(&self) -> PathBuf {
@@ -80,7 +86,8 @@ impl MeshFiles {
     /// Signs the first roster of a mesh, with this member alone.
     pub(crate) fn create_roster(&self, key: &NixSecretKey, member: Member) -> anyhow::Result<()> {
         let _lock = self.lock()?;
-        let roster = Roster { version: 1, issued_at_ms: unix_ms(), members: vec![member] };
+        let roster = Roster { version: 1, issued_at_ms: unix_ms(), members: vec![member], edits: Vec::new() };
+        self.forget_edits()?;
         self.write(&self.roster_file(), SignedRoster::sign(key, roster)?.as_bytes())
     }
 
@@ -93,6 +100,7 @@ impl MeshFiles {
     pub(crate) fn edit<T>(
         &self,
         mesh: &NixPublicKey,
+        signer: &PeerId,
         given: Option<&SignedRoster>,
         change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(SignedRoster, T)> {
@@ -100,19 +108,69 @@ impl MeshFiles {
         let key = self.read_key()?.with_context(|| {
             format!("{} is not there: this machine cannot change the mesh", self.key_file().display())
         })?;
+        let signer = node_key_of(signer).context("the node key is no Ed25519 key")?;
         anyhow::ensure!(
             key.public().bytes() == mesh.bytes(),
             "{} is the key of another mesh than mesh.key in the configuration",
             self.key_file().display()
         );
-        let mut roster =
-            newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?.roster().clone();
+        let before = newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?;
+        let mut roster = before.roster().clone();
         let changed = change(&mut roster)?;
+        let mut journal = self.read_journal();
+        journal.note(signer, before.roster(), &mut roster);
+        let signed = self.sign_as_next(&key, roster)?;
+        // After the roster: what is noted was done.
+        self.write(&self.edits_file(), &journal.encode())?;
+        Ok((signed, changed))
+    }
+
+    /// Signs the next version of a kept roster that lacks edits of this machine, as one does that another machine signed at the
+    /// same time. `None` if it lacks none, or this machine has no key of the mesh.
+    pub(crate) fn make_lost_edits_again(
+        &self,
+        mesh: &NixPublicKey,
+        signer: &PeerId,
+    ) -> anyhow::Result<Option<SignedRoster>> {
+        let _lock = self.lock()?;
+        let Some(key) = self.read_key()?.filter(|key| key.public().bytes() == mesh.bytes()) else { return Ok(None) };
+        let (Some(kept), Some(signer)) = (self.read_roster(mesh)?, node_key_of(signer)) else { return Ok(None) };
+        // Edits of a machine that was removed meanwhile count no more.
+        if kept.member(&signer).is_none() {
+            return Ok(None);
+        }
+        let completed = self.read_journal().complete(signer, kept.roster());
+        completed.map(|roster| self.sign_as_next(&key, roster)).transpose()
+    }
+
+    /// Signs a roster as the version after its own, and keeps it.
+    fn sign_as_next(&self, key: &NixSecretKey, mut roster: Roster) -> anyhow::Result<SignedRoster> {
         roster.version = roster.version.checked_add(1).context("there is no higher version of this roster")?;
         roster.issued_at_ms = unix_ms();
-        let signed = SignedRoster::sign(&key, roster)?;
+        let signed = SignedRoster::sign(key, roster)?;
         self.write(&self.roster_file(), signed.as_bytes())?;
-        Ok((signed, changed))
+        Ok(signed)
+    }
+
+    /// The edits of this machine. Of a damaged file nothing is made again; the roster itself is not touched.
+    fn read_journal(&self) -> Journal {
+        let file = self.edits_file();
+        let read = read_bounded(&file, Journal::BYTES_MAX as u64);
+        let decoded = read.map(|bytes| Journal::decode(&bytes));
+        match decoded {
+            Ok(Ok(journal)) => journal,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Journal::default(),
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(file = %file.display(), "cannot be used: edits that were lost are not made again");
+                Journal::default()
+            }
+        }
+    }
+
+    /// Forgets the edits of this machine: it is another member now than when it made them.
+    pub(crate) fn forget_edits(&self) -> anyhow::Result<()> {
+        let file = self.edits_file();
+        clear(&file).with_context(|| format!("cannot delete {}", file.display()))
     }
 
     /// The invitations that are open or were.
@@ -144,7 +202,7 @@ impl MeshFiles {
         for file in [self.roster_file(), self.invitations_file()] {
             clear(&file).with_context(|| format!("cannot delete {}", file.display()))?;
         }
-        Ok(())
+        self.forget_edits()
     }
 
     fn lock(&self) -> anyhow::Result<File> {
@@ -229,6 +287,15 @@ mod tests {
         Member { node_key: [number; 32], name, role: MemberRole::Client, builder_key: None, ephemeral_s: 0, addresses }
     }
 
+    /// This machine, which is no member in most of these tests.
+    fn me() -> PeerId {
+        peer(9)
+    }
+
+    fn peer(seed: u8) -> PeerId {
+        libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id()
+    }
+
     fn add(roster: &mut Roster, number: u8) -> anyhow::Result<()> {
         roster.members.push(member(number));
         Ok(())
@@ -250,7 +317,7 @@ mod tests {
             for number in 1..=8 {
                 let (files, mesh) = (&files, &mesh);
                 scope.spawn(move || {
-                    files.edit(mesh, None, |roster| add(roster, number)).unwrap();
+                    files.edit(mesh, &me(), None, |roster| add(roster, number)).unwrap();
                 });
             }
         });
@@ -261,8 +328,8 @@ mod tests {
     #[test]
     fn an_older_roster_replaces_no_newer_one_and_a_damaged_one_is_replaced() {
         let (_dir, files, mesh) = files();
-        let (first, ()) = files.edit(&mesh, None, |roster| add(roster, 1)).unwrap();
-        let (second, ()) = files.edit(&mesh, None, |roster| add(roster, 2)).unwrap();
+        let (first, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 1)).unwrap();
+        let (second, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 2)).unwrap();
         assert!(!files.take(&mesh, &first).unwrap() && !files.take(&mesh, &second).unwrap());
         assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), second);
         fs::write(files.roster_file(), [1; 300]).unwrap();
@@ -275,11 +342,11 @@ mod tests {
     #[test]
     fn a_machine_that_lost_its_roster_does_not_begin_anew() {
         let (_dir, files, mesh) = files();
-        let (roster, ()) = files.edit(&mesh, None, |roster| add(roster, 1)).unwrap();
+        let (roster, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 1)).unwrap();
         fs::remove_file(files.roster_file()).unwrap();
-        let refused = format!("{:#}", files.edit(&mesh, None, |roster| add(roster, 2)).unwrap_err());
+        let refused = format!("{:#}", files.edit(&mesh, &me(), None, |roster| add(roster, 2)).unwrap_err());
         assert!(refused.contains("mesh import"), "{refused}");
-        let (next, ()) = files.edit(&mesh, Some(&roster), |roster| add(roster, 2)).unwrap();
+        let (next, ()) = files.edit(&mesh, &me(), Some(&roster), |roster| add(roster, 2)).unwrap();
         assert_eq!((next.roster().version, next.roster().members.len()), (3, 3));
     }
 
@@ -287,7 +354,7 @@ mod tests {
     fn without_the_right_mesh_key_nothing_is_changed() {
         let (_dir, files, mesh) = files();
         let other = NixSecretKey::from_seed("other", &[2; 32]).unwrap().public();
-        let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, None, |_| Ok(())).unwrap_err());
+        let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, &me(), None, |_| Ok(())).unwrap_err());
         assert!(edit(&other).contains("the key of another mesh"), "{}", edit(&other));
         fs::remove_file(files.key_file()).unwrap();
         assert!(edit(&mesh).contains("this machine cannot change the mesh"), "{}", edit(&mesh));

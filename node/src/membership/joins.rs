@@ -20,14 +20,16 @@ const REFUSED_AFTER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Admission {
     files: MeshFiles,
+    /// This machine, which signs.
+    me: PeerId,
     mesh: RwLock<Option<(NixPublicKey, Option<Arc<SignedRoster>>)>>,
     changed: Notify,
 }
 
 impl Admission {
     /// Admits nobody until [`Self::set_mesh`] says to which mesh.
-    pub(crate) fn new(files: MeshFiles) -> Self {
-        Self { files, mesh: RwLock::new(None), changed: Notify::new() }
+    pub(crate) fn new(files: MeshFiles, me: PeerId) -> Self {
+        Self { files, me, mesh: RwLock::new(None), changed: Notify::new() }
     }
 
     /// Sets the mesh of this machine, and the roster in force.
@@ -82,7 +84,7 @@ impl Admission {
         if let Err(error) = wanted.check() {
             return JoinReply::Unfit { why: error.to_string() };
         }
-        if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(&roster.roster().members, &wanted)) {
+        if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(roster.roster(), &wanted)) {
             return JoinReply::Unfit { why };
         }
         match self.admit_as((&mesh, roster.as_deref()), &request.secret, now, wanted) {
@@ -109,7 +111,7 @@ impl Admission {
         if used.is_none() {
             return Ok(None);
         }
-        let (roster, ()) = self.files.edit(mesh, roster, |roster| {
+        let (roster, ()) = self.files.edit(mesh, &self.me, roster, |roster| {
             put_member(roster, member);
             Ok(())
         })?;
@@ -122,36 +124,21 @@ pub(crate) fn higher(one: MemberRole, other: MemberRole) -> MemberRole {
     if one == MemberRole::Builder { one } else { other }
 }
 
-/// Why this member's builder key cannot be told from another one: Nix looks a key up by its name.
-pub(crate) fn find_name_in_use(members: &[Member], wanted: &Member) -> Option<String> {
-    let key_of = |member: &Member| NixPublicKey::parse(member.builder_key.as_ref()?).ok();
-    let wanted_key = key_of(wanted)?;
-    let others = members.iter().filter(|member| member.node_key != wanted.node_key);
-    let is_same_name = |member: &&Member| {
-        key_of(member).is_some_and(|key| key.name() == wanted_key.name() && key.bytes() != wanted_key.bytes())
-    };
-    let other = others.into_iter().find(is_same_name)?;
+/// Why this member's builder key cannot be told from another one.
+pub(crate) fn find_name_in_use(roster: &Roster, wanted: &Member) -> Option<String> {
+    let (other, key) = roster.find_key_name(wanted)?;
     Some(format!(
         "its builder key is called {}, as that of the member {:?} is; make one of another name (delete builder.key, and run `narmesh init --force --name NAME`)",
-        wanted_key.name(),
+        key.name(),
         other.name
     ))
 }
 
-/// Adds a member, or puts it in the place of the one with its node key. If another one has its name, it gets a number. Of
-/// the addresses that it gives, those that are no IP addresses are left out.
+/// Adds a member, or puts it in the place of the one with its node key. Of the addresses that it gives, those that may not be
+/// told are left out.
 pub(crate) fn put_member(roster: &mut Roster, mut member: Member) {
     member.addresses.retain(|address| may_be_told(address));
-    roster.members.retain(|known| known.node_key != member.node_key);
-    let wanted = member.name.clone();
-    let mut number = 2_u32;
-    while roster.members.iter().any(|known| known.name == member.name) {
-        let end = format!("-{number}");
-        let room = Member::NAME_BYTES_MAX - end.len();
-        member.name = format!("{}{end}", wanted.get(..wanted.floor_char_boundary(room)).unwrap_or_default().trim_end());
-        number += 1;
-    }
-    roster.members.push(member);
+    roster.put(member);
 }
 
 fn cannot_admit(peer: PeerId, error: &anyhow::Error) -> JoinReply {
@@ -179,7 +166,7 @@ mod tests {
         let until = Timestamp::now() + jiff::SignedDuration::from_hours(1);
         let invitation = Invitation::new(&[7; 16], MemberRole::Client, uses, until);
         files.change_invitations(|invitations| invitations.add(Timestamp::now(), invitation)).unwrap();
-        let admission = Admission::new(files.clone());
+        let admission = Admission::new(files.clone(), Keypair::generate_ed25519().public().to_peer_id());
         files.create_roster(&key, founder()).unwrap();
         let roster = files.read_roster(&key.public()).unwrap().map(Arc::new);
         admission.set_mesh(Some(key.public()), roster);
@@ -232,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_joins_again_takes_its_own_place() {
-        let mut roster = Roster { version: 1, issued_at_ms: 0, members: Vec::new() };
+        let mut roster = Roster { version: 1, issued_at_ms: 0, members: Vec::new(), edits: Vec::new() };
         let member = |number: u8, name: &str| Member {
             node_key: [number; 32],
             name: name.to_owned(),

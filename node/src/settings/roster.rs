@@ -135,7 +135,8 @@ mod tests {
             member(&client, "client", MemberRole::Client, &key("client-1", 5)),
         ];
         let mesh = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
-        let signed = SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members }).unwrap();
+        let signed =
+            SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }).unwrap();
         let remarks = settings.add_members(Arc::new(signed), &me);
         assert_eq!(remarks.len(), 1, "{remarks:?}");
         assert!(remarks[0].contains("own-1") && remarks[0].contains("another key of that name"), "{remarks:?}");

@@ -8,9 +8,9 @@ use narmesh_protocol::wire::{
     RealisationReply, RealisationRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, Member,
-    MemberRole, NarHash, NixSecretKey, Roster, RosterVersion, SignedRoster, Statement, StoreDir, StorePath, Summary,
-    SummaryDelta, SummaryError, attestation_file,
+    Announcement, Attestation, AudienceDigest, EditCount, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart,
+    Member, MemberRole, NarHash, NixSecretKey, Roster, RosterVersion, SignedRoster, Statement, StoreDir, StorePath,
+    Summary, SummaryDelta, SummaryError, attestation_file,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -191,7 +191,7 @@ fn trees_have_the_bytes_in_the_documentation() {
 
 /// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
 const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
-const SIGNATURE: &str = "6f29a6eb28880afa3bb34a674493c3a53ff2ba0642e03669d0ebae0bc44bd39a681dd83d2223716f0274826fcf2ad822bc8e7ed559a760dca690533998f34605";
+const SIGNATURE: &str = "4c54694a2c026bafe9621fbd0182d59e57b693ae36861c6148f99c6264b0234410e896e4ea9adbb28da3f270bc1f20793604da950509bd374c0851f599cb5105";
 const DIGEST: &str = "99772002f1ae1fe7cd3e6f3415c7d731c81065979e964714e222e2f9436bb5c6";
 
 /// The same of a roster with one member.
@@ -207,13 +207,15 @@ fn rosters_have_the_bytes_in_the_documentation() {
         ephemeral_s: 0,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
     };
-    let roster = Roster { version: 1, issued_at_ms: 1_800_000_000_000, members: vec![member] };
+    let edits = vec![EditCount { signer: member.node_key, count: 3 }];
+    let roster = Roster { version: 1, issued_at_ms: 1_800_000_000_000, members: vec![member], edits };
     let signed = SignedRoster::sign(&key, roster).unwrap();
     let bytes = signed.as_bytes();
     let payload = "010000000000000000505c18a30100000100000000000000\
         000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
         0300000000000000626f7801000000000000000001000000000000001700000000000000\
-        2f6970342f3139322e302e322e312f7463702f37323830";
+        2f6970342f3139322e302e322e312f7463702f37323830\
+        0100000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0300000000000000";
     assert_eq!(hex(&bytes[97..]), payload);
     assert_eq!(hex(&bytes[1..97]), format!("{}{}", MESH_KEY, SIGNATURE));
     let request = RosterRequest { mesh: key.public().bytes(), have: signed.version() };

@@ -11,6 +11,7 @@ pub(crate) mod docs;
 pub(crate) mod hostile;
 pub(crate) mod mutants;
 pub(crate) mod quorum;
+pub(crate) mod rosters;
 pub(crate) mod run;
 pub(crate) mod swarm;
 

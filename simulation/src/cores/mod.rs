@@ -2,7 +2,7 @@
 //! switch at each place where one of the mutants differs.
 
 #[cfg(not(feature = "mutants"))]
-pub(crate) use {narmesh_gossip as gossip, narmesh_quorum as quorum};
+pub(crate) use {narmesh_gossip as gossip, narmesh_quorum as quorum, narmesh_roster as roster};
 
 #[cfg(feature = "mutants")]
 #[expect(dead_code, unused_imports, unreachable_pub, reason = "a crate became a module, of which a part is used")]
@@ -23,4 +23,11 @@ pub(crate) mod gossip {
 #[expect(unused_parens, reason = "switches stand around what was there")]
 pub(crate) mod quorum {
     include!(concat!(env!("OUT_DIR"), "/quorum/lib.rs"));
+}
+
+#[cfg(feature = "mutants")]
+#[expect(dead_code, unused_imports, unreachable_pub, reason = "a crate became a module, of which a part is used")]
+#[expect(unused_parens, reason = "switches stand around what was there")]
+pub(crate) mod roster {
+    include!(concat!(env!("OUT_DIR"), "/roster/lib.rs"));
 }

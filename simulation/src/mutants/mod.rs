@@ -3,9 +3,8 @@
 pub mod rewrite;
 pub mod table;
 
-use self::table::{GOSSIP, Mutant, QUORUM};
-use crate::quorum::QuorumScenario;
-use crate::{Scenario, Subject, run, run_quorum};
+use self::table::{GOSSIP, Mutant, QUORUM, ROSTER};
+use crate::{QuorumScenario, RosterScenario, Scenario, Subject, run, run_quorum, run_rosters};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,9 +18,10 @@ const SCENARIOS: [(&str, &str); 4] = [
     ("mutants/many", include_str!("../../scenarios/mutants/many.toml")),
 ];
 const QUORUM_SCENARIO: &str = "quorum-100";
+const ROSTER_SCENARIO: &str = "rosters-200";
 
 thread_local! {
-    /// The number of the mutant that all cores of this thread are; those of gossip come first.
+    /// The number of the mutant that all cores of this thread are; they are numbered in the order of [`GOSSIP`], [`QUORUM`], [`ROSTER`].
     static PRESENT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -54,7 +54,10 @@ pub fn judge_all() -> impl Iterator<Item = MutantOutcome> {
     let verdict = |(name, number): (_, Option<usize>), red| MutantOutcome { name, is_mutant: number.is_some(), red };
     let gossip = numbered("none", GOSSIP, 0).map(move |mutant| verdict(mutant, find_red(mutant.1)));
     let quorum = numbered("none, quorum", QUORUM, GOSSIP.len());
-    gossip.chain(quorum.map(move |mutant| verdict(mutant, find_red_of_quorum(mutant.1))))
+    let quorum = quorum.map(move |mutant| verdict(mutant, find_red_of_quorum(mutant.1)));
+    let rosters = numbered("none, rosters", ROSTER, GOSSIP.len() + QUORUM.len());
+    let rosters = rosters.map(move |mutant| verdict(mutant, find_red_of_rosters(mutant.1)));
+    gossip.chain(quorum).chain(rosters)
 }
 
 fn numbered(
@@ -87,6 +90,14 @@ fn find_red_of_quorum(number: Option<usize>) -> Option<(u64, &'static str, Strin
     })
 }
 
+fn find_red_of_rosters(number: Option<usize>) -> Option<(u64, &'static str, String)> {
+    let scenario = RosterScenario::load(ROSTER_SCENARIO).expect("tested").small();
+    (1..=SEEDS_MAX).find_map(|seed| {
+        let seen = find_violation(number, || run_rosters(&scenario, seed).violations)?;
+        Some((seed, ROSTER_SCENARIO, seen))
+    })
+}
+
 /// The first violation when all cores are this mutant.
 fn find_violation(number: Option<usize>, run: impl FnOnce() -> Vec<String>) -> Option<String> {
     PRESENT.set(number);
@@ -110,7 +121,7 @@ mod tests {
 
     #[test]
     fn every_text_that_a_mutant_replaces_is_in_its_core_once() {
-        for (core, mutants) in [("gossip", GOSSIP), ("quorum", QUORUM)] {
+        for (core, mutants) in [("gossip", GOSSIP), ("quorum", QUORUM), ("roster", ROSTER)] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(core).join("src");
             for change in mutants.iter().flat_map(|mutant| mutant.changes) {
                 let text = std::fs::read_to_string(source.join(change.file)).unwrap();

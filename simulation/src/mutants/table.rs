@@ -241,3 +241,52 @@ pub const QUORUM: &[Mutant] = &[
         ],
     ),
 ];
+
+/// The mutants of `crates/roster`.
+pub const ROSTER: &[Mutant] = &[
+    mutant(
+        "UnsignedRoster",
+        "takes a roster of whoever signed it",
+        &[change(
+            "exchange/mod.rs",
+            "SignedRoster::open(&membership.key, &bytes)",
+            "SignedRoster::open(&narmesh_protocol::NixPublicKey::new(\"home\", bytes.get(1..33).and_then(|key| \
+             key.try_into().ok()).unwrap_or(&[0; 32])).unwrap_or_else(|_| membership.key.clone()), &bytes)",
+        )],
+    ),
+    mutant(
+        "OldRoster",
+        "takes a roster that is older than its own",
+        &[change("exchange/mod.rs", "version > membership.version()", "true")],
+    ),
+    mutant(
+        "RosterForAnyone",
+        "gives a roster to whoever asks",
+        &[change("membership.rs", "node_key_of(peer).is_some_and(|key| roster.member(&key).is_some())", "true")],
+    ),
+    mutant(
+        "RosterNotTold",
+        "tells nobody of another roster",
+        &[change("exchange/mod.rs", "**known < Some(version)", "false")],
+    ),
+    mutant(
+        "NobodyGreeted",
+        "asks nobody on a new connection",
+        &[change("exchange/mod.rs", "self.greet(peer)", "self.peers.insert(peer, None);")],
+    ),
+    mutant(
+        "EndlessPatience",
+        "waits for a silent peer, whatever others have",
+        &[change("exchange/mod.rs", "self.waits_until = now + PATIENCE_MS;", "self.waits_until = now + 600_000;")],
+    ),
+    mutant(
+        "LostEdit",
+        "does not make edits again that a newer roster lacks",
+        &[change("journal.rs", "edit.number > count", "false")],
+    ),
+    mutant(
+        "UndoneAgain",
+        "makes all of its edits again when one was lost",
+        &[change("journal.rs", "edit.number > count", "true")],
+    ),
+];

@@ -206,7 +206,7 @@ impl Mesh {
         loop {
             self.perform();
             self.dials.dial_due(&mut self.context);
-            self.rosters.compare_due(&mut self.context);
+            self.rosters.tick(&mut self.context);
             if let Some(writer) = &mut self.summaries {
                 writer.write_due(&self.context.gossip);
             }
@@ -237,7 +237,8 @@ impl Mesh {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
         let writer = self.summaries.as_ref().and_then(SummaryWriter::deadline);
-        wait(self.context.gossip.deadline()).min(wait(self.dials.deadline())).min(wait(writer)).min(TICK_MAX)
+        let deadlines = [self.context.gossip.deadline(), self.dials.deadline(), self.rosters.deadline(), writer];
+        deadlines.into_iter().map(wait).fold(TICK_MAX, Duration::min)
     }
 
     fn on_command(&mut self, command: Command) {
@@ -301,7 +302,7 @@ impl Mesh {
         self.is_open.store(self.context.config.is_open, Relaxed);
         self.tell_addresses();
         self.attestations.tell_builders(&self.context);
-        self.rosters.on_reconfigured(&mut self.context, before.mesh.as_ref());
+        self.rosters.on_reconfigured(&mut self.context);
     }
 
     fn tell_addresses(&mut self) {
@@ -396,7 +397,7 @@ impl Mesh {
         self.dials.on_connected(peer, is_dialled.then_some(address));
         self.context.gossip.handle(now(), Input::Connected(peer));
         self.attestations.speak_with(&self.context, peer);
-        self.rosters.compare(&mut self.context, peer);
+        self.rosters.on_connected(&mut self.context, peer);
     }
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
@@ -406,6 +407,7 @@ impl Mesh {
         self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
         self.context.gossip.handle(now(), Input::Disconnected(peer));
         self.attestations.on_disconnected(peer);
+        self.rosters.on_disconnected(&mut self.context, peer);
     }
 
     /// Performs the core's outputs in order. What is to be persisted is durable before the first of them is looked at: an

@@ -1,0 +1,312 @@
+//! Whom to ask for a newer roster, and when.
+
+use crate::Membership;
+use libp2p_identity::PeerId;
+use narmesh_machine::{Moment, RequestTable};
+use narmesh_protocol::wire::{RosterReply, RosterRequest};
+use narmesh_protocol::{RosterVersion, SignedRoster};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// How often one connected peer after the other is asked, milliseconds. It finds what nothing else did.
+pub const ROUND_MS: u64 = 60_000;
+/// How long one peer is waited for before the next one is asked as well, milliseconds: a roster of 100 members comes over a
+/// line of 1 Mbit/s in a fifth of that.
+pub const PATIENCE_MS: u64 = 1_000;
+/// A question without an answer for this long is forgotten, milliseconds. The caller's requests fail after 10 s.
+const TIMEOUT_MS: u64 = 15_000;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// This peer of the allowlist is connected.
+    Peer(PeerId),
+    /// It is not any more.
+    Gone(PeerId),
+    /// This is in force now; `None` where we are of no mesh.
+    Held(Option<Membership>),
+    /// A peer asks.
+    Request {
+        /// The asker.
+        from: PeerId,
+        /// The caller's number of the request.
+        id: u64,
+        /// A [`RosterRequest`], if it is well-formed.
+        bytes: Vec<u8>,
+    },
+    /// A peer answers.
+    Response {
+        /// The peer.
+        from: PeerId,
+        /// The number of the request.
+        id: u64,
+        /// A [`RosterReply`], if it is well-formed.
+        bytes: Vec<u8>,
+    },
+    /// A request got no answer.
+    Failed {
+        /// Its number.
+        id: u64,
+    },
+    /// The deadline is here.
+    Tick,
+}
+
+/// What the caller has to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Ask a peer.
+    Request {
+        /// The peer.
+        to: PeerId,
+        /// Our number.
+        id: u64,
+        /// An encoded [`RosterRequest`].
+        bytes: Vec<u8>,
+    },
+    /// Answer a peer's request.
+    Respond {
+        /// The caller's number of the request.
+        id: u64,
+        /// An encoded [`RosterReply`].
+        bytes: Vec<u8>,
+    },
+    /// A newer roster was heard: keep it, and put it in force.
+    Heard {
+        /// Who gave it.
+        from: PeerId,
+        /// The roster.
+        roster: Arc<SignedRoster>,
+    },
+    /// A peer sent what no honest one does.
+    Misbehaved {
+        /// The peer.
+        peer: PeerId,
+        /// What it sent.
+        fault: Fault,
+    },
+}
+
+/// What no honest peer sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Bytes that are no request.
+    MalformedRequest,
+    /// Bytes that are no reply, or a roster that our mesh key did not sign.
+    MalformedReply,
+}
+
+/// Compares rosters with the connected peers.
+#[derive(Debug)]
+pub struct RosterExchange {
+    membership: Option<Membership>,
+    /// The connected peers, each with the roster that it is known to have.
+    peers: BTreeMap<PeerId, Option<RosterVersion>>,
+    /// Questions under way, each with the roster that it named.
+    asked: RequestTable<PeerId, (PeerId, RosterVersion)>,
+    /// The peers that will be asked, each once; all are connected.
+    waiting: VecDeque<PeerId>,
+    /// Until when the next one of them waits, because another one may bring what it would.
+    waits_until: Moment,
+    next_round: Moment,
+    /// Whom the last round asked.
+    last: Option<PeerId>,
+    outputs: VecDeque<Output>,
+}
+
+impl RosterExchange {
+    /// One that is of no mesh yet and connected with nobody.
+    pub fn new(now: Moment) -> Self {
+        Self {
+            membership: None,
+            peers: BTreeMap::new(),
+            asked: RequestTable::new(TIMEOUT_MS),
+            waiting: VecDeque::new(),
+            waits_until: now,
+            next_round: now + ROUND_MS,
+            last: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened.
+    pub fn handle(&mut self, now: Moment, input: Input) {
+        match input {
+            Input::Peer(peer) => self.greet(peer),
+            Input::Gone(peer) => self.forget(now, &peer),
+            Input::Held(membership) => self.hold(now, membership),
+            Input::Request { from, id, bytes } => self.answer(from, id, &bytes),
+            Input::Response { from, id, bytes } => self.on_response(now, from, id, &bytes),
+            Input::Failed { id } => self.end_question(now, id),
+            Input::Tick => {}
+        }
+        while let Some((id, _)) = self.asked.find_overdue(now) {
+            self.asked.take(id);
+        }
+        self.begin_round(now);
+        self.ask_next(now);
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to pass [`Input::Tick`].
+    pub fn deadline(&self) -> Option<Moment> {
+        self.membership.as_ref()?;
+        let waiting = (!self.waiting.is_empty()).then_some(self.waits_until);
+        [Some(self.next_round), waiting, self.asked.deadline()].into_iter().flatten().min()
+    }
+
+    fn greet(&mut self, peer: PeerId) {
+        self.peers.insert(peer, None);
+        self.queue(peer);
+    }
+
+    fn queue(&mut self, peer: PeerId) {
+        let is_asked = self.asked.questions().any(|(asked, _)| *asked == peer);
+        if self.membership.is_some() && !is_asked && self.peers.contains_key(&peer) && !self.waiting.contains(&peer) {
+            self.waiting.push_back(peer);
+        }
+    }
+
+    fn forget(&mut self, now: Moment, peer: &PeerId) {
+        self.peers.remove(peer);
+        self.waiting.retain(|waiting| waiting != peer);
+        for id in self.asked.ids_to(*peer) {
+            self.end_question(now, id);
+        }
+    }
+
+    /// Ends a question that brought nothing: the next peer need not wait for it.
+    fn end_question(&mut self, now: Moment, id: u64) {
+        if self.asked.take(id).is_some() {
+            self.waits_until = now;
+        }
+    }
+
+    fn hold(&mut self, now: Moment, membership: Option<Membership>) {
+        let which = |membership: &Membership| (membership.key.bytes(), membership.version());
+        let (before, after) = (self.membership.as_ref().map(which), membership.as_ref().map(which));
+        self.membership = membership;
+        if before == after {
+            return;
+        }
+        self.waits_until = now;
+        let Some((key, version)) = after else {
+            self.waiting.clear();
+            return;
+        };
+        if before.is_none_or(|(before, _)| before != key) {
+            // What was said of another mesh says nothing of this one.
+            self.peers.values_mut().for_each(|known| *known = None);
+        }
+        let untold: Vec<PeerId> =
+            self.peers.iter().filter(|(_, known)| **known < Some(version)).map(|(peer, _)| *peer).collect();
+        for peer in untold {
+            self.waiting.retain(|waiting| *waiting != peer);
+            self.ask(now, peer);
+        }
+    }
+
+    fn begin_round(&mut self, now: Moment) {
+        if now < self.next_round {
+            return;
+        }
+        self.next_round = now + ROUND_MS;
+        let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.peers.range((after, Bound::Unbounded)).next().or_else(|| self.peers.first_key_value());
+        self.last = next.map(|(peer, _)| *peer);
+        if let Some(peer) = self.last {
+            self.peers.insert(peer, None);
+            self.queue(peer);
+        }
+    }
+
+    fn ask_next(&mut self, now: Moment) {
+        let Some(ours) = self.membership.as_ref().map(Membership::version) else { return };
+        while now >= self.waits_until {
+            let Some(peer) = self.waiting.pop_front() else { return };
+            let may_have_newer = self.peers.get(&peer).is_some_and(|known| known.is_none_or(|known| known > ours));
+            if may_have_newer {
+                self.ask(now, peer);
+                self.wait(now);
+            }
+        }
+    }
+
+    /// Gives one peer time to bring what the others would.
+    fn wait(&mut self, now: Moment) {
+        self.waits_until = now + PATIENCE_MS;
+    }
+
+    fn ask(&mut self, now: Moment, peer: PeerId) {
+        let Some(membership) = &self.membership else { return };
+        let request = membership.request();
+        if let Ok(bytes) = request.encode() {
+            let id = self.asked.add(now, peer, (peer, request.have));
+            self.outputs.push_back(Output::Request { to: peer, id, bytes });
+        }
+    }
+
+    fn answer(&mut self, peer: PeerId, id: u64, request: &[u8]) {
+        let reply = match RosterRequest::decode(request) {
+            Ok(request) => self.reply_to(peer, &request),
+            Err(_) => {
+                self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedRequest });
+                RosterReply::Absent
+            }
+        };
+        if let Ok(bytes) = reply.encode() {
+            self.outputs.push_back(Output::Respond { id, bytes });
+        }
+    }
+
+    fn reply_to(&mut self, peer: PeerId, request: &RosterRequest) -> RosterReply {
+        let Some(membership) = &self.membership else { return RosterReply::Absent };
+        let (reply, ours) = (membership.reply_to(&peer, request), membership.version());
+        match reply {
+            RosterReply::Older => {
+                self.know(peer, request.have);
+                self.queue(peer);
+            }
+            RosterReply::Newer(_) | RosterReply::Same => self.know(peer, ours),
+            RosterReply::Absent | RosterReply::Busy => {}
+        }
+        reply
+    }
+
+    fn on_response(&mut self, now: Moment, peer: PeerId, id: u64, response: &[u8]) {
+        let Some((_, named)) = self.asked.take_answered(peer, id) else { return };
+        self.waits_until = now;
+        let Some(membership) = &self.membership else { return };
+        match RosterReply::decode(response) {
+            Ok(RosterReply::Newer(bytes)) => match SignedRoster::open(&membership.key, &bytes) {
+                Ok(roster) => {
+                    let version = roster.version();
+                    if version > membership.version() {
+                        // Until it is in force, others would bring the same one.
+                        self.wait(now);
+                        self.outputs.push_back(Output::Heard { from: peer, roster: Arc::new(roster) });
+                    }
+                    self.know(peer, version);
+                }
+                Err(_) => self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedReply }),
+            },
+            Ok(RosterReply::Same) => self.know(peer, named),
+            Ok(RosterReply::Absent | RosterReply::Older | RosterReply::Busy) => {}
+            Err(_) => self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedReply }),
+        }
+    }
+
+    fn know(&mut self, peer: PeerId, version: RosterVersion) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            *known = Some(version);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

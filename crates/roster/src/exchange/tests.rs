@@ -1,0 +1,175 @@
+//! One exchange, and peers that are played by hand.
+
+use super::*;
+use libp2p_identity::Keypair;
+use narmesh_protocol::{Member, MemberRole, NixSecretKey, Roster, node_key_of};
+
+const NOW: Moment = Moment(5_000);
+
+fn key(seed: u8) -> NixSecretKey {
+    NixSecretKey::from_seed("home", &[seed; 32]).unwrap()
+}
+
+fn peers(count: usize) -> Vec<PeerId> {
+    let mut peers: Vec<PeerId> = (0..count).map(|_| Keypair::generate_ed25519().public().to_peer_id()).collect();
+    peers.sort();
+    peers
+}
+
+fn signed(version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
+    signed_by(&key(1), version, members)
+}
+
+fn signed_by(key: &NixSecretKey, version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
+    let member = |(number, peer): (usize, &PeerId)| Member {
+        node_key: node_key_of(peer).unwrap(),
+        name: format!("machine {number}"),
+        role: MemberRole::Client,
+        builder_key: None,
+        ephemeral_s: 0,
+        addresses: Vec::new(),
+    };
+    let members = members.iter().enumerate().map(member).collect();
+    Arc::new(SignedRoster::sign(key, Roster { version, issued_at_ms: 1, members, edits: Vec::new() }).unwrap())
+}
+
+fn hold(exchange: &mut RosterExchange, roster: &Arc<SignedRoster>) {
+    let membership = Membership { key: key(1).public(), roster: Some(Arc::clone(roster)) };
+    exchange.handle(NOW, Input::Held(Some(membership)));
+}
+
+/// One that holds `roster` and is connected with `peers`, which were told of it.
+fn exchange(roster: &Arc<SignedRoster>, peers: &[PeerId]) -> RosterExchange {
+    let mut exchange = RosterExchange::new(NOW);
+    hold(&mut exchange, roster);
+    for peer in peers {
+        exchange.handle(NOW, Input::Peer(*peer));
+        let (id, _) = asked(&mut exchange).remove(0);
+        exchange.handle(NOW, Input::Response { from: *peer, id, bytes: RosterReply::Same.encode().unwrap() });
+    }
+    exchange
+}
+
+fn outputs(exchange: &mut RosterExchange) -> Vec<Output> {
+    std::iter::from_fn(|| exchange.poll()).collect()
+}
+
+/// The questions that it asks: their ids, and whom.
+fn asked(exchange: &mut RosterExchange) -> Vec<(u64, PeerId)> {
+    let question = |output| match output {
+        Output::Request { to, id, .. } => Some((id, to)),
+        _ => None,
+    };
+    outputs(exchange).into_iter().filter_map(question).collect()
+}
+
+fn ask(exchange: &mut RosterExchange, from: PeerId, have: RosterVersion) -> RosterReply {
+    let bytes = RosterRequest { mesh: key(1).public().bytes(), have }.encode().unwrap();
+    exchange.handle(NOW, Input::Request { from, id: 1, bytes });
+    let Some(Output::Respond { bytes, .. }) = exchange.poll() else { panic!("no answer") };
+    RosterReply::decode(&bytes).unwrap()
+}
+
+#[test]
+fn members_are_given_what_they_lack_and_others_nothing() {
+    let all = peers(3);
+    let (member, removed) = (all[0], all[2]);
+    let roster = signed(2, &all[..2]);
+    let mut exchange = exchange(&roster, &all);
+    assert_eq!(ask(&mut exchange, member, RosterVersion::default()), RosterReply::Newer(roster.as_bytes().to_vec()));
+    assert_eq!(ask(&mut exchange, member, roster.version()), RosterReply::Same);
+    assert_eq!(ask(&mut exchange, removed, RosterVersion::default()), RosterReply::Absent);
+    assert_eq!(ask(&mut exchange, removed, roster.version()), RosterReply::Absent);
+    assert_eq!(ask(&mut exchange, member, signed(3, &all).version()), RosterReply::Older);
+}
+
+#[test]
+fn of_many_who_have_a_newer_one_one_is_asked_at_a_time() {
+    let all = peers(4);
+    let (old, new) = (signed(1, &all), signed(2, &all));
+    let mut exchange = exchange(&old, &all);
+    let mut first = Vec::new();
+    for peer in &all {
+        assert_eq!(ask(&mut exchange, *peer, new.version()), RosterReply::Older);
+        first.extend(asked(&mut exchange));
+    }
+    assert_eq!(first.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(), all[..1]);
+    // It is silent, so the next one is asked as well, and no further one at once.
+    assert_eq!(exchange.deadline(), Some(NOW + PATIENCE_MS));
+    exchange.handle(NOW + PATIENCE_MS, Input::Tick);
+    let second = asked(&mut exchange);
+    assert_eq!(second.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(), all[1..2]);
+    let bytes = RosterReply::Newer(new.as_bytes().to_vec()).encode().unwrap();
+    exchange.handle(NOW + PATIENCE_MS, Input::Response { from: all[1], id: second[0].0, bytes });
+    let heard = outputs(&mut exchange);
+    assert!(
+        matches!(&heard[..], [Output::Heard { from, roster }] if *from == all[1] && roster.version() == new.version())
+    );
+    // In force, it is told to nobody who is known to have it.
+    hold(&mut exchange, &new);
+    assert_eq!(asked(&mut exchange), []);
+}
+
+#[test]
+fn another_roster_in_force_is_told_to_all_who_lack_it() {
+    let all = peers(3);
+    let mut exchange = exchange(&signed(1, &all), &all);
+    hold(&mut exchange, &signed(2, &all));
+    assert_eq!(asked(&mut exchange).into_iter().map(|(_, peer)| peer).collect::<Vec<_>>(), all);
+    hold(&mut exchange, &signed(2, &all));
+    assert_eq!(asked(&mut exchange), [], "the same one");
+    exchange.handle(NOW, Input::Held(None));
+    assert_eq!(exchange.deadline(), None, "of no mesh there is nothing to compare");
+    assert_eq!(ask(&mut exchange, all[0], RosterVersion::default()), RosterReply::Absent);
+}
+
+#[test]
+fn what_the_mesh_key_did_not_sign_and_what_is_old_is_not_heard() {
+    let all = peers(3);
+    let answers = |roster: &Arc<SignedRoster>| {
+        let mut exchange = exchange(&signed(5, &all), &[]);
+        exchange.handle(NOW, Input::Peer(all[0]));
+        let (id, _) = asked(&mut exchange)[0];
+        let bytes = RosterReply::Newer(roster.as_bytes().to_vec()).encode().unwrap();
+        // Another peer's answer to this question is none.
+        exchange.handle(NOW, Input::Response { from: all[1], id, bytes: bytes.clone() });
+        assert!(outputs(&mut exchange).is_empty());
+        exchange.handle(NOW, Input::Response { from: all[0], id, bytes });
+        outputs(&mut exchange)
+    };
+    assert!(answers(&signed(4, &all)).is_empty());
+    let forged = answers(&signed_by(&key(2), 6, &all));
+    assert!(matches!(&forged[..], [Output::Misbehaved { fault: Fault::MalformedReply, .. }]), "{forged:?}");
+    assert!(matches!(&answers(&signed(6, &all))[..], [Output::Heard { .. }]));
+}
+
+#[test]
+fn nothing_is_kept_of_peers_that_are_gone() {
+    let all = peers(3);
+    let mut exchange = exchange(&signed(1, &all), &all);
+    for peer in &all {
+        assert_eq!(ask(&mut exchange, *peer, signed(9, &all).version()), RosterReply::Older);
+        asked(&mut exchange);
+    }
+    for peer in &all {
+        exchange.handle(NOW, Input::Gone(*peer));
+    }
+    assert!(exchange.peers.is_empty() && exchange.waiting.is_empty() && exchange.asked.deadline().is_none());
+}
+
+#[test]
+fn each_minute_the_next_peer_is_asked_whatever_it_is_known_to_have() {
+    let all = peers(2);
+    let mut exchange = exchange(&signed(1, &all), &all);
+    let mut rounds = Vec::new();
+    for round in 1..=3 {
+        let due = NOW + round * ROUND_MS;
+        assert_eq!(exchange.deadline(), Some(due));
+        exchange.handle(due, Input::Tick);
+        for (id, peer) in asked(&mut exchange) {
+            rounds.push(peer);
+            exchange.handle(due, Input::Failed { id });
+        }
+    }
+    assert_eq!(rounds, [all[0], all[1], all[0]]);
+}

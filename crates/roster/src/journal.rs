@@ -1,0 +1,193 @@
+//! The edits of one signer, kept so that none is lost when two sign at once.
+//!
+//! Of two rosters of one version one counts, and the other one's edit is not in it. Each roster counts the edits of each
+//! signer that it holds ([`Roster::edits`]), so a signer sees which of its own the newest one lacks, and signs the next
+//! version with them. What was lost is found by these numbers alone and never by what a roster says: a member that another
+//! signer removed, knowing of the edit that added it, stays removed.
+
+use narmesh_protocol::codec::{self, CodecError};
+use narmesh_protocol::{Member, MemberRole, Roster};
+
+/// One edit of a roster.
+#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+struct Edit {
+    number: u64,
+    /// The members that are new.
+    added: Vec<Member>,
+    /// Those that were members before and are others now.
+    changed: Vec<Member>,
+    /// The node keys of those that are gone.
+    removed: Vec<[u8; 32]>,
+}
+
+/// The last edits of one signer, at most [`Journal::EDITS_MAX`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, bincode::Encode, bincode::Decode)]
+pub struct Journal {
+    edits: Vec<Edit>,
+}
+
+impl Journal {
+    /// Edits that are kept; of more, the oldest are forgotten. A day of joins, one each minute and a half.
+    pub const EDITS_MAX: usize = 1_024;
+    /// Largest encoding, bytes; of more, the oldest edits are forgotten.
+    pub const BYTES_MAX: usize = 2 << 20;
+
+    /// Encodes it, without the oldest edits if all are too many.
+    pub fn encode(&mut self) -> Vec<u8> {
+        loop {
+            match codec::encode::<{ Self::BYTES_MAX }>(self) {
+                Ok(bytes) => return bytes,
+                // An edit of the largest roster is shorter than the bound, so this ends.
+                Err(_) => drop(self.edits.drain(..self.edits.len().div_ceil(2))),
+            }
+        }
+    }
+
+    /// Decodes what [`Self::encode`] gave.
+    ///
+    /// # Errors
+    /// When the bytes are anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
+    }
+
+    /// Notes what `signer` changed, and counts it in `after`.
+    pub fn note(&mut self, signer: [u8; 32], before: &Roster, after: &mut Roster) {
+        let last = self.edits.last().map_or(0, |edit| edit.number);
+        // A signer that was restored from a backup knows fewer of its edits than the others.
+        let number = last.max(before.edits_of(&signer)).saturating_add(1);
+        after.set_edits_of(signer, number);
+        let put = after.members.iter().filter(|member| !before.members.contains(member)).cloned();
+        let (changed, added) = put.partition(|member| is_member(before, &member.node_key));
+        let left = before.members.iter().map(|member| member.node_key).filter(|key| !is_member(after, key));
+        self.edits.push(Edit { number, added, changed, removed: left.collect() });
+        let excess = self.edits.len().saturating_sub(Self::EDITS_MAX);
+        self.edits.drain(..excess);
+    }
+
+    /// The newest roster with the edits of `signer` that it lacks; `None` if it lacks none. Whoever is added again under a name
+    /// that is taken meanwhile gets a number, and one whose builder key has the name of another one is a client. A change of
+    /// somebody whom another signer removed meanwhile adds nobody.
+    pub fn complete(&self, signer: [u8; 32], newest: &Roster) -> Option<Roster> {
+        let count = newest.edits_of(&signer);
+        let mut completed = newest.clone();
+        for edit in self.edits.iter().filter(|edit| edit.number > count) {
+            completed.members.retain(|member| !edit.removed.contains(&member.node_key));
+            edit.added.iter().for_each(|member| put_again(&mut completed, member));
+            for member in &edit.changed {
+                if is_member(&completed, &member.node_key) {
+                    put_again(&mut completed, member);
+                }
+            }
+            completed.set_edits_of(signer, edit.number);
+        }
+        (completed.edits_of(&signer) > count).then_some(completed)
+    }
+}
+
+fn put_again(roster: &mut Roster, member: &Member) {
+    let mut member = member.clone();
+    if roster.find_key_name(&member).is_some() {
+        (member.role, member.builder_key) = (MemberRole::Client, None);
+    }
+    roster.put(member);
+}
+
+fn is_member(roster: &Roster, node_key: &[u8; 32]) -> bool {
+    roster.members.iter().any(|member| member.node_key == *node_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::NixSecretKey;
+
+    fn member(number: u8, name: &str) -> Member {
+        Member {
+            node_key: [number; 32],
+            name: name.to_owned(),
+            role: MemberRole::Client,
+            builder_key: None,
+            ephemeral_s: 0,
+            addresses: Vec::new(),
+        }
+    }
+
+    fn roster(members: Vec<Member>) -> Roster {
+        Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }
+    }
+
+    fn edit(journal: &mut Journal, signer: u8, before: &Roster, change: impl FnOnce(&mut Roster)) -> Roster {
+        let mut after = before.clone();
+        change(&mut after);
+        after.version += 1;
+        journal.note([signer; 32], before, &mut after);
+        after
+    }
+
+    fn names(roster: &Roster) -> Vec<&str> {
+        let mut names: Vec<&str> = roster.members.iter().map(|member| member.name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn edits_that_a_roster_of_another_signer_lacks_are_made_again() {
+        let (mut one, mut other) = (Journal::default(), Journal::default());
+        let first = roster(vec![member(1, "one"), member(2, "other"), member(3, "old")]);
+        let lost = edit(&mut one, 1, &first, |roster| roster.put(member(4, "new")));
+        let lost = edit(&mut one, 1, &lost, |roster| roster.members.retain(|member| member.name != "old"));
+        assert_eq!(names(&lost), ["new", "one", "other"]);
+        let counts = edit(&mut other, 2, &first, |roster| roster.put(member(5, "new")));
+        let completed = one.complete([1; 32], &counts).unwrap();
+        assert_eq!(names(&completed), ["new", "new-2", "one", "other"]);
+        assert_eq!((completed.edits_of(&[1; 32]), completed.edits_of(&[2; 32])), (2, 1));
+        assert_eq!(one.complete([1; 32], &completed), None, "it holds all of them");
+        assert_eq!(other.complete([2; 32], &completed), None);
+    }
+
+    #[test]
+    fn what_another_signer_undid_is_not_done_again() {
+        let (mut one, mut other) = (Journal::default(), Journal::default());
+        let first = roster(vec![member(1, "one"), member(2, "other")]);
+        let added = edit(&mut one, 1, &first, |roster| roster.put(member(4, "new")));
+        let removed = edit(&mut other, 2, &added, |roster| roster.members.retain(|member| member.name != "new"));
+        assert_eq!(one.complete([1; 32], &removed), None);
+        let change = |roster: &mut Roster| roster.members.iter_mut().for_each(|member| member.name += "er");
+        edit(&mut one, 1, &added, change);
+        assert_eq!(names(&one.complete([1; 32], &removed).unwrap()), ["oneer", "otherer"]);
+        // A signer that has lost its journal knows nothing to do again, and goes on counting above what the others know.
+        let mut lost = Journal::default();
+        assert_eq!(lost.complete([1; 32], &first), None);
+        assert_eq!(edit(&mut lost, 1, &removed, |roster| roster.put(member(5, "next"))).edits_of(&[1; 32]), 2);
+    }
+
+    #[test]
+    fn a_builder_key_whose_name_was_taken_meanwhile_is_left_out() {
+        let builder = |number: u8, name: &str| {
+            let key = NixSecretKey::from_seed("b-1", &[number; 32]).unwrap().public().to_string();
+            Member { role: MemberRole::Builder, builder_key: Some(key), ..member(number, name) }
+        };
+        let mut one = Journal::default();
+        let first = roster(vec![member(1, "one")]);
+        edit(&mut one, 1, &first, |roster| roster.put(builder(4, "mine")));
+        let mut newest = first.clone();
+        newest.put(builder(5, "theirs"));
+        let completed = one.complete([1; 32], &newest).unwrap();
+        let mine = completed.members.iter().find(|member| member.name == "mine").unwrap();
+        assert_eq!((mine.role, &mine.builder_key), (MemberRole::Client, &None));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_comes_back() {
+        let mut journal = Journal::default();
+        let mut present = roster(vec![member(1, "one")]);
+        for round in 0..Journal::EDITS_MAX + 9 {
+            present = edit(&mut journal, 1, &present, |roster| roster.put(member(2, &format!("name {round}"))));
+        }
+        assert_eq!(journal.edits.len(), Journal::EDITS_MAX);
+        let bytes = journal.encode();
+        assert_eq!(Journal::decode(&bytes).unwrap(), journal);
+        assert!(Journal::decode(&bytes[1..]).is_err());
+    }
+}
