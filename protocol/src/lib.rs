@@ -47,7 +47,7 @@ pub use narinfo::{NarInfo, NarInfoError, NarInfoField};
 pub use pattern::NamePattern;
 pub use realisation::{Realisation, RealisationError, RealisationId};
 pub use roster::{
-    EditCount, Member, MemberRole, Roster, RosterError, RosterVersion, SignedRoster, are_forked, node_key_of,
+    EditCount, Member, MemberRole, Roster, RosterError, RosterVersion, SignedRoster, are_forked, node_key_of, peer_of,
 };
 pub use signed_deriver::{find_signed_deriver, sign_deriver};
 pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};

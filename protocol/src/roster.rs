@@ -20,6 +20,12 @@ pub fn node_key_of(peer: &PeerId) -> Option<[u8; 32]> {
     Some(PublicKey::try_decode_protobuf(key).ok()?.try_into_ed25519().ok()?.to_bytes())
 }
 
+/// The peer whose node key is this one; `None` if these bytes are no key.
+pub fn peer_of(node_key: &[u8; 32]) -> Option<PeerId> {
+    let key = ed25519::PublicKey::try_from_bytes(node_key).ok()?;
+    Some(PublicKey::from(key).to_peer_id())
+}
+
 /// What a member may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum MemberRole {
@@ -58,8 +64,7 @@ impl Member {
 
     /// Its PeerId, if its node key is one.
     pub fn peer_id(&self) -> Option<PeerId> {
-        let key = ed25519::PublicKey::try_from_bytes(&self.node_key).ok()?;
-        Some(PublicKey::from(key).to_peer_id())
+        peer_of(&self.node_key)
     }
 
     /// Why this cannot be a member, if it cannot.

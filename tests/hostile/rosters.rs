@@ -46,7 +46,7 @@ fn compare(mesh: &[u8; 32], version: u64) -> Vec<u8> {
 fn member_of(tests: &TestMesh, mesh: &Keypair, peer: &Peer) -> TestNode {
     let mut node = tests.node("node");
     node.allow(&peer.card());
-    node.config.more = format!("[mesh]\nkey = \"home:{}\"\n", STANDARD.encode(public_key(mesh)));
+    node.config.mesh_key = Some(format!("home:{}", STANDARD.encode(public_key(mesh))));
     node.start();
     node
 }

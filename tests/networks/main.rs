@@ -15,6 +15,7 @@ mod fleet;
 #[path = "../hostile/formats.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod formats;
+mod lan;
 mod links;
 #[path = "../hostile/log_wire.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]

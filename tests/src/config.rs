@@ -39,6 +39,12 @@ pub struct NodeConfig {
     pub connections_gossip: Option<u32>,
     /// `limits.upload_bytes_per_s`, when a story limits uploads.
     pub upload_bytes_per_s: Option<u32>,
+    /// `mesh.key`, when a story writes it itself.
+    pub mesh_key: Option<String>,
+    /// `mesh.roster_file`.
+    pub roster_file: Option<PathBuf>,
+    /// `mesh.discover_lan`: off, unlike the default, so that no story multicasts on the networks of the machine that runs it.
+    pub discover_lan: bool,
     /// `[[peer]]`: the allowlist.
     pub peers: Vec<PeerEntry>,
     /// Whether to write `trust.builder_key_file`, for the key that `init` made.
@@ -97,6 +103,9 @@ impl NodeConfig {
             stall_timeout_ms: None,
             connections_gossip: None,
             upload_bytes_per_s: None,
+            mesh_key: None,
+            roster_file: None,
+            discover_lan: false,
             peers: Vec::new(),
             builder_key: true,
             more: String::new(),
@@ -156,6 +165,14 @@ impl NodeConfig {
         if let Some(rate) = self.upload_bytes_per_s {
             limits.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
         }
+        let mut mesh = Table::new();
+        mesh.insert("discover_lan".into(), Value::Boolean(self.discover_lan));
+        if let Some(key) = &self.mesh_key {
+            mesh.insert("key".into(), text(key));
+        }
+        if let Some(file) = &self.roster_file {
+            mesh.insert("roster_file".into(), path(file));
+        }
         let peers = self.peers.iter().map(|peer| {
             let mut entry = Table::new();
             entry.insert("name".into(), text(&peer.name));
@@ -175,6 +192,7 @@ impl NodeConfig {
             ("advertise", advertise),
             ("transfer", transfer),
             ("limits", limits),
+            ("mesh", mesh),
         ] {
             file.insert(name.into(), Value::Table(table));
         }

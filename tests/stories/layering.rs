@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "narmesh-mesh",
         &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-roster", "narmesh-store"],
     ),
+    ("narmesh-lan", &["narmesh-machine"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-upstream", &["narmesh-protocol"]),
     (
@@ -36,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "narmesh-store",
             "narmesh-resolver",
             "narmesh-mesh",
+            "narmesh-lan",
             "narmesh-http-gateway",
             "narmesh-upstream",
         ],
@@ -55,7 +57,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // It fuzzes everything that takes foreign bytes.
-    ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-http-gateway", "narmesh"]),
+    (
+        "narmesh-fuzz",
+        &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-http-gateway", "narmesh-lan", "narmesh"],
+    ),
     // The stories see the binary from outside.
     ("narmesh-tests", &[]),
 ];
@@ -75,6 +80,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-resolver", &["libp2p", "libp2p-swarm", "narmesh-http-gateway", "axum", "hyper"]),
     // SQLite belongs to the store. Cargo counts hyper in for a part of libp2p that is not built.
     ("narmesh-mesh", &["narmesh-http-gateway", "axum", "clap", "toml"]),
+    ("narmesh-lan", &["narmesh-protocol", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
     ("narmesh-upstream", &["libp2p", "libp2p-swarm", "axum", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),

@@ -213,7 +213,7 @@ fn a_machine_is_admitted_by_files_and_finds_its_mesh_by_a_roster_file() {
     founder.narmesh(&["mesh", "admit", request_text, "--role", "builder"]).expect_success("mesh admit");
     founder.narmesh(&["mesh", "export", roster_text]).expect_success("mesh export");
     let key = list(&founder)["mesh"].as_str().expect("a key").to_owned();
-    far.config.more = format!("[mesh]\nkey = \"{key}\"\nroster_file = \"{roster_text}\"\n");
+    (far.config.mesh_key, far.config.roster_file) = (Some(key), Some(roster.clone()));
     far.start();
     wait_met(&founder, &far);
     // What is heard later counts beside the file.

@@ -14,9 +14,10 @@ use narmesh_protocol::wire::{
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a
 /// time.
@@ -59,6 +60,7 @@ pub(super) enum Command {
     AskLog { peer: PeerId, request: LogRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     AskRealisation { peer: PeerId, request: RealisationRequest, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
+    Find(PeerId, Vec<SocketAddr>),
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
     Misbehaved(PeerId, Misdeed),
@@ -121,16 +123,17 @@ type AskSlots = Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>;
 /// A handle of the mesh, cheap to clone.
 #[derive(Clone)]
 pub struct MeshHandle {
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) table: Arc<FilterTable>,
-    pub(super) statistics: Arc<PeerStatistics>,
-    pub(super) nar: NarPool,
-    pub(super) exchange: ExchangeLink,
-    pub(super) asks: AskSlots,
-    pub(super) tree_asks: AskSlots,
-    pub(super) log_asks: AskSlots,
-    pub(super) realisation_asks: AskSlots,
-    pub(super) first_words: Arc<FirstWords>,
+    commands: mpsc::Sender<Command>,
+    table: Arc<FilterTable>,
+    statistics: Arc<PeerStatistics>,
+    nar: NarPool,
+    exchange: ExchangeLink,
+    asks: AskSlots,
+    tree_asks: AskSlots,
+    log_asks: AskSlots,
+    realisation_asks: AskSlots,
+    first_words: Arc<FirstWords>,
+    listened: watch::Receiver<Vec<SocketAddr>>,
 }
 
 impl std::fmt::Debug for MeshHandle {
@@ -140,6 +143,31 @@ impl std::fmt::Debug for MeshHandle {
 }
 
 impl MeshHandle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        table: Arc<FilterTable>,
+        statistics: Arc<PeerStatistics>,
+        nar: NarPool,
+        exchange: ExchangeLink,
+        first_words: Arc<FirstWords>,
+        listened: watch::Receiver<Vec<SocketAddr>>,
+    ) -> Self {
+        let (asks, tree_asks, log_asks, realisation_asks) = Default::default();
+        Self {
+            commands,
+            table,
+            statistics,
+            nar,
+            exchange,
+            asks,
+            tree_asks,
+            log_asks,
+            realisation_asks,
+            first_words,
+            listened,
+        }
+    }
+
     /// Who may hold what; can be read without asking the driver.
     pub fn table(&self) -> &Arc<FilterTable> {
         &self.table
@@ -284,6 +312,17 @@ impl MeshHandle {
             return Ok(());
         }
         self.call(|reply| Command::Connect { peer, reply }).await?
+    }
+
+    /// The addresses that are listened on, as they change.
+    pub fn listened(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.listened.clone()
+    }
+
+    /// Tells where a peer was found on the local network; a peer that is not on the allowlist is ignored. Does not wait: it
+    /// is dropped when the mesh is too busy, and comes again.
+    pub fn report_found(&self, peer: PeerId, addresses: Vec<SocketAddr>) {
+        drop(self.commands.try_send(Command::Find(peer, addresses)));
     }
 
     /// Tells the core what the store offers now.

@@ -8,7 +8,8 @@ use libp2p::{Multiaddr, Swarm};
 use rustix::io::Errno;
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use tokio::sync::watch;
 
 use super::addresses::socket_address;
 use super::behaviour::MeshBehaviour;
@@ -43,6 +44,8 @@ pub enum ListenError {
 pub(super) struct Listeners {
     /// Listeners of which no address is known yet.
     awaited: HashSet<ListenerId>,
+    /// The addresses that are listened on.
+    listened: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl Listeners {
@@ -106,6 +109,18 @@ impl Listeners {
     /// Notes that an address of this listener is known.
     pub(super) fn on_address(&mut self, id: ListenerId) {
         self.awaited.remove(&id);
+    }
+
+    /// Tells everybody who follows them the addresses that are listened on.
+    pub(super) fn tell<'a>(&self, addresses: impl Iterator<Item = &'a Multiaddr>) {
+        let mut addresses: Vec<_> = addresses.filter_map(socket_address).collect();
+        addresses.sort_unstable();
+        self.listened.send_if_modified(|before| std::mem::replace(before, addresses.clone()) != addresses);
+    }
+
+    /// The addresses that are listened on, as they change.
+    pub(super) fn follow(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.listened.subscribe()
     }
 
     /// Whether an address is known of each listener that can have one.

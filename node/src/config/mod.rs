@@ -97,13 +97,21 @@ impl Default for NodeConfig {
 }
 
 /// `[mesh]`: the mesh whose roster names more peers than `[[peer]]` does.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RosterConfig {
     /// The mesh key, `name:base64`, which signs the roster.
     pub key: Option<String>,
     /// A signed roster, beside what the daemon hears.
     pub roster_file: Option<PathBuf>,
+    /// Whether members of the mesh find this machine on the local network, and it finds them.
+    pub discover_lan: bool,
+}
+
+impl Default for RosterConfig {
+    fn default() -> Self {
+        Self { key: None, roster_file: None, discover_lan: true }
+    }
 }
 
 /// `[gateway]`: the HTTP gateway that our own Nix asks.

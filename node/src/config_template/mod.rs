@@ -70,6 +70,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
         ("mesh.key", optional("key", mesh.key.as_deref().map(std::path::Path::new), "home:BASE64")),
         ("mesh.roster_file", optional("roster_file", mesh.roster_file.as_deref(), "/etc/narmesh/roster")),
+        ("mesh.discover_lan", mesh.discover_lan.to_string()),
         ("quorum.mode", quoted(&quorum.mode)),
         ("quorum.k", quorum.k.map_or_else(|| "# k = 2".to_owned(), |k| format!("k = {k}"))),
         (
@@ -361,6 +362,9 @@ advertised_paths_max = @limits.advertised_paths_max@
 # A signed roster of that mesh (`narmesh mesh export`), for machines that are configured from one place. What the daemon
 # hears of a newer version counts as well.
 @mesh.roster_file@
+# Whether the members of that mesh find each other on the local network by multicast DNS, without an address in any file.
+# Others there learn that narmesh runs on this machine, and nothing more. Without a mesh nothing is sent.
+discover_lan = @mesh.discover_lan@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
 # Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or

@@ -76,6 +76,10 @@ fn every_value_survives_being_written_and_read_back() {
         upload_bytes_per_s = 9
         partial_copies_bytes = 10
         advertised_paths_max = 8
+        [mesh]
+        key = "mk"
+        roster_file = "rf"
+        discover_lan = false
         [[peer]]
         name = "p\nq"
         peer_id = "id"

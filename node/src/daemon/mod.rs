@@ -8,6 +8,7 @@ mod advertised;
 mod certificate;
 mod control;
 mod follow;
+mod lan;
 mod listener;
 mod listeners;
 mod members;
@@ -75,6 +76,7 @@ pub(crate) struct Daemon {
     store: Arc<NixStore>,
     offer: Arc<Offer>,
     mesh: MeshHandle,
+    lan: lan::Discovery,
     resolver: Arc<Resolver>,
     serving: Serving,
     /// Whether what is in force serves peers.
@@ -187,6 +189,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
+        lan: lan::Discovery::start(handle.clone(), secrets.peer_id(), &settings),
         secrets,
         in_force: RwLock::new(InForce {
             settings: Arc::new(settings),
@@ -404,6 +407,7 @@ impl Daemon {
         self.partial_copies.set_bytes_max(settings.limits.partial_copies_bytes);
         self.uploads.set_peer_rates(&settings.peer_upload_rates());
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
+        self.lan.follow(&settings);
         self.attestations.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
         self.is_serving.store(is_serving, Ordering::SeqCst);

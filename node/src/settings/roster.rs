@@ -14,6 +14,8 @@ pub struct RosterSettings {
     pub key: Option<NixPublicKey>,
     /// A file with a signed roster.
     pub roster_file: Option<PathBuf>,
+    /// Whether members find each other on the local network.
+    pub discover_lan: bool,
     /// The roster in force, once its members were added.
     pub roster: Option<Arc<SignedRoster>>,
 }
@@ -28,7 +30,7 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }
-    Ok(RosterSettings { key, roster_file, roster: None })
+    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, roster: None })
 }
 
 impl Settings {

@@ -187,6 +187,15 @@ impl Network {
         machine
     }
 
+    /// Gives a machine on a bridge another address of IPv4.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn renumber(&mut self, number: usize, host: u8) {
+        let machine = self.machines.get_mut(number).expect("a machine of this network");
+        machine.change_address(Ipv4Addr::new(10, 77, 200, host).into(), NETWORK_BITS);
+    }
+
     /// Removes what killed runs left, and returns a prefix for the names of a new network.
     fn prepare() -> String {
         static NEXT: AtomicUsize = AtomicUsize::new(0);

@@ -208,9 +208,14 @@ impl TestNode {
         self.store.nix_build(attribute, self.gateway(), self.nix_keys())
     }
 
-    /// Runs `narmesh --config … arguments`.
+    /// Runs `narmesh --config … arguments`, on the machine of a network that this node is on.
     pub fn narmesh(&self, arguments: &[&str]) -> Finished {
-        finish(Command::new(narmesh_binary()).arg("--config").arg(self.config_file()).args(arguments))
+        let binary = narmesh_binary();
+        let mut command = match &self.network {
+            Some(machine) => machine.command(binary.to_str().expect("a path of UTF-8")),
+            None => Command::new(binary),
+        };
+        finish(command.arg("--config").arg(self.config_file()).args(arguments))
     }
 
     /// The files of the daemon's state database, whether they exist or not.

@@ -7,6 +7,7 @@ mod content;
 mod core;
 mod exchange;
 mod gateway;
+mod lan;
 mod mesh;
 mod nar;
 mod narinfo;
@@ -65,7 +66,7 @@ pub fn all() -> Vec<Target> {
     all.extend(texts::TARGETS);
     all.extend(attestations::TARGETS);
     all.extend(exchange::TARGETS);
-    all.extend([core::TARGET, gateway::TARGET]);
+    all.extend([core::TARGET, gateway::TARGET, lan::TARGET]);
     #[cfg(feature = "config")]
     all.extend([[config::TARGET].as_slice(), &quorum_texts::TARGETS].concat());
     all

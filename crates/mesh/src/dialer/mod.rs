@@ -2,8 +2,12 @@
 //!
 //! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are not
 //! trusted: each is dialled at most once a minute, unless the peer was just reached there, and for gossip only while
-//! there are fewer connections than wanted.
+//! there are fewer connections than wanted. Addresses that were found on the local network are dialled as soon as they are
+//! heard of (`found.rs`).
 
+mod found;
+
+use self::found::Found;
 use super::addresses::socket_address;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
@@ -63,6 +67,8 @@ struct Target {
     learned: Vec<Multiaddr>,
     /// The learned addresses that were dialled in the last [`LEARNED_PAUSE_MS`], perhaps no longer in `learned`.
     tried: Vec<(Multiaddr, Moment)>,
+    /// Where it was found on the local network.
+    found: Found,
     failures: u32,
     next: Moment,
     dialing: bool,
@@ -147,6 +153,22 @@ impl Dialer {
         target.learned = addresses.into_iter().take(ADDRESSES_MAX).collect();
     }
 
+    /// Takes addresses at which a peer was found on the local network. Returns what is to be dialled at once, if it is: also
+    /// beside a dial under way, which may take seconds to fail at an address that is no longer right.
+    pub(super) fn find(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+        let is_full = self.connections() >= self.connections_wanted;
+        let Some(target) = self.targets.get_mut(peer) else { return Vec::new() };
+        let is_worth_it = target.found.hear(now, addresses);
+        // Whoever shuts it out does not want it back so soon.
+        if !is_worth_it || target.connected || target.left_until > now || (is_full && !target.dialing) {
+            return Vec::new();
+        }
+        let addresses = target.found.dialable(now).cloned().collect();
+        target.found.start(now);
+        target.dialing = true;
+        addresses
+    }
+
     /// Notes that we have just started, and knew this peer before.
     pub(super) fn mark_remembered(&mut self, now: Moment, peer: &PeerId) {
         if let Some(target) = self.targets.get_mut(peer) {
@@ -161,6 +183,7 @@ impl Dialer {
         (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
         (target.lost, target.is_demanded) = (None, false);
         if let Some(via) = via.and_then(socket_address) {
+            target.found.prove(via);
             // The address is proven now: it may be dialled again if this connection is refused.
             target.tried.retain(|(address, _)| socket_address(address) != Some(via));
         }
@@ -212,6 +235,7 @@ impl Dialer {
             } else {
                 target.failures = target.failures.saturating_add(1);
             }
+            target.found.on_failed(target.failures >= FAILURES_SOON_MAX);
             target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
         }
     }
@@ -234,7 +258,8 @@ impl Dialer {
     pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.targets.get(peer).map_or_else(Vec::new, |target| {
             let mut all = target.configured.clone();
-            all.extend(target.learned.iter().filter(|address| !target.configured.contains(address)).cloned());
+            add_new(&mut all, target.found.all());
+            add_new(&mut all, &target.learned);
             all
         })
     }
@@ -318,7 +343,8 @@ impl Target {
 
     fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
         let mut addresses = self.configured.clone();
-        addresses.extend(self.learned_untried(now));
+        add_new(&mut addresses, self.found.dialable(now));
+        add_new(&mut addresses, &self.learned_untried(now));
         addresses
     }
 
@@ -334,9 +360,19 @@ impl Target {
     fn start(&mut self, now: Moment) {
         self.dialing = true;
         self.is_demanded = false;
+        self.found.start(now);
         let dialled = self.learned_untried(now);
         self.tried.retain(|(_, at)| now.since(*at) < LEARNED_PAUSE_MS);
         self.tried.extend(dialled.into_iter().map(|address| (address, now)));
+    }
+}
+
+/// Adds those that are not there yet.
+fn add_new<'a>(all: &mut Vec<Multiaddr>, more: impl IntoIterator<Item = &'a Multiaddr>) {
+    for address in more {
+        if !all.contains(address) {
+            all.push(address.clone());
+        }
     }
 }
 

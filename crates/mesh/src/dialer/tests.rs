@@ -241,3 +241,28 @@ fn a_learned_address_where_the_peer_was_reached_is_dialled_again_at_once() {
     dialer.on_disconnected(Moment(6), &peer, &mut rng);
     assert_eq!(dialer.demand(Moment(7), &peer), Ok(Demand::Dial(vec![address(3)])), "refused once");
 }
+
+#[test]
+fn a_found_address_is_dialled_at_once_beside_a_dial_under_way() {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let [peer, stranger] = [(); 2].map(|()| PeerId::random());
+    let mut dialer = Dialer::new(32);
+    dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+    assert_eq!(dialer.take_due(Moment(0)).len(), 1, "at an address that leads nowhere");
+    assert_eq!(dialer.find(Moment(10), &stranger, vec![address(2)]), []);
+    assert_eq!(dialer.find(Moment(10), &peer, vec![address(2)]), [address(2)]);
+    assert_eq!(dialer.find(Moment(20), &peer, vec![address(2)]), [], "once");
+    assert_eq!(dialer.addresses(&peer), [address(1), address(2)]);
+    dialer.on_connected(Moment(30), &peer, Some(&address(2)));
+    assert_eq!(dialer.find(Moment(60_000), &peer, vec![address(3)]), [], "while there is a connection");
+    // Where it was, it is looked for again, as at a configured address.
+    dialer.on_disconnected(Moment(60_001), &peer, &mut rng);
+    let again = dialer.take_due(Moment(60_100));
+    assert_eq!(again, [(peer, vec![address(1), address(2), address(3)])]);
+    dialer.on_failed(Moment(60_100), &peer, &mut rng);
+    assert_eq!(dialer.take_due(Moment(80_000)), [(peer, vec![address(1), address(2)])]);
+    // A peer that is shut out is left alone.
+    dialer.on_failed(Moment(80_000), &peer, &mut rng);
+    dialer.leave(Moment(80_000), &peer, Duration::from_secs(60));
+    assert_eq!(dialer.find(Moment(90_000), &peer, vec![address(4)]), []);
+}

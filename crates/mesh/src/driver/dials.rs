@@ -183,6 +183,25 @@ impl Dials {
         self.are_known_addresses_stale = true;
     }
 
+    /// Takes where a peer was found on the local network, and dials it there if there is no connection.
+    pub(super) fn find(&mut self, context: &mut Context, peer: PeerId, addresses: Vec<SocketAddr>) {
+        if !context.config.peers.contains_key(&peer) {
+            return;
+        }
+        let usable = addresses.into_iter().filter(|address| may_be_told(address.ip(), false)).map(multiaddr);
+        let before = self.dialer.addresses(&peer);
+        let addresses = self.dialer.find(now().moment, &peer, usable.collect());
+        // Mostly it is where it was.
+        if self.dialer.addresses(&peer) != before {
+            self.are_known_addresses_stale = true;
+            self.show_addresses(context, &peer);
+        }
+        if !addresses.is_empty() {
+            tracing::debug!(%peer, ?addresses, "found on the local network");
+            self.dial_at(context, peer, addresses);
+        }
+    }
+
     fn show_addresses(&self, context: &Context, peer: &PeerId) {
         let all = self.dialer.addresses(peer).iter().map(Multiaddr::to_string).collect();
         context.statistics.update(peer, |stats| stats.addresses = all);

@@ -127,19 +127,16 @@ impl Mesh {
         let (asks_to_dial, asks) = mpsc::channel(COMMANDS_MAX);
         let nars = NarPool::new(bulk.clone());
         let first_words = Arc::new(FirstWords::new());
-        let handle = MeshHandle {
-            commands: commands_sender,
-            table: gossip.table(),
-            statistics: Arc::clone(&statistics),
-            nar: nars.clone(),
-            exchange: exchange.link.clone(),
-            asks: Arc::default(),
-            tree_asks: Arc::default(),
-            log_asks: Arc::default(),
-            realisation_asks: Arc::default(),
-            first_words: Arc::clone(&first_words),
-        };
-        let blame = Blame(handle.commands.clone());
+        let handle = MeshHandle::new(
+            commands_sender.clone(),
+            gossip.table(),
+            Arc::clone(&statistics),
+            nars.clone(),
+            exchange.link.clone(),
+            Arc::clone(&first_words),
+            listeners.follow(),
+        );
+        let blame = Blame(commands_sender);
         let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
         let surroundings = Surroundings {
             statistics: Arc::clone(&statistics),
@@ -248,6 +245,7 @@ impl Mesh {
             Command::AskTree { peer, request, reply } => self.trees.ask(context, peer, request, reply),
             Command::AskLog { peer, request, reply } => self.logs.ask(context, peer, request, reply),
             Command::AskRealisation { peer, request, reply } => self.realisations.ask(context, peer, &request, reply),
+            Command::Find(peer, addresses) => self.dials.find(context, peer, addresses),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
                 self.attestations.on_offer_looked(context);
@@ -307,6 +305,7 @@ impl Mesh {
 
     fn tell_addresses(&mut self) {
         let Context { swarm, config, gossip, .. } = &mut self.context;
+        self.listeners.tell(swarm.listeners());
         // Only these lead out: bridges of containers come and go, and are nobody's way to us.
         let outward: Vec<_> = find_outward_v4().into_iter().chain(find_outward_v6()).collect();
         let addresses = choose_told(&config.external_addresses, swarm.listeners(), &outward, config.advertise_loopback);
