@@ -77,6 +77,12 @@ fn machines_join_with_one_command_each_and_share_what_builders_built() {
     client.trust_the_gateway_alone();
     client.realise(std::slice::from_ref(&built)).expect_success("what the builder built");
     client.store.verify_contents();
+    let status = client.status();
+    let role = (status.text("/mesh/roster/name"), status.text("/mesh/roster/role"));
+    assert_eq!((role, status.number("/mesh/roster/members")), ((Some("client"), Some("client")), 3));
+    let checked = client.narmesh(&["check-config", "--probe"]).expect_success("check-config");
+    assert!(checked.contains("2 peers, 2 of them by the roster of the mesh"), "{checked}");
+    assert_eq!(checked.matches("allowed both ways").count(), 2, "{checked}");
     // Nobody trusts what a client built.
     let own = client.store.build_fresh("clients");
     client.wait_advertised(2, &[&founder]);

@@ -2,6 +2,7 @@
 
 use super::client::ask;
 use super::id::{introduced, own_name};
+use super::mesh_list::MeshReport;
 use super::{emit, emit_report, eprint_line, setup_nix};
 use crate::control::ControlRequest;
 use crate::describe::describe;
@@ -16,7 +17,6 @@ use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
 use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, Roster, SignedRoster, node_key_of};
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Longest time that an invitation is open, or that an ephemeral member may be away.
@@ -323,74 +323,12 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One line of `narmesh mesh list`.
-#[derive(Serialize)]
-struct MemberView {
-    name: String,
-    peer_id: Option<String>,
-    role: &'static str,
-    builder_key: Option<String>,
-    ephemeral_s: u32,
-    addresses: Vec<String>,
-    is_this_machine: bool,
-}
-
-/// `narmesh mesh list`.
-#[derive(Serialize)]
-struct MeshReport {
-    mesh: String,
-    version: u64,
-    issued_at_ms: u64,
-    has_mesh_key: bool,
-    invitations_open: usize,
-    members: Vec<MemberView>,
-}
-
 fn list(config: &Path, json: bool) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let (mesh, roster, me) = (place.mesh()?, place.roster()?, place.secrets.peer_id());
-    let view = |member: &Member| MemberView {
-        name: member.name.clone(),
-        peer_id: member.peer_id().map(|peer| peer.to_string()),
-        role: role_word(member.role),
-        builder_key: member.builder_key.clone(),
-        ephemeral_s: member.ephemeral_s,
-        addresses: member.addresses.clone(),
-        is_this_machine: member.peer_id() == Some(me),
-    };
-    let mut members: Vec<_> = roster.roster().members.iter().map(view).collect();
-    members.sort_by(|one, other| one.name.cmp(&other.name));
-    let report = MeshReport {
-        mesh: mesh.to_string(),
-        version: roster.roster().version,
-        issued_at_ms: roster.roster().issued_at_ms,
-        has_mesh_key: place.files.has_key_of(&mesh)?,
-        invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
-        members,
-    };
-    emit_report(&report, json, text_of)
-}
-
-fn text_of(report: &MeshReport) -> String {
-    let issued = i64::try_from(report.issued_at_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    let issued = issued.map_or_else(|| "?".to_owned(), |issued| issued.strftime("%Y-%m-%d %H:%M UTC").to_string());
-    let mut text = format!("mesh {}\nroster version {} of {issued}\n", report.mesh, report.version);
-    if report.has_mesh_key {
-        text += &format!("the mesh key is here; invitations that are open: {}\n", report.invitations_open);
-    }
-    text += "\n";
-    let width = report.members.iter().map(|member| member.name.chars().count()).max().unwrap_or(0);
-    for member in &report.members {
-        let name = crate::describe::escaped(&member.name);
-        let this = if member.is_this_machine { "  (this machine)" } else { "" };
-        let peer = member.peer_id.as_deref().unwrap_or("no peer id");
-        let ephemeral = match member.ephemeral_s {
-            0 => String::new(),
-            seconds => format!("  removed when away for {}", SignedDuration::from_secs(seconds.into())),
-        };
-        text += &format!("{name:<width$}  {:<7}  {peer}{ephemeral}{this}\n", member.role);
-    }
-    text
+    let (mesh, roster) = (place.mesh()?, place.roster()?);
+    let invitations = place.files.read_invitations()?.count_open(Timestamp::now());
+    let report = MeshReport::new(&mesh, &roster, &place.secrets.peer_id(), place.files.has_key_of(&mesh)?, invitations);
+    emit_report(&report, json, MeshReport::text)
 }
 
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
@@ -477,8 +415,17 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
 pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let mesh = place.mesh()?;
+    let has_key = place.files.has_key_of(&mesh)?;
     set_mesh_key(config, None)?;
     place.files.forget()?;
+    if has_key {
+        eprint_line(&format!(
+            "warning: the mesh key is on this machine. If no other machine has it, nobody can invite or remove members \
+             any more. It stays in {file}: keep a copy, or move it to a machine that is a member. The roster is deleted \
+             here; every other member has it (`narmesh mesh export FILE` there)",
+            file = place.files.key_file().display()
+        ));
+    }
     eprint_line(&format!(
         "left the mesh {mesh}; its other members go on trusting this machine until one with the mesh key removes it"
     ));

@@ -11,6 +11,7 @@ mod init;
 mod join;
 mod log;
 mod mesh;
+mod mesh_list;
 mod nix_conf;
 mod nix_keys;
 mod nix_substituters;

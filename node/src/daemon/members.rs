@@ -18,7 +18,7 @@ const CHECK: Duration = Duration::from_secs(60);
 
 /// The settings with the members of the newest roster, if this machine is on it. The one `in_force` counts as well, and is
 /// written again if its file is lost.
-pub(super) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<Arc<SignedRoster>>) -> Settings {
+pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<Arc<SignedRoster>>) -> Settings {
     let mut settings = configured.clone();
     let Some(mesh) = &configured.mesh.key else { return settings };
     let usable = |read: anyhow::Result<Option<SignedRoster>>| {

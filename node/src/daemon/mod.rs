@@ -30,6 +30,8 @@ use crate::settings::{Secrets, Settings, TlsInForce};
 use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::{GatewaySubstituter, Scope};
+pub(crate) use members::with_members;
+
 use certificate::LiveCertificate;
 use listener::HandedSockets;
 use listeners::{OpenListener, ShownListener};
@@ -124,7 +126,7 @@ fn gather_entropy() {
 
 async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     warn_if_clock_is_unset();
-    let settings = members::with_members(&configured, &secrets.peer_id(), None);
+    let settings = with_members(&configured, &secrets.peer_id(), None);
     let mut handed = HandedSockets::from_env();
     let for_others = listeners::open_all(&settings.gateway.listeners, &mut handed)?;
     let gateway_listener = handed.bind_gateway(settings.gateway.listen)?;
@@ -448,7 +450,7 @@ impl Daemon {
         let policy = quorum_policy(&configured, &secrets)?;
         let old = self.settings();
         let in_force = old.mesh.roster.clone().filter(|_| old.mesh.key == configured.mesh.key);
-        let settings = members::with_members(&configured, &secrets.peer_id(), in_force);
+        let settings = with_members(&configured, &secrets.peer_id(), in_force);
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
             ("node.state_dir", settings.node.state_dir == old.node.state_dir),

@@ -4,15 +4,16 @@ use super::Daemon;
 use super::listeners::ShownListener;
 use super::process_metrics::ProcessStat;
 use crate::describe::plainly;
+use crate::membership::invitations::role_word;
 use crate::serving::minute_now;
 use crate::settings::{PeerSettings, Settings};
 use crate::status::{
-    BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, OwnStatus, PeerStatus, QuorumStatus, RequestStatus,
-    RevokedStatus, Status, StoreStatus, SummarySource, SummaryStatus, UpstreamStatus,
+    BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, MeshStatus, OwnStatus, PeerStatus, QuorumStatus,
+    RequestStatus, RevokedStatus, RosterStatus, Status, StoreStatus, SummarySource, SummaryStatus, UpstreamStatus,
 };
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::{AudienceView, MeshView, PeerStats, now};
-use narmesh_protocol::{BuilderKey, StorePath};
+use narmesh_protocol::{BuilderKey, StorePath, node_key_of};
 use narmesh_quorum::{Builder, Ledger, Mode};
 use narmesh_upstream::Upstream;
 use std::collections::BTreeMap;
@@ -53,6 +54,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
             missing: daemon.store.gap().map(|gap| gap.to_string()),
             advertised_paths: view.publication.paths as u64,
         },
+        mesh: mesh_status(&settings, &daemon.secrets.peer_id()),
         own: OwnStatus {
             epoch: view.publication.generation.map_or(0, |generation| generation.epoch),
             seq: view.publication.generation.map_or(0, |generation| generation.seq),
@@ -97,6 +99,21 @@ fn upstream_status(upstream: &Upstream) -> UpstreamStatus {
         latency_ms: health.latency.map(|latency| latency.mean_s * 1e3),
         bytes_in: upstream.received_bytes(),
     }
+}
+
+fn mesh_status(settings: &Settings, me: &PeerId) -> Option<MeshStatus> {
+    let key = settings.mesh.key.as_ref()?.to_string();
+    let roster = settings.mesh.roster.as_ref().and_then(|signed| {
+        let (roster, this) = (signed.roster(), signed.member(&node_key_of(me)?)?);
+        Some(RosterStatus {
+            version: roster.version,
+            issued_unix_s: roster.issued_at_ms / 1_000,
+            members: roster.members.len() as u64,
+            name: this.name.clone(),
+            role: role_word(this.role).to_owned(),
+        })
+    });
+    Some(MeshStatus { key, roster })
 }
 
 fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {

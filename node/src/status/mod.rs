@@ -38,6 +38,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// Our own summary, once there is one.
     pub own: OwnStatus,
+    /// The mesh of the configuration; absent without one.
+    #[serde(default)]
+    pub mesh: Option<MeshStatus>,
     /// The allowlist, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
     /// The upstream caches, in the order of the configuration.
@@ -55,6 +58,30 @@ pub struct Status {
     pub builders: Vec<BuilderStatus>,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
+}
+
+/// The mesh that the configuration names.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MeshStatus {
+    /// The mesh key.
+    pub key: String,
+    /// The roster in force; absent if none is known that names this machine.
+    pub roster: Option<RosterStatus>,
+}
+
+/// The roster in force.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RosterStatus {
+    /// Its version.
+    pub version: u64,
+    /// When it was signed, by the clock of whoever signed it, seconds since 1970.
+    pub issued_unix_s: u64,
+    /// Number of members, this machine included.
+    pub members: u64,
+    /// What this machine is called in it.
+    pub name: String,
+    /// What this machine is in it: `client` or `builder`.
+    pub role: String,
 }
 
 /// Which configuration is in force.

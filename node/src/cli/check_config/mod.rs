@@ -9,6 +9,7 @@ use super::upstream_findings::upstream_findings;
 use super::upstream_probe::{open_upstreams, probe_upstreams};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
+use crate::daemon::with_members;
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
 use jiff::Timestamp;
@@ -32,17 +33,19 @@ pub(super) struct Arguments {
 
 /// Returns whether the daemon can start and every probe succeeded; warnings do not count.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
-    let settings = Settings::load(config)?;
-    let secrets = settings.read_secrets()?;
+    let configured = Settings::load(config)?;
+    let secrets = configured.read_secrets()?;
+    // As the daemon would have it: the members of the roster are peers, and their builder keys are trusted.
+    let settings = with_members(&configured, &secrets.peer_id(), None);
     settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
     let upstreams = open_upstreams(&settings)?;
     let Startable { problems, notes } = check_startable(&settings);
     let can_start = problems.is_empty();
     emit(&format!(
-        "{} {}: {} peers, peer id {}\n",
+        "{} {}: {}, peer id {}\n",
         config.display(),
         if can_start { "is accepted" } else { "is valid, but the daemon cannot start with it" },
-        settings.peers.len(),
+        count_peers(&configured, &settings),
         secrets.peer_id()
     ))?;
     problems.iter().try_for_each(|problem| emit(&format!("error: {problem}\n")))?;
@@ -73,6 +76,15 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     Ok(can_start && probes.iter().all(PeerProbe::is_good) && are_upstreams_good)
 }
 
+/// How many peers there are, and how many of them the roster names.
+fn count_peers(configured: &Settings, settings: &Settings) -> String {
+    let by_roster = settings.peers.len() - configured.peers.len();
+    match &settings.mesh.roster {
+        None => format!("{} peers", settings.peers.len()),
+        Some(_) => format!("{} peers, {by_roster} of them by the roster of the mesh", settings.peers.len()),
+    }
+}
+
 /// Warns if the store's directory or its Nix database is missing.
 fn store_finding(settings: &Settings) -> Option<Finding> {
     // `startable` reports a store that cannot be opened at all.
@@ -84,6 +96,12 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
     let mut findings = Vec::new();
     if settings.peers.is_empty() && settings.mesh.key.is_none() {
         findings.push(Finding::Note("no [[peer]] is configured: this node shares with nobody yet".to_owned()));
+    }
+    if let (Some(mesh), None) = (&settings.mesh.key, &settings.mesh.roster) {
+        findings.push(Finding::Warning(format!(
+            "there is no roster of the mesh {mesh} here that can be read and names this machine: its members are no \
+             peers. `narmesh mesh export FILE` on a member and `narmesh mesh import FILE` here bring one"
+        )));
     }
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
         findings.extend(listener.warn_of_plain_tokens(index).map(Finding::Warning));

@@ -51,6 +51,9 @@ pub(super) struct Arguments {
     /// Overwrite an existing configuration, but for its [[upstream]] and trusted keys; existing key files are always kept
     #[arg(long)]
     force: bool,
+    /// The machine joins a mesh, whose members learn by its roster what others would be told by hand
+    #[arg(skip)]
+    joins: bool,
 }
 
 impl Arguments {
@@ -64,6 +67,7 @@ impl Arguments {
             no_upstreams: false,
             user: None,
             force: false,
+            joins: true,
         }
     }
 }
@@ -121,7 +125,10 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
         }
         None => {}
     }
-    text += &format!("\npeer id: {}\n\n{}\n", secrets.peer_id(), introduction(&name, &settings, &secrets));
+    text += &format!("\npeer id: {}\n\n", secrets.peer_id());
+    if !arguments.joins {
+        text += &format!("{}\n", introduction(&name, &settings, &secrets));
+    }
     text += &nix_conf_lines(&settings, &gateway_key, taken.only_way_in(), NixVersion::installed());
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
     text += &towards_require(&file);

@@ -4,7 +4,7 @@
 mod builders;
 
 use super::{
-    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status,
+    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, MeshStatus, PeerProbe, PeerStatus, QuorumStatus, Status,
     SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
 };
 pub use crate::describe::escaped;
@@ -136,6 +136,7 @@ impl Status {
         rows.push(row("gateway", format!("http://{}", self.gateway)));
         rows.extend(self.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
         rows.extend(self.listeners.iter().flat_map(listener_rows));
+        rows.extend(self.mesh.as_ref().map(|mesh| row("mesh", mesh_text(mesh))));
         rows.push(row(
             "store",
             format!(
@@ -189,6 +190,21 @@ impl Status {
         text.push_str(&upstreams_text(&self.upstreams));
         text.push_str(&builders::builder_table(&self.builders));
         text
+    }
+}
+
+fn mesh_text(mesh: &MeshStatus) -> String {
+    let name = escaped(mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name));
+    match &mesh.roster {
+        None => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
+        Some(roster) => format!(
+            "{name}: {} members, roster version {} of {}; this machine is {}, a {}",
+            roster.members,
+            roster.version,
+            utc(roster.issued_unix_s),
+            escaped(&roster.name),
+            roster.role
+        ),
     }
 }
 
