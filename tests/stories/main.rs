@@ -16,6 +16,7 @@ mod derivations;
 mod failover;
 mod five_builders;
 mod fixtures;
+mod generated;
 mod installed;
 mod interrupted;
 mod layering;

@@ -1,9 +1,10 @@
 //! `narmesh id`: what other machines need to know about this one.
 
-use super::emit_report;
+use super::{emit, emit_report};
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
 use crate::settings::{NAME_FORM, Secrets, Settings, is_name};
+use anyhow::Context as _;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use narmesh_mesh::{find_outward_v4, find_outward_v6};
@@ -25,6 +26,9 @@ pub(super) struct Arguments {
     /// Print one JSON object, for scripts: name, peer_id, addresses, builder_key, gateway, gateway_key
     #[arg(long)]
     json: bool,
+    /// Print only the gateway key, for trusted-public-keys of this machine's Nix
+    #[arg(long, conflicts_with_all = ["name", "json"])]
+    gateway_key: bool,
 }
 
 /// `narmesh id --json`.
@@ -43,6 +47,12 @@ struct Identity {
 
 pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
+    if arguments.gateway_key {
+        let key = settings.read_gateway_key()?.context(
+            "there is no gateway key: gateway.sign is not true, or nobody has made the key yet (`narmesh init --keys` does)",
+        )?;
+        return Ok(emit(&format!("{}\n", key.public()))?);
+    }
     let secrets = settings.read_secrets()?;
     let name = match &arguments.name {
         Some(name) => check_name(name)?.to_owned(),

@@ -23,12 +23,19 @@ pub(super) struct Arguments {
     /// Also write our lines into nix.conf, which are shown, and restart nix-daemon; `narmesh leave` takes them out again
     #[arg(long)]
     setup_nix: bool,
+    /// Do nothing if this machine is a member already: for scripts that run at each start
+    #[arg(long, requires = "token")]
+    unless_member: bool,
     /// Join without a line to the other machine: write a file for `narmesh mesh admit` there
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     request: Option<PathBuf>,
 }
 
 pub(super) fn join(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    // First, because a member needs no token any more: it may be empty.
+    if arguments.unless_member && is_member(config)? {
+        return Ok(emit("this machine is a member already\n")?);
+    }
     // Before anything is written.
     let token = arguments.token.as_deref().map(JoinToken::parse).transpose()?;
     if !config.exists() {
@@ -40,6 +47,18 @@ pub(super) fn join(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("a TOKEN or --request FILE is needed"),
     }
     if arguments.setup_nix { setup_nix::set_up(&Settings::load(config)?) } else { Ok(()) }
+}
+
+/// Whether the newest roster that this machine has heard of names it.
+fn is_member(config: &Path) -> anyhow::Result<bool> {
+    if !config.exists() {
+        return Ok(false);
+    }
+    let settings = Settings::load(config)?;
+    let Some(mesh) = &settings.mesh.key else { return Ok(false) };
+    let secrets = settings.read_secrets()?;
+    let roster = MeshFiles::new(&settings.node.state_dir).read_roster(mesh)?;
+    Ok(roster.is_some_and(|roster| find_own(&roster, &secrets).is_ok()))
 }
 
 fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow::Result<()> {

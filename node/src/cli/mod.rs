@@ -4,12 +4,14 @@
 mod advertised;
 mod check_config;
 mod client;
+mod completions;
 mod demo;
 mod finding;
 mod id;
 mod init;
 mod join;
 mod log;
+mod man;
 mod mesh;
 mod mesh_list;
 mod nix_conf;
@@ -30,7 +32,7 @@ mod why;
 
 use crate::config::DEFAULT_FILE;
 use crate::describe::describe;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +88,10 @@ enum Command {
     Quorum(quorum::Command),
     /// Run three daemons with three Nix stores on this machine: build on one, substitute on the others
     Demo(demo::Arguments),
+    /// Print what a shell needs to complete the commands and options
+    Completions(completions::Arguments),
+    /// Write the manual pages, one for each command
+    Man(man::Arguments),
 }
 
 #[derive(clap::Args, Debug)]
@@ -95,9 +101,10 @@ struct OutputArguments {
     json: bool,
 }
 
-/// Parses the arguments of the process and runs the command that they name.
-pub fn main() -> ExitCode {
-    let Arguments { config, command } = Arguments::parse();
+/// Parses the arguments of the process and runs the command that they name. `commit` is what the program was built from, if
+/// that is known; `--version` names it.
+pub fn main(commit: Option<&str>) -> ExitCode {
+    let Arguments { config, command } = parse(commit);
     let done = match command {
         Command::Init(arguments) => init::init(&config, &arguments).map(|()| true),
         Command::Run(arguments) => run::run(&config, &arguments).map(|()| true),
@@ -114,6 +121,8 @@ pub fn main() -> ExitCode {
         Command::Why(arguments) => why::why(&config, &arguments).map(|()| true),
         Command::Quorum(command) => quorum::quorum(&config, &command),
         Command::Demo(arguments) => demo::demo(arguments).map(|()| true),
+        Command::Completions(arguments) => completions::completions(Arguments::command(), &arguments).map(|()| true),
+        Command::Man(arguments) => man::man(Arguments::command(), &arguments).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -123,6 +132,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Parses the arguments; wrong ones, `--help` and `--version` end the process.
+fn parse(commit: Option<&str>) -> Arguments {
+    let mut known = Arguments::command();
+    if let Some(commit) = commit {
+        // Clap keeps the text as long as the process lives.
+        known = known.version(&*format!("{} ({commit})", env!("CARGO_PKG_VERSION")).leak());
+    }
+    Arguments::from_arg_matches(&known.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is not an error.
@@ -147,7 +166,6 @@ fn emit_report<R: serde::Serialize>(report: &R, json: bool, text: impl FnOnce(&R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_are_consistent() {

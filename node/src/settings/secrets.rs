@@ -229,6 +229,15 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Where systemd puts the credentials of a service (`LoadCredential=`): below a directory that only its user may enter.
+const CREDENTIALS_DIR: &str = "/run/credentials";
+
+/// The permissions that a file with a secret must not have. Since 254, systemd gives a credential to the user of its service by
+/// an access control list, and then the mode shows the rights of that user as those of the group.
+fn forbidden_bits(path: &Path) -> u32 {
+    if path.starts_with(CREDENTIALS_DIR) { 0o037 } else { 0o077 }
+}
+
 pub(super) fn read_secret(
     key: impl Into<Cow<'static, str>>,
     path: &Path,
@@ -238,7 +247,7 @@ pub(super) fn read_secret(
     let read_error = |source| SecretError::Read { key: key.clone(), path: path.to_owned(), source, accepted };
     let file = open_to_read(path).map_err(read_error)?;
     let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if mode & forbidden_bits(path) != 0 {
         return Err(SecretError::Mode { key: key.clone(), path: path.to_owned(), mode });
     }
     let mut text = String::new();
@@ -293,5 +302,21 @@ impl Secrets {
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secrets").field("peer_id", &self.peer_id()).field("builder_key", &self.builder_key).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credential_of_systemd_may_show_its_users_right_as_the_groups() {
+        let forbidden = |path: &str| forbidden_bits(Path::new(path));
+        assert_eq!(0o440 & forbidden("/run/credentials/narmesh.service/node.key"), 0);
+        assert_ne!(0o444 & forbidden("/run/credentials/narmesh.service/node.key"), 0);
+        assert_ne!(0o460 & forbidden("/run/credentials/narmesh.service/node.key"), 0);
+        for path in ["/etc/narmesh/node.key", "/run/credentials-of-others/node.key"] {
+            assert_ne!(0o440 & forbidden(path), 0, "{path}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `narmesh check-config`: checks the file, compares it with Nix's configuration, and tests whether the peers answer.
 
+mod offline;
+
 use super::finding::Finding;
 use super::nix_conf::{NixSettings, bare_url};
 use super::nix_keys::warn_of_gateway_keys;
@@ -29,10 +31,17 @@ pub(super) struct Arguments {
     /// Compare with this nix.conf instead of asking Nix
     #[arg(long, value_name = "FILE")]
     nix_conf: Option<PathBuf>,
+    /// Check only what the file says, and look at nothing else of this machine: for a configuration that is built here
+    /// for another one
+    #[arg(long, conflicts_with_all = ["probe", "nix_conf"])]
+    offline: bool,
 }
 
 /// Returns whether the daemon can start and every probe succeeded; warnings do not count.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
+    if arguments.offline {
+        return offline::check_offline(config).map(|()| true);
+    }
     let configured = Settings::load(config)?;
     let secrets = configured.read_secrets()?;
     // As the daemon would have it: the members of the roster are peers, and their builder keys are trusted.

@@ -1,5 +1,7 @@
 //! `narmesh init`: writes a configuration and keys, and prints what to add to other files.
 
+mod missing_keys;
+
 use super::emit;
 use super::id::{KEY_NAME_END, check_name, host_name, introduction, only_way_in};
 use super::nix_conf::NixSettings;
@@ -54,6 +56,10 @@ pub(super) struct Arguments {
     /// The machine joins a mesh, whose members learn by its roster what others would be told by hand
     #[arg(skip)]
     joins: bool,
+    /// Make only the key files that the configuration names and that are missing; the configuration, which another
+    /// program wrote, is left alone
+    #[arg(long, conflicts_with_all = ["dir", "name", "no_builder_key", "no_nix_keys", "no_upstreams", "user", "force"])]
+    keys: bool,
 }
 
 impl Arguments {
@@ -68,11 +74,15 @@ impl Arguments {
             user: None,
             force: false,
             joins: true,
+            keys: false,
         }
     }
 }
 
 pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.keys {
+        return missing_keys::make_missing_keys(config);
+    }
     init_beside(config, arguments, NixSettings::of_this_machine)
 }
 

@@ -14,6 +14,7 @@ fn arguments(dir: &Path) -> Arguments {
         user: None,
         force: false,
         joins: false,
+        keys: false,
     }
 }
 
