@@ -26,6 +26,7 @@ mod logs_of_peers;
 mod membership;
 mod metrics;
 mod names;
+mod nixos;
 mod no_store;
 mod nondeterministic;
 mod one_key;
