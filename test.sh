@@ -28,7 +28,7 @@ stage() { # stage NAME COMMAND...: runs it, remembers how long it took
 # Debian packages that the tests use: the real Nix, a static shell for its sandbox, nginx as the figures' neighbour,
 # a browser for the pages that must not reach the gateway.
 packages() {
-  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium debootstrap) missing=()
+  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium debootstrap zsh fish mandoc man-db python3-yaml) missing=()
   for package in "${wanted[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
@@ -135,7 +135,7 @@ newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- --test-threads 4 \
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
-    serving_others like_a_cache tls:: realisations derivations
+    serving_others like_a_cache tls:: realisations derivations nixos
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
   if $full; then
     NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- upstream_failures
@@ -163,6 +163,15 @@ floods_in_full() {
 }
 if $full; then stage "floods, and five minutes set aside" floods_in_full; fi
 if $full; then stage "several holders, and a fleet of twenty" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
+# Packages and images, tried in roots of their own.
+built_for_others() {
+  command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo --preserve-env)
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -q -y --no-install-recommends lintian skopeo umoci systemd-container
+  "${as_root[@]}" contrib/check.sh
+}
+if $full; then stage "Debian package, static binary, image" built_for_others; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'

@@ -33,6 +33,7 @@ mod one_key;
 mod policy;
 mod quorum;
 mod realisations;
+mod recipes;
 mod reload;
 mod remote_builds;
 mod restart;

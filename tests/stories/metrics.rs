@@ -1,6 +1,6 @@
 //! What Prometheus and Grafana make of `/metrics`.
 
-use narmesh_tests::{TestMesh, get, promised, repository_root, target_directory, wait_for};
+use narmesh_tests::{TestMesh, finish, get, promised, repository_root, target_directory, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -34,7 +34,7 @@ fn queries_of(board: &Value) -> Vec<String> {
 }
 
 #[test]
-fn promtool_accepts_the_metrics_and_the_board_asks_for_no_others() {
+fn promtool_accepts_metrics_and_alerts_and_no_other_metrics_are_asked_for() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("a");
     let key = node.builder_key();
@@ -44,7 +44,11 @@ fn promtool_accepts_the_metrics_and_the_board_asks_for_no_others() {
         Some(get(node.gateway(), "/metrics").unwrap().text()).filter(|text| text.contains("narmesh_quorum_paths"))
     });
 
-    let mut promtool = Command::new(target_directory().join("promtool/usr/bin/promtool"))
+    let rules = repository_root().join("contrib/prometheus/narmesh.rules.yml");
+    let program = target_directory().join("promtool/usr/bin/promtool");
+    let checked = finish(Command::new(&program).args(["check", "rules"]).arg(&rules));
+    checked.expect_success("promtool check rules");
+    let mut promtool = Command::new(&program)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -64,7 +68,11 @@ fn promtool_accepts_the_metrics_and_the_board_asks_for_no_others() {
     let board = std::fs::read(repository_root().join("contrib/grafana/narmesh.json")).unwrap();
     let queries = queries_of(&serde_json::from_slice(&board).unwrap());
     assert!(queries.len() > 20, "{queries:?}");
-    for query in &queries {
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let alerts: Vec<_> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned).collect();
+    assert!(alerts.len() > 4, "{alerts:?}");
+    for query in queries.iter().chain(&alerts) {
         let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         let asked = words.filter(|word| word.starts_with("narmesh_") || word.starts_with("process_"));
         asked.for_each(|name| assert!(names.contains(name), "{name} of {query:?} in {names:?}"));
