@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds narmesh without any shared library: one file that runs on every Linux of this processor. Prints where it is.
+# Builds narmesh without any shared library: one file that runs on every Linux of this processor that has /dev/random and
+# /dev/urandom. Prints where it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
