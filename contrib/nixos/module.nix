@@ -266,7 +266,7 @@ let
   };
 
   # nix.conf is made before the gateway key is, so it includes a file that is made at each start of the machine.
-  nixConfKey = "/run/narmesh/nix-key.conf";
+  nixConfKey = "/run/narmesh-nix-key/nix.conf";
   nixKeyService = {
     description = "narmesh: tells Nix the gateway key";
     # Nix waits for it, and goes on without it.
@@ -285,7 +285,8 @@ let
     serviceConfig = {
       Type = "oneshot";
       RemainAfterExit = true;
-      RuntimeDirectory = "narmesh";
+      # Not the directory of the daemon, whose user could write another key into it.
+      RuntimeDirectory = "narmesh-nix-key";
       RuntimeDirectoryPreserve = true;
       UMask = "0022";
     };

@@ -193,7 +193,7 @@ fn nix_asks_the_gateway_as_the_operator_wants() {
     let both: BTreeSet<_> =
         beside["settings"]["substituters"].as_array().unwrap().iter().map(Value::to_string).collect();
     assert_eq!(both, ["\"http://127.0.0.1:7281\"", "\"https://cache.nixos.org/\""].map(str::to_owned).into());
-    assert_eq!(beside["extraOptions"], "!include /run/narmesh/nix-key.conf\n");
+    assert_eq!(beside["extraOptions"], "!include /run/narmesh-nix-key/nix.conf\n");
     assert_eq!(builder.machine("least", "nix")["settings"], serde_json::json!({}), "it is off by default");
     let units = builder.machine("beside", "units");
     assert!(units["services"]["narmesh-nix-key"]["script"].as_str().unwrap().contains("id --gateway-key"));
