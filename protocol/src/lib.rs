@@ -10,6 +10,7 @@
 mod attestation;
 pub mod attestation_file;
 pub mod circle;
+mod circuit;
 pub mod codec;
 mod content_address;
 mod content_verifier;
@@ -46,7 +47,9 @@ pub use nar_url::{NarUrl, NarUrlError};
 pub use narinfo::{NarInfo, NarInfoError, NarInfoField};
 pub use pattern::NamePattern;
 pub use realisation::{Realisation, RealisationError, RealisationId};
-pub use roster::{Member, MemberRole, Roster, RosterError, RosterVersion, SignedRoster, are_forked, node_key_of};
+pub use roster::{
+    Member, MemberRole, Roster, RosterError, RosterVersion, SignedRoster, are_forked, node_key_of, peer_of,
+};
 pub use signed_deriver::{find_signed_deriver, sign_deriver};
 pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};
 pub use summary::{Announcement, AudienceDigest, Generation, Summary, SummaryDelta, SummaryError};

@@ -20,6 +20,12 @@ pub fn node_key_of(peer: &PeerId) -> Option<[u8; 32]> {
     Some(PublicKey::try_decode_protobuf(key).ok()?.try_into_ed25519().ok()?.to_bytes())
 }
 
+/// The PeerId of an Ed25519 key, if the bytes are one.
+pub fn peer_of(node_key: &[u8; 32]) -> Option<PeerId> {
+    let key = ed25519::PublicKey::try_from_bytes(node_key).ok()?;
+    Some(PublicKey::from(key).to_peer_id())
+}
+
 /// What a member may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum MemberRole {
@@ -40,6 +46,8 @@ pub struct Member {
     pub role: MemberRole,
     /// Its builder key in Nix's text form, if it has one. It counts only for a [`MemberRole::Builder`].
     pub builder_key: Option<String>,
+    /// Whether it carries connections between members that cannot reach each other.
+    pub relay: bool,
     /// After how long without a sign of life it is no longer a member, seconds; 0 for never.
     pub ephemeral_s: u32,
     /// Where it may be dialled, as multiaddrs: hints, which its own summary replaces.
@@ -58,8 +66,7 @@ impl Member {
 
     /// Its PeerId, if its node key is one.
     pub fn peer_id(&self) -> Option<PeerId> {
-        let key = ed25519::PublicKey::try_from_bytes(&self.node_key).ok()?;
-        Some(PublicKey::from(key).to_peer_id())
+        peer_of(&self.node_key)
     }
 
     /// Why this cannot be a member, if it cannot.
@@ -293,6 +300,7 @@ mod tests {
             name: format!("machine {number}"),
             role: MemberRole::Builder,
             builder_key: Some(NixSecretKey::from_seed("b-1", &[number; 32]).unwrap().public().to_string()),
+            relay: false,
             ephemeral_s: 0,
             addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
         }

@@ -2,7 +2,7 @@
 
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, NixPublicKey, RosterVersion, SignedRoster};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A builder whose attestations are kept here.
@@ -35,6 +35,10 @@ impl MeshMembership {
 pub struct MeshConfig {
     /// The allowlist with its configured addresses.
     pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// The peers that relay.
+    pub relays: BTreeSet<PeerId>,
+    /// Whether this node relays for its peers.
+    pub is_relay: bool,
     /// The addresses to listen on.
     pub listen: Vec<Multiaddr>,
     /// Addresses told to peers besides the listen addresses.

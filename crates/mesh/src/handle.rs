@@ -1,6 +1,7 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
 use super::attestation_link::{ExchangeLink, ExchangeMessage};
+use super::circuits::RelayView;
 use super::config::MeshConfig;
 use super::first_words::FirstWords;
 use super::nar_client::NarPool;
@@ -91,6 +92,8 @@ pub struct MeshView {
     pub publication: PublicationView,
     /// Who may hear of the attestations of each builder's node.
     pub audiences: BTreeMap<PeerId, AudienceView>,
+    /// This node as a relay.
+    pub relay: RelayView,
 }
 
 /// The audience of a peer's summary, as far as we know it.

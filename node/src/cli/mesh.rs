@@ -2,7 +2,7 @@
 
 use super::client::ask;
 use super::id::{introduced, own_name};
-use super::{emit, emit_report, eprint_line, setup_nix};
+use super::{emit, eprint_line, members, setup_nix};
 use crate::control::ControlRequest;
 use crate::describe::describe;
 use crate::membership::config_file::{self, set_mesh_key};
@@ -16,7 +16,6 @@ use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
 use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, SignedRoster, node_key_of};
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Longest time that an invitation is open, or that an ephemeral member may be away.
@@ -56,6 +55,13 @@ pub(super) enum Command {
         name: String,
         /// `client` or `builder`
         role: String,
+    },
+    /// Have a member relay for others that cannot reach each other, or not: it has to be one that all of them reach
+    Relay {
+        /// The member's name
+        name: String,
+        /// `on` or `off`
+        switch: String,
     },
     /// Close all invitations that are open
     CloseInvitations,
@@ -103,21 +109,21 @@ pub(super) struct Invite {
 }
 
 /// This machine and its mesh, as the configuration says.
-struct Place {
+pub(super) struct Place {
     settings: Settings,
-    secrets: Secrets,
-    files: MeshFiles,
+    pub(super) secrets: Secrets,
+    pub(super) files: MeshFiles,
 }
 
 impl Place {
-    fn find(config: &Path) -> anyhow::Result<Self> {
+    pub(super) fn find(config: &Path) -> anyhow::Result<Self> {
         let settings = Settings::load(config)?;
         let secrets = settings.read_secrets()?;
         let files = MeshFiles::new(&settings.node.state_dir);
         Ok(Self { settings, secrets, files })
     }
 
-    fn mesh(&self) -> anyhow::Result<NixPublicKey> {
+    pub(super) fn mesh(&self) -> anyhow::Result<NixPublicKey> {
         let file = self.settings.file.display();
         self.settings.mesh.key.clone().with_context(|| {
             format!("{file} names no mesh; `narmesh mesh create` makes one, `narmesh join TOKEN` joins one")
@@ -125,7 +131,7 @@ impl Place {
     }
 
     /// The newest roster that this machine has.
-    fn roster(&self) -> anyhow::Result<SignedRoster> {
+    pub(super) fn roster(&self) -> anyhow::Result<SignedRoster> {
         let mesh = self.mesh()?;
         let roster = newest(self.files.read_roster(&mesh)?, self.given(&mesh)?);
         roster.with_context(|| no_roster(&mesh))
@@ -169,6 +175,7 @@ impl Place {
             name,
             role,
             builder_key: self.secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+            relay: false,
             ephemeral_s: 0,
         })
     }
@@ -178,7 +185,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Create { name } => create(config, name),
         Command::Invite(invite) => print_token(config, invite),
-        Command::List { json } => list(config, *json),
+        Command::List { json } => members::list(config, *json),
         Command::Remove { name } => remove(config, name),
         Command::Rename { name, new_name } => edit_member(config, name, |member| {
             member.name.clone_from(new_name);
@@ -188,6 +195,13 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
             let role = role_of(role)?;
             edit_member(config, name, |member| {
                 member.role = role;
+                Ok(())
+            })
+        }
+        Command::Relay { name, switch } => {
+            let is_relay = switch_of(switch)?;
+            edit_member(config, name, |member| {
+                member.relay = is_relay;
                 Ok(())
             })
         }
@@ -211,6 +225,14 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
 
 fn role_of(word: &str) -> anyhow::Result<MemberRole> {
     parse_role(word).with_context(|| format!("role {word:?} is refused; accepted: client, builder"))
+}
+
+fn switch_of(word: &str) -> anyhow::Result<bool> {
+    match word {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => anyhow::bail!("switch {other:?} is refused; accepted: on, off"),
+    }
 }
 
 /// A time such as `2h`.
@@ -314,76 +336,6 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     ));
     tell_daemon(config, "the invitation is open");
     Ok(())
-}
-
-/// One line of `narmesh mesh list`.
-#[derive(Serialize)]
-struct MemberView {
-    name: String,
-    peer_id: Option<String>,
-    role: &'static str,
-    builder_key: Option<String>,
-    ephemeral_s: u32,
-    addresses: Vec<String>,
-    is_this_machine: bool,
-}
-
-/// `narmesh mesh list`.
-#[derive(Serialize)]
-struct MeshReport {
-    mesh: String,
-    version: u64,
-    issued_at_ms: u64,
-    has_mesh_key: bool,
-    invitations_open: usize,
-    members: Vec<MemberView>,
-}
-
-fn list(config: &Path, json: bool) -> anyhow::Result<()> {
-    let place = Place::find(config)?;
-    let (mesh, roster, me) = (place.mesh()?, place.roster()?, place.secrets.peer_id());
-    let view = |member: &Member| MemberView {
-        name: member.name.clone(),
-        peer_id: member.peer_id().map(|peer| peer.to_string()),
-        role: role_word(member.role),
-        builder_key: member.builder_key.clone(),
-        ephemeral_s: member.ephemeral_s,
-        addresses: member.addresses.clone(),
-        is_this_machine: member.peer_id() == Some(me),
-    };
-    let mut members: Vec<_> = roster.roster().members.iter().map(view).collect();
-    members.sort_by(|one, other| one.name.cmp(&other.name));
-    let report = MeshReport {
-        mesh: mesh.to_string(),
-        version: roster.roster().version,
-        issued_at_ms: roster.roster().issued_at_ms,
-        has_mesh_key: place.files.has_key_of(&mesh)?,
-        invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
-        members,
-    };
-    emit_report(&report, json, text_of)
-}
-
-fn text_of(report: &MeshReport) -> String {
-    let issued = i64::try_from(report.issued_at_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    let issued = issued.map_or_else(|| "?".to_owned(), |issued| issued.strftime("%Y-%m-%d %H:%M UTC").to_string());
-    let mut text = format!("mesh {}\nroster version {} of {issued}\n", report.mesh, report.version);
-    if report.has_mesh_key {
-        text += &format!("the mesh key is here; invitations that are open: {}\n", report.invitations_open);
-    }
-    text += "\n";
-    let width = report.members.iter().map(|member| member.name.chars().count()).max().unwrap_or(0);
-    for member in &report.members {
-        let name = crate::describe::escaped(&member.name);
-        let this = if member.is_this_machine { "  (this machine)" } else { "" };
-        let peer = member.peer_id.as_deref().unwrap_or("no peer id");
-        let ephemeral = match member.ephemeral_s {
-            0 => String::new(),
-            seconds => format!("  removed when away for {}", SignedDuration::from_secs(seconds.into())),
-        };
-        text += &format!("{name:<width$}  {:<7}  {peer}{ephemeral}{this}\n", member.role);
-    }
-    text
 }
 
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {

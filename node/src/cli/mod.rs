@@ -10,6 +10,7 @@ mod id;
 mod init;
 mod join;
 mod log;
+mod members;
 mod mesh;
 mod nix_conf;
 mod nix_keys;

@@ -204,6 +204,7 @@ fn rosters_have_the_bytes_in_the_documentation() {
         name: "box".to_owned(),
         role: MemberRole::Builder,
         builder_key: None,
+        relay: false,
         ephemeral_s: 0,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
     };
@@ -212,7 +213,7 @@ fn rosters_have_the_bytes_in_the_documentation() {
     let bytes = signed.as_bytes();
     let payload = "010000000000000000505c18a30100000100000000000000\
         000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
-        0300000000000000626f7801000000000000000001000000000000001700000000000000\
+        0300000000000000626f780100000000000000000001000000000000001700000000000000\
         2f6970342f3139322e302e322e312f7463702f37323830";
     assert_eq!(hex(&bytes[97..]), payload);
     assert_eq!(hex(&bytes[1..97]), format!("{}{}", MESH_KEY, SIGNATURE));

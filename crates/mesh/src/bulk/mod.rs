@@ -13,6 +13,7 @@ mod pause;
 pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
+use super::circuits::Way;
 use super::clock::moment;
 use super::connection_rates::ConnectionRates;
 use super::statistics::PeerStatistics;
@@ -79,8 +80,8 @@ struct Table {
 /// The connections with one peer.
 #[derive(Default)]
 struct PeerBulk {
-    /// Its control connections, each with the address if we dialled it.
-    control: BTreeMap<ConnectionId, Option<Multiaddr>>,
+    /// Its control connections.
+    control: BTreeMap<ConnectionId, Control>,
     /// Its bulk connections, oldest first.
     connections: Vec<Connection>,
     in_use: Arc<AtomicUsize>,
@@ -92,6 +93,13 @@ struct PeerBulk {
     dial: Option<u64>,
     failures: Failures,
     waiting: Vec<oneshot::Sender<Result<Connection, String>>>,
+}
+
+/// One control connection.
+struct Control {
+    way: Way,
+    /// The address, if we dialled it.
+    dialled: Option<Multiaddr>,
 }
 
 impl std::fmt::Debug for Bulk {
@@ -188,11 +196,15 @@ impl Bulk {
         self.0.surroundings.get().is_some_and(|around| around.statistics.stats(peer).is_some())
     }
 
-    /// Notes an open control connection; `dialled` is the address, if we dialled it.
-    fn on_control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+    /// Notes an open control connection that goes this way; `dialled` is the address, if we dialled it.
+    fn on_control_opened(&self, peer: PeerId, id: ConnectionId, way: Way, dialled: Option<Multiaddr>) {
         let mut table = self.0.table.lock();
         let known = table.peers.entry(peer).or_default();
-        known.control.insert(id, dialled);
+        if known.control.values().all(|control| control.way < way) {
+            // Each bulk connection goes the way of a control connection. What is under way on it goes on there.
+            known.connections.iter().for_each(Connection::retire);
+        }
+        known.control.insert(id, Control { way, dialled });
         // The peer can be reached now, so earlier failures say nothing.
         known.failures = Failures::default();
         let early = known.early.take();
@@ -354,12 +366,15 @@ impl Table {
 
 impl PeerBulk {
     fn newest(&self) -> Option<&Connection> {
-        self.connections.iter().rev().find(|connection| connection.is_open())
+        self.connections.iter().rev().find(|connection| connection.takes_requests())
     }
 
-    /// An address at which we dialled the peer: it is known to lead there.
+    /// The address at which we dialled the peer, if its best control connection is one that we dialled: it is known to
+    /// lead there.
     fn address(&self) -> Option<Multiaddr> {
-        self.control.values().rev().find_map(Clone::clone)
+        let best = self.control.values().map(|control| control.way).max()?;
+        let of_the_best = self.control.values().rev().filter(|control| control.way == best);
+        of_the_best.into_iter().find_map(|control| control.dialled.clone())
     }
 
     fn end(&mut self, why: &str) {

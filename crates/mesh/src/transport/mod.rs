@@ -1,29 +1,34 @@
-//! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The only place where they are
-//! set up.
+//! How bytes travel between two nodes: TCP or a circuit, TLS 1.3 with libp2p's certificates, yamux. The only place where
+//! they are set up.
 //!
-//! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Muxer`] makes streams of one connection.
+//! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Muxer`] makes streams of one connection; `layers`
+//! puts them on each other, and hands connections that a relay passes on to it.
 //! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what
 //! we do not read than its bounds allow, and what a peer sends unasked is read at the pace that they allow.
 
 mod kinds;
+mod layers;
 mod multiplexer;
 mod rate_meter;
 mod received;
 mod tls;
 
+use super::circuits::{Arrived, CircuitTransport, Circuits};
 use futures::io::BufReader;
 pub use kinds::{Arrival, Elsewhere, Multiplexing, arrivals, causes, is_handed_over};
+use layers::Layers;
+pub use layers::RELAY_PROTOCOL_ONLY;
 use libp2p::PeerId;
-use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, Transport};
-use libp2p::core::upgrade::Version;
 use libp2p::tcp::tokio::TcpStream;
 pub use multiplexer::{Muxer, MuxerError, MuxerStream};
 use rustix::net::sockopt;
 use std::io;
 use std::time::Duration;
 pub use tls::{Tls, TlsError};
+use tokio::sync::mpsc;
 
 /// A connection on which something stays unacknowledged for this long ends: the network was cut, or the peer is gone.
 /// Without this bound the kernel tries for a quarter of an hour, ever more rarely, so that a healed network would not
@@ -43,42 +48,53 @@ const READ_BYTES: usize = 32 << 10;
 /// A transport that gives connections with peers.
 pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// The transport of a swarm. It dials control connections; other kinds that come in go elsewhere.
-pub fn control(tls: Tls, elsewhere: Elsewhere) -> PeerTransport {
-    build(tls, move |peer, came_in| {
-        if came_in { Multiplexing::Either { peer, elsewhere: elsewhere.clone() } } else { Multiplexing::Control }
-    })
+/// A connection to an address is made within this, and so is the handshake on it.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The transport of a swarm. It dials control connections, at addresses and over relays; other kinds that come in go
+/// elsewhere.
+pub(crate) fn control(
+    tls: Tls,
+    elsewhere: Elsewhere,
+    circuits: Circuits,
+    arrived: mpsc::Receiver<Arrived>,
+) -> PeerTransport {
+    let circuits = CircuitTransport::new(circuits, Some(arrived));
+    build(Layers { tls, dialled: Multiplexing::Control, elsewhere: Some(elsewhere) }, circuits)
 }
 
 /// The transport by which a machine dials another one to join.
 pub fn join(tls: Tls) -> PeerTransport {
-    build(tls, |_, _| Multiplexing::Join)
+    let layers = Layers { tls, dialled: Multiplexing::Join, elsewhere: None };
+    tcp_sockets().and_then(move |socket, endpoint| layers.put_on(socket, endpoint)).boxed()
 }
 
-/// The transport that dials bulk connections.
-pub fn bulk(tls: Tls) -> PeerTransport {
-    build(tls, |_, _| Multiplexing::Bulk)
+/// The transport that dials bulk connections, at addresses and over relays.
+pub(crate) fn bulk(tls: Tls, circuits: Circuits) -> PeerTransport {
+    build(Layers { tls, dialled: Multiplexing::Bulk, elsewhere: None }, CircuitTransport::new(circuits, None))
 }
 
-fn build(
-    tls: Tls,
-    multiplexing: impl Fn(PeerId, bool) -> Multiplexing + Clone + Send + Unpin + 'static,
-) -> PeerTransport {
-    let transport = libp2p::tcp::tokio::Transport::new(tcp())
-        .map(|stream, _| {
-            if let Err(error) = notice_death(&stream) {
-                tracing::warn!(%error, "a dead connection will be noticed late");
-            }
-            if let Err(error) = bound_unsent(&stream) {
-                tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
-            }
-            BufReader::with_capacity(READ_BYTES, stream)
-        })
-        .map_err(TcpError)
-        .upgrade(Version::V1Lazy)
-        .authenticate(tls)
-        .multiplex_ext(move |peer, endpoint| multiplexing(*peer, endpoint.to_endpoint() == Endpoint::Listener));
-    transport.boxed()
+fn build(layers: Layers, circuits: CircuitTransport) -> PeerTransport {
+    circuits.or_transport(tcp_sockets()).and_then(move |socket, endpoint| layers.put_on(socket, endpoint)).boxed()
+}
+
+fn tcp_sockets()
+-> impl Transport<Output = BufReader<TcpStream>, Error: Send + Sync + 'static, Dial: Send, ListenerUpgrade: Send>
++ Send
++ Unpin {
+    let sockets = libp2p::tcp::tokio::Transport::new(tcp()).map(|stream, _| prepare_socket(stream)).map_err(TcpError);
+    TransportTimeout::new(sockets, HANDSHAKE_TIMEOUT)
+}
+
+/// Sets what every TCP connection has.
+pub fn prepare_socket(stream: TcpStream) -> BufReader<TcpStream> {
+    if let Err(error) = notice_death(&stream) {
+        tracing::warn!(%error, "a dead connection will be noticed late");
+    }
+    if let Err(error) = bound_unsent(&stream) {
+        tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
+    }
+    BufReader::with_capacity(READ_BYTES, stream)
 }
 
 /// The kernel's error. libp2p's layers pass on the source of an error and not the error itself, so this puts it under

@@ -70,6 +70,7 @@ fn status() -> Status {
         bytes: ByteStatus { received: 5 << 20, sent: 0, gateway_out: 999 },
         quorum: None,
         builders: Vec::new(),
+        relay: Some(RelayStatus { circuits: 2, bytes: 3 << 20 }),
         rss_bytes: 20 << 20,
     }
 }
@@ -234,6 +235,10 @@ fn the_json_has_the_documented_names() {
         "peer_id",
         "connected",
         "why",
+        "way",
+        "relay",
+        "relay_name",
+        "not_direct",
         "allowed_there",
         "store_dir_differs",
         "software",

@@ -1,0 +1,133 @@
+//! A member's side of circuits.
+
+use super::transport::Arrived;
+use super::way::over_relay;
+use crate::framing::{read_frame, write_frame};
+use crate::handle::AskError;
+use crate::transport::{RELAY_PROTOCOL_ONLY, prepare_socket};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use libp2p::PeerId;
+use multistream_select::{Version, dialer_select_proto};
+use narmesh_protocol::node_key_of;
+use narmesh_protocol::wire::{CircuitReply, CircuitRequest, RelayHello, RelayWelcome};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+/// Orders that wait for the driver.
+const ORDERS_MAX: usize = 64;
+/// How long one address of a relay is tried.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// From the request for a circuit to its first byte: the relay waits 5 s for the other member.
+const OPEN_MAX: Duration = Duration::from_secs(8);
+
+/// What a circuit is read from and written to.
+pub(crate) type Socket = Box<dyn Duplex>;
+
+/// Bytes in both directions.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A request that the driver is to send, and who waits for the answer.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) peer: PeerId,
+    pub(crate) request: CircuitRequest,
+    pub(crate) reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+}
+
+/// Opens circuits; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Circuits(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    orders: mpsc::Sender<Order>,
+    /// The relays that we are connected with, and where they are reached.
+    relays: Mutex<BTreeMap<PeerId, Vec<SocketAddr>>>,
+}
+
+impl Circuits {
+    /// The driver takes the orders.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Order>) {
+        let (orders, taken) = mpsc::channel(ORDERS_MAX);
+        (Self(Arc::new(Shared { orders, relays: Mutex::default() })), taken)
+    }
+
+    /// Sets the relays that we are connected with, and where they are reached.
+    pub(crate) fn set_relays(&self, relays: BTreeMap<PeerId, Vec<SocketAddr>>) {
+        *self.0.relays.lock() = relays;
+    }
+
+    /// A circuit to `to`, at whose end it expects us to dial.
+    pub(super) async fn open(&self, relay: PeerId, to: PeerId) -> io::Result<Socket> {
+        let opened = async {
+            let key = node_key_of(&to).ok_or_else(|| io::Error::other("the peer has no Ed25519 key"))?;
+            match self.ask(relay, CircuitRequest::Open(key)).await? {
+                CircuitReply::Ticket(ticket) => self.show_ticket(relay, ticket).await,
+                CircuitReply::Refused => Err(io::Error::other("the relay has no connection with the peer")),
+                CircuitReply::Busy => Err(io::Error::other("the relay has too many circuits")),
+                CircuitReply::Coming => Err(io::ErrorKind::InvalidData.into()),
+            }
+        };
+        tokio::time::timeout(OPEN_MAX, opened).await?
+    }
+
+    /// The other end of a circuit, for which the relay gave us this ticket.
+    pub(crate) async fn join(&self, relay: PeerId, ticket: [u8; 16]) -> io::Result<Arrived> {
+        let socket = tokio::time::timeout(OPEN_MAX, self.show_ticket(relay, ticket)).await??;
+        Ok(Arrived { socket, from: over_relay(relay) })
+    }
+
+    async fn ask(&self, peer: PeerId, request: CircuitRequest) -> io::Result<CircuitReply> {
+        let (reply, answered) = oneshot::channel();
+        let stopping = |_| io::Error::other("the mesh is stopping");
+        self.0.orders.send(Order { peer, request, reply }).await.map_err(stopping)?;
+        let bytes = answered.await.map_err(|_| io::Error::other("no answer"))?.map_err(io::Error::other)?;
+        CircuitReply::decode(&bytes).map_err(io::Error::other)
+    }
+
+    async fn show_ticket(&self, relay: PeerId, ticket: [u8; 16]) -> io::Result<Socket> {
+        let (mut socket, welcome) = self.greet(relay, RelayHello::Join(ticket)).await?;
+        match welcome {
+            RelayWelcome::Joined => Ok(socket),
+            RelayWelcome::Refused => {
+                // What ends it says nothing more.
+                drop(socket.close().await);
+                Err(io::Error::other("the peer did not come to the relay"))
+            }
+        }
+    }
+
+    /// Connects to a relay and says what for.
+    async fn greet(&self, relay: PeerId, hello: RelayHello) -> io::Result<(Socket, RelayWelcome)> {
+        let addresses = self.0.relays.lock().get(&relay).cloned().unwrap_or_default();
+        let mut why = io::Error::other("no connection with the relay");
+        for address in addresses {
+            match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return greet_on(stream, hello).await,
+                Ok(Err(error)) => why = error,
+                Err(late) => why = late.into(),
+            }
+        }
+        Err(why)
+    }
+}
+
+async fn greet_on(stream: TcpStream, hello: RelayHello) -> io::Result<(Socket, RelayWelcome)> {
+    stream.set_nodelay(true)?;
+    let socket = prepare_socket(libp2p::tcp::tokio::TcpStream(stream));
+    let negotiated = dialer_select_proto(socket, RELAY_PROTOCOL_ONLY, Version::V1Lazy).await;
+    let (_, mut socket) = negotiated.map_err(io::Error::other)?;
+    write_frame(&mut socket, &hello.encode().map_err(io::Error::other)?).await?;
+    socket.flush().await?;
+    let welcome = read_frame(&mut socket, RelayWelcome::BYTES_MAX).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let welcome = RelayWelcome::decode(&welcome).map_err(io::Error::other)?;
+    Ok((Box::new(socket), welcome))
+}

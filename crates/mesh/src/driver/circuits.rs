@@ -1,0 +1,188 @@
+//! Circuits: asking relays for them, being asked as a relay, and coming when a relay says that somebody waits there.
+
+use super::context::{Context, encode_busy};
+use super::questions::{Dialogue, Request};
+use super::requests::Event;
+use super::ways::{Taken, Ways};
+use crate::addresses::socket_address;
+use crate::circuits::{Arrived, Circuits, Order, Relay, RelayView, Way};
+use crate::handle::AskError;
+use crate::request_rates::RequestRates;
+use crate::swarm::BuiltCircuits;
+use crate::unread::Protocol;
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::codec::CodecError;
+use narmesh_protocol::wire::{CircuitReply, CircuitRequest};
+use narmesh_protocol::{node_key_of, peer_of};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use tokio::sync::{mpsc, oneshot};
+
+use super::dials::Dials;
+
+/// Requests of peers of which the answer is looked up at the same time; none is.
+const ANSWERS_AT_ONCE_MAX: usize = 1;
+
+#[derive(Debug)]
+pub(super) struct CircuitRequests {
+    dialogue: Dialogue,
+    orders: mpsc::Receiver<Order>,
+    circuits: Circuits,
+    arrived: mpsc::Sender<Arrived>,
+    relay: Relay,
+    ways: Ways,
+    /// Where each relay was reached that we dialled.
+    dialled: BTreeMap<PeerId, SocketAddr>,
+}
+
+impl CircuitRequests {
+    pub(super) fn new(built: BuiltCircuits) -> Self {
+        let BuiltCircuits { circuits, orders, arrived, relay } = built;
+        let dialogue = Dialogue::new(Protocol::Circuit, RequestRates::of_circuits(), ANSWERS_AT_ONCE_MAX);
+        Self { dialogue, orders, circuits, arrived, relay, ways: Ways::default(), dialled: BTreeMap::new() }
+    }
+
+    /// The next request to send, for [`Self::on_order`]. Dropping the future loses nothing.
+    pub(super) async fn next_order(&mut self) -> Option<Order> {
+        self.orders.recv().await
+    }
+
+    pub(super) fn on_order(&mut self, context: &mut Context, order: Order) {
+        self.dialogue.ask(context, order.peer, order.request.encode(), order.reply);
+    }
+
+    pub(super) fn on_event(&mut self, context: &mut Context, event: Event) {
+        let Some((request, bytes)) = self.dialogue.on_event(context, event) else { return };
+        let decoded = CircuitRequest::decode(&bytes).ok();
+        let Some((question, request)) = self.dialogue.admit(context, request, decoded) else { return };
+        match question {
+            CircuitRequest::Open(to) => self.answer_open(context, request, &to),
+            CircuitRequest::Come { from, ticket } => self.answer_come(context, request, &from, ticket),
+        }
+    }
+
+    /// As a relay: a member wants a circuit to another one.
+    fn answer_open(&mut self, context: &mut Context, request: Request, to: &[u8; 32]) {
+        let asker = request.0;
+        let is_near = |peer: &PeerId| self.ways.best(peer).is_some_and(|taken| taken.way > Way::Relayed);
+        let to = peer_of(to).filter(|to| self.relay.is_on() && *to != asker && is_near(to) && is_near(&asker));
+        let (Some(to), Some(from)) = (to, node_key_of(&asker)) else {
+            return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
+        };
+        let Some([own, theirs]) = self.relay.issue([asker, to]) else {
+            return self.dialogue.respond(context, request, encode_busy(Protocol::Circuit));
+        };
+        let (reply, answered) = oneshot::channel();
+        self.dialogue.ask(context, to, CircuitRequest::Come { from, ticket: theirs }.encode(), reply);
+        tokio::spawn(give_up_if_refused(self.relay.clone(), theirs, answered));
+        self.dialogue.respond(context, request, CircuitReply::Ticket(own).encode());
+    }
+
+    /// A relay says that somebody waits there.
+    fn answer_come(&mut self, context: &mut Context, request: Request, from: &[u8; 32], ticket: [u8; 16]) {
+        let relay = request.0;
+        let is_wanted = peer_of(from).is_some_and(|from| context.config.peers.contains_key(&from));
+        // Otherwise any peer could have us connect to it again and again.
+        if !is_wanted || !context.config.relays.contains(&relay) {
+            return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
+        }
+        let (circuits, arrived) = (self.circuits.clone(), self.arrived.clone());
+        tokio::spawn(async move {
+            match circuits.join(relay, ticket).await {
+                // If too many wait to be taken, the other side tries again later.
+                Ok(circuit) => drop(arrived.try_send(circuit)),
+                Err(error) => tracing::debug!(%relay, %error, "no circuit, although the relay said that a peer waits"),
+            }
+        });
+        self.dialogue.respond(context, request, CircuitReply::Coming.encode());
+    }
+
+    /// Notes a control connection that was opened.
+    pub(super) fn on_opened(
+        &mut self,
+        context: &mut Context,
+        dials: &mut Dials,
+        (peer, id): (PeerId, ConnectionId),
+        endpoint: &ConnectedPoint,
+    ) {
+        self.ways.on_opened(peer, id, endpoint);
+        if let ConnectedPoint::Dialer { address, .. } = endpoint
+            && let Some(address) = socket_address(address)
+            && context.config.relays.contains(&peer)
+        {
+            self.dialled.insert(peer, address);
+        }
+        self.on_ways_changed(context, dials, &peer);
+    }
+
+    /// Notes a control connection that was closed.
+    pub(super) fn on_closed(&mut self, context: &mut Context, dials: &mut Dials, peer: &PeerId, id: ConnectionId) {
+        self.ways.on_closed(peer, id);
+        self.on_ways_changed(context, dials, peer);
+    }
+
+    fn on_ways_changed(&mut self, context: &mut Context, dials: &mut Dials, peer: &PeerId) {
+        let best = self.ways.best(peer);
+        context.statistics.update(peer, |stats| {
+            stats.way = best.map(|taken| taken.way);
+            stats.relay = best.and_then(|taken| taken.relay).map(|relay| relay.to_string());
+            if stats.way == Some(Way::Direct) {
+                stats.not_direct = None;
+            }
+        });
+        if context.config.relays.contains(peer) {
+            self.tell_relays(context, dials);
+        }
+    }
+
+    /// Notes that other addresses of a peer may be known.
+    pub(super) fn on_addresses_learned(&mut self, context: &Context, dials: &mut Dials, peer: &PeerId) {
+        if context.config.relays.contains(peer) {
+            self.tell_relays(context, dials);
+        }
+    }
+
+    /// Tells whoever dials which relays there are, and which of them we are connected with.
+    fn tell_relays(&mut self, context: &Context, dials: &mut Dials) {
+        let relays = &context.config.relays;
+        self.dialled.retain(|relay, _| relays.contains(relay));
+        let is_near = |relay: &&PeerId| self.ways.best(relay).is_some_and(|taken: Taken| taken.way == Way::Direct);
+        let reached = relays.iter().filter(is_near).map(|relay| {
+            // The address that led there comes first; a relay that dialled us may be reached at those that it tells.
+            let told = dials.addresses(relay);
+            let told = told.iter().filter_map(|address: &Multiaddr| socket_address(address));
+            (*relay, self.dialled.get(relay).copied().into_iter().chain(told).collect::<Vec<_>>())
+        });
+        let reached: BTreeMap<_, _> = reached.collect();
+        dials.set_relays(relays, &reached.keys().copied().collect());
+        self.circuits.set_relays(reached);
+    }
+
+    /// Follows the configuration.
+    pub(super) fn on_reconfigured(&mut self, context: &Context, dials: &mut Dials) {
+        self.relay.set_on(context.config.is_relay);
+        self.tell_relays(context, dials);
+    }
+
+    /// This node as a relay.
+    pub(super) fn view_relay(&self) -> RelayView {
+        self.relay.view()
+    }
+
+    /// Forgets a peer that left the allowlist.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        self.dialogue.forget(peer);
+    }
+}
+
+/// Spares who waits for a peer the rest of the time if that one does not come.
+async fn give_up_if_refused(relay: Relay, ticket: [u8; 16], answered: oneshot::Receiver<Result<Vec<u8>, AskError>>) {
+    let reply = answered.await.ok().and_then(Result::ok);
+    let is_coming =
+        |bytes: &Vec<u8>| -> Result<bool, CodecError> { Ok(CircuitReply::decode(bytes)? == CircuitReply::Coming) };
+    if reply.as_ref().is_none_or(|bytes| !is_coming(bytes).unwrap_or(false)) {
+        relay.give_up(&ticket).await;
+    }
+}
