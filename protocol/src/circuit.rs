@@ -1,7 +1,9 @@
-//! The messages by which members that cannot reach each other get a connection: over a relay.
+//! The messages by which members that cannot reach each other get a connection: over a relay, or at addresses that others
+//! have seen.
 
 use crate::codec::{self, CodecError};
 use crate::wire::message;
+use std::net::SocketAddr;
 
 /// Request-response protocol of [`CircuitRequest`].
 pub const CIRCUIT_PROTOCOL: &str = "/narmesh/1/circuit";
@@ -20,8 +22,20 @@ pub enum CircuitRequest {
         /// What the receiver shows the relay.
         ticket: [u8; 16],
     },
+    /// Asks the receiver to connect to all of these addresses now, while the sender connects to those of the answer.
+    Meet {
+        /// Where the sender waits, at most [`CircuitRequest::ADDRESSES_MAX`].
+        addresses: Vec<SocketAddr>,
+        /// What the sender shows on the connection that it chooses.
+        token: [u8; 16],
+    },
 }
-message!(CircuitRequest, 128);
+message!(CircuitRequest, 160);
+
+impl CircuitRequest {
+    /// Most addresses in a request or an answer.
+    pub const ADDRESSES_MAX: usize = 4;
+}
 
 /// Answers of `/narmesh/1/circuit`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
@@ -32,16 +46,20 @@ pub enum CircuitReply {
     Coming,
     /// The answerer is no relay, the member is not there, or it wants no circuit.
     Refused,
+    /// Answers `Meet`: where the answerer waits, at most [`CircuitRequest::ADDRESSES_MAX`].
+    Meeting(Vec<SocketAddr>),
     /// There are too many circuits or requests; the asker may ask again later.
     Busy,
 }
-message!(CircuitReply, 32);
+message!(CircuitReply, 128);
 
 /// The first frame on a connection of `/narmesh/1/relay`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum RelayHello {
     /// Shows a ticket, and waits for the other member.
     Join([u8; 16]),
+    /// Asks from which address the connection comes.
+    Observe,
 }
 message!(RelayHello, 32);
 
@@ -52,5 +70,7 @@ pub enum RelayWelcome {
     Joined,
     /// There is no such ticket, or the other member did not come.
     Refused,
+    /// Answers `Observe`.
+    Observed(SocketAddr),
 }
 message!(RelayWelcome, 32);

@@ -202,3 +202,20 @@ fn nobody_is_called_to_a_relay_by_a_peer_that_is_none() {
         status.peer("caller").unwrap()["last_misdeed"].as_str().is_some_and(|what| what.contains("malformed request"))
     });
 }
+
+#[test]
+fn nobody_is_met_who_is_reached_directly() {
+    let mesh = TestMesh::new();
+    let caller = Peer::honest("caller");
+    let mut node = mesh.node("node");
+    node.allow(&caller.card());
+    node.start();
+    caller.connect(&node);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for _ in 0..8 {
+        assert_eq!(caller.ask(&node, CIRCUIT, &meet([127, 0, 0, 1], port, &[1; 16])).unwrap(), CIRCUIT_REFUSED);
+    }
+    assert!(listener.accept().is_err(), "it did not connect there");
+}

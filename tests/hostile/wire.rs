@@ -323,6 +323,11 @@ pub fn come(from: &[u8; 32], ticket: &[u8; 16]) -> Vec<u8> {
     Writer::default().u32(1).raw(from).raw(ticket).0
 }
 
+/// A request to meet at one address of IPv4.
+pub fn meet(ip: [u8; 4], port: u16, token: &[u8; 16]) -> Vec<u8> {
+    Writer::default().u32(2).u64(1).u32(0).raw(&ip).raw(&port.to_le_bytes()).raw(token).0
+}
+
 /// Answers about circuits; the first of them has a ticket behind it.
 pub const CIRCUIT_TICKET: [u8; 4] = [0; 4];
 pub const CIRCUIT_COMING: [u8; 4] = [1, 0, 0, 0];

@@ -218,4 +218,24 @@ mod tests {
         assert_eq!(expired("/ip4/127.0.0.1/tcp/7280"), [dialled], "our end of loopback");
         assert!(expired("/ip4/192.0.2.3/tcp/7280").is_empty());
     }
+
+    #[test]
+    fn a_direct_connection_comes_beside_a_relayed_one_which_ends_without_it() {
+        let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
+        let [relayed, direct] = ids();
+        let over_relay = crate::circuits::over_relay(PeerId::random());
+        let endpoint =
+            ConnectedPoint::Dialer { address: over_relay, role_override: Endpoint::Dialer, port_use: PortUse::New };
+        dead_connections.on_opened(start, relayed, peer, &endpoint);
+        let later = start + 2 * AT_ONCE;
+        dead_connections.admit(peer, later, false).expect("a better way");
+        dead_connections.on_opened(later, direct, peer, &here());
+        dead_connections.on_closed(later, relayed);
+        assert!(closing(&mut dead_connections).is_empty());
+        assert_eq!(
+            dead_connections.admit(peer, later, true),
+            Err(DialsAgain),
+            "over the relay again: the direct one is lost"
+        );
+    }
 }

@@ -48,7 +48,7 @@ pub struct PeerStats {
     pub connected: bool,
     /// Why no connection is open, as last seen, in words.
     pub why: Option<String>,
-    /// Which way the connection goes: `direct`, or `relayed`.
+    /// Which way the connection goes: `direct`, `met` (through NATs), or `relayed`.
     pub way: Option<Way>,
     /// The peer id of the relay of a relayed connection.
     pub relay: Option<String>,

@@ -142,16 +142,22 @@ pub(super) const TARGETS: [Target; 27] = [
     message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
     message!("circuit-request", CircuitRequest, || {
         let come = CircuitRequest::Come { from: [1; 32], ticket: [2; 16] };
-        [CircuitRequest::Open([1; 32]), come].map(|request| request.encode().expect("fits")).to_vec()
+        let addresses = vec![SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 7_280))];
+        let meet = CircuitRequest::Meet { addresses, token: [3; 16] };
+        [CircuitRequest::Open([1; 32]), come, meet].map(|request| request.encode().expect("fits")).to_vec()
     }),
     message!("circuit-reply", CircuitReply, || {
-        [CircuitReply::Ticket([2; 16]), CircuitReply::Coming, CircuitReply::Refused, CircuitReply::Busy]
+        let meeting = CircuitReply::Meeting(vec![SocketAddr::from((Ipv6Addr::LOCALHOST, 7_280))]);
+        [CircuitReply::Ticket([2; 16]), CircuitReply::Coming, CircuitReply::Refused, CircuitReply::Busy, meeting]
             .map(|reply| reply.encode().expect("fits"))
             .to_vec()
     }),
-    message!("relay-hello", RelayHello, || vec![RelayHello::Join([2; 16]).encode().expect("fits")]),
+    message!("relay-hello", RelayHello, || {
+        [RelayHello::Join([2; 16]), RelayHello::Observe].map(|hello| hello.encode().expect("fits")).to_vec()
+    }),
     message!("relay-welcome", RelayWelcome, || {
-        [RelayWelcome::Joined, RelayWelcome::Refused].map(|welcome| welcome.encode().expect("fits")).to_vec()
+        let observed = RelayWelcome::Observed(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 7_280)));
+        [RelayWelcome::Joined, RelayWelcome::Refused, observed].map(|welcome| welcome.encode().expect("fits")).to_vec()
     }),
     message!("dial-reply", DialReply, || {
         [DialReply::Dialling, DialReply::NotNow].map(|reply| reply.encode().expect("fits")).to_vec()

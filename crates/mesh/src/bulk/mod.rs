@@ -36,6 +36,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) const PER_SIDE_MAX: usize = 2;
 /// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
 const DIAL_MAX: Duration = Duration::from_secs(5);
+/// The same over a relay, or to a peer that we meet.
+const LONG_DIAL_MAX: Duration = Duration::from_secs(12);
 /// The dialler sees its control connection a moment before the listener does: a bulk connection waits this long for it.
 const EARLY_MAX: Duration = Duration::from_secs(1);
 /// How long a hint that NARs will be wanted counts while the control connection is not there yet.
@@ -310,8 +312,9 @@ impl Bulk {
         tokio::time::sleep(pause).await;
         let address = self.0.table.lock().peers.get(&peer).and_then(PeerBulk::address);
         let Some(address) = address else { return self.ask_to_dial(peer, number).await };
-        let dialled = tokio::time::timeout(DIAL_MAX, self.dial_address(peer, address)).await;
-        let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {DIAL_MAX:?}")));
+        let longest = if Way::of(&address) == Way::Direct { DIAL_MAX } else { LONG_DIAL_MAX };
+        let dialled = tokio::time::timeout(longest, self.dial_address(peer, address)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {longest:?}")));
         let mut table = self.0.table.lock();
         // If the control connection is gone meanwhile, the bulk connection is closed, too.
         if table.peers.get(&peer).is_none_or(|known| known.control.is_empty()) {
@@ -336,8 +339,11 @@ impl Bulk {
         if let Some(around) = self.0.surroundings.get() {
             drop(around.asks_to_dial.send(AskToDial { peer, number }).await);
         }
-        tokio::time::sleep(DIAL_MAX).await;
-        self.0.table.lock().on_dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));
+        let is_direct =
+            || self.0.table.lock().peers.get(&peer).is_none_or(|known| known.best_way() == Some(Way::Direct));
+        let longest = if is_direct() { DIAL_MAX } else { LONG_DIAL_MAX };
+        tokio::time::sleep(longest).await;
+        self.0.table.lock().on_dial_failed(peer, number, &format!("the peer did not dial within {longest:?}"));
     }
 }
 
@@ -372,9 +378,13 @@ impl PeerBulk {
     /// The address at which we dialled the peer, if its best control connection is one that we dialled: it is known to
     /// lead there.
     fn address(&self) -> Option<Multiaddr> {
-        let best = self.control.values().map(|control| control.way).max()?;
+        let best = self.best_way()?;
         let of_the_best = self.control.values().rev().filter(|control| control.way == best);
         of_the_best.into_iter().find_map(|control| control.dialled.clone())
+    }
+
+    fn best_way(&self) -> Option<Way> {
+        self.control.values().map(|control| control.way).max()
     }
 
     fn end(&mut self, why: &str) {

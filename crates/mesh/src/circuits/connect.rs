@@ -1,7 +1,9 @@
 //! A member's side of circuits.
 
+use super::meeting::{Meeting, Part, Port};
 use super::transport::Arrived;
 use super::way::over_relay;
+use crate::addresses::{find_outward_v4, find_outward_v6, may_be_told};
 use crate::framing::{read_frame, write_frame};
 use crate::handle::AskError;
 use crate::transport::{RELAY_PROTOCOL_ONLY, prepare_socket};
@@ -13,8 +15,9 @@ use narmesh_protocol::wire::{CircuitReply, CircuitRequest, RelayHello, RelayWelc
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -51,13 +54,20 @@ struct Shared {
     orders: mpsc::Sender<Order>,
     /// The relays that we are connected with, and where they are reached.
     relays: Mutex<BTreeMap<PeerId, Vec<SocketAddr>>>,
+    /// Whether loopback addresses of peers are used: several nodes on one machine.
+    is_loopback_told: AtomicBool,
 }
 
 impl Circuits {
     /// The driver takes the orders.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Order>) {
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
-        (Self(Arc::new(Shared { orders, relays: Mutex::default() })), taken)
+        (Self(Arc::new(Shared { orders, relays: Mutex::default(), is_loopback_told: AtomicBool::new(false) })), taken)
+    }
+
+    /// Sets whether loopback addresses of peers are used.
+    pub(crate) fn set_loopback_told(&self, is_told: bool) {
+        self.0.is_loopback_told.store(is_told, Ordering::Relaxed);
     }
 
     /// Sets the relays that we are connected with, and where they are reached.
@@ -73,7 +83,7 @@ impl Circuits {
                 CircuitReply::Ticket(ticket) => self.show_ticket(relay, ticket).await,
                 CircuitReply::Refused => Err(io::Error::other("the relay has no connection with the peer")),
                 CircuitReply::Busy => Err(io::Error::other("the relay has too many circuits")),
-                CircuitReply::Coming => Err(io::ErrorKind::InvalidData.into()),
+                CircuitReply::Coming | CircuitReply::Meeting(_) => Err(io::ErrorKind::InvalidData.into()),
             }
         };
         tokio::time::timeout(OPEN_MAX, opened).await?
@@ -83,6 +93,54 @@ impl Circuits {
     pub(crate) async fn join(&self, relay: PeerId, ticket: [u8; 16]) -> io::Result<Arrived> {
         let socket = tokio::time::timeout(OPEN_MAX, self.show_ticket(relay, ticket)).await??;
         Ok(Arrived { socket, from: over_relay(relay) })
+    }
+
+    /// A connection with `to`, which we meet; we have the dialler's part on it.
+    pub(super) async fn meet(&self, to: PeerId) -> io::Result<Socket> {
+        let meeting = self.prepare_meeting().await;
+        if meeting.addresses().is_empty() {
+            return Err(io::Error::other("no address of ours is known that the peer could meet us at"));
+        }
+        let token = rand::random();
+        let request = CircuitRequest::Meet { addresses: meeting.addresses().to_vec(), token };
+        match self.ask(to, request).await? {
+            CircuitReply::Meeting(theirs) => {
+                let theirs = self.choose_met(theirs);
+                let met = meeting.meet(&theirs, token, Part::Dialler).await;
+                met.map_err(|_| io::Error::other(format!("it was not met at {theirs:?}")))
+            }
+            CircuitReply::Refused => Err(io::Error::other("the peer does not meet us")),
+            CircuitReply::Busy => Err(io::Error::other("the peer was asked to meet us too often")),
+            CircuitReply::Coming | CircuitReply::Ticket(_) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Of the addresses that a peer names, those that we connect to.
+    pub(crate) fn choose_met(&self, named: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let is_loopback_told = self.0.is_loopback_told.load(Ordering::Relaxed);
+        let usable = |address: &SocketAddr| address.port() != 0 && may_be_told(address.ip(), is_loopback_told);
+        named.into_iter().filter(usable).take(CircuitRequest::ADDRESSES_MAX).collect()
+    }
+
+    /// Takes a port of each address family, and learns what it is outside.
+    pub(crate) async fn prepare_meeting(&self) -> Meeting {
+        let relays: Vec<SocketAddr> = self.0.relays.lock().values().flatten().copied().collect();
+        let observe = |own: Option<IpAddr>, is_v4: bool| {
+            let relay = relays.iter().find(|address| address.is_ipv4() == is_v4).copied();
+            async move {
+                let like = own.or(relay.map(|relay| relay.ip()))?;
+                let port = Port::take(like).ok()?;
+                let seen = match relay {
+                    Some(relay) => tokio::time::timeout(CONNECT_MAX, observed(&port, relay)).await.ok(),
+                    None => None,
+                };
+                let own = own.map(|ip| SocketAddr::new(ip, port.number()));
+                let addresses: Vec<_> = seen.and_then(Result::ok).into_iter().chain(own).collect();
+                Some((port, addresses))
+            }
+        };
+        let (v4, v6) = tokio::join!(observe(find_outward_v4(), true), observe(find_outward_v6(), false));
+        Meeting::new(v4.into_iter().chain(v6))
     }
 
     async fn ask(&self, peer: PeerId, request: CircuitRequest) -> io::Result<CircuitReply> {
@@ -97,7 +155,7 @@ impl Circuits {
         let (mut socket, welcome) = self.greet(relay, RelayHello::Join(ticket)).await?;
         match welcome {
             RelayWelcome::Joined => Ok(socket),
-            RelayWelcome::Refused => {
+            RelayWelcome::Refused | RelayWelcome::Observed(_) => {
                 // What ends it says nothing more.
                 drop(socket.close().await);
                 Err(io::Error::other("the peer did not come to the relay"))
@@ -117,6 +175,14 @@ impl Circuits {
             }
         }
         Err(why)
+    }
+}
+
+/// What the relay sees a connection from this port come from.
+async fn observed(port: &Port, relay: SocketAddr) -> io::Result<SocketAddr> {
+    match greet_on(port.connect(relay).await?, RelayHello::Observe).await? {
+        (_, RelayWelcome::Observed(address)) => Ok(address),
+        (_, RelayWelcome::Joined | RelayWelcome::Refused) => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

@@ -9,6 +9,7 @@ use narmesh_protocol::wire::{RelayHello, RelayWelcome};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -182,10 +183,15 @@ impl Relay {
     }
 
     /// Takes a connection on which a member said [`RELAY_PROTOCOL`](narmesh_protocol::wire::RELAY_PROTOCOL).
-    pub(crate) async fn receive(&self, mut socket: Socket) -> io::Result<()> {
+    pub(crate) async fn receive(&self, mut socket: Socket, from: Option<SocketAddr>) -> io::Result<()> {
         let hello = read_frame(&mut socket, RelayHello::BYTES_MAX).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         match RelayHello::decode(&hello).map_err(io::Error::other)? {
             RelayHello::Join(ticket) => self.join(socket, &ticket).await,
+            RelayHello::Observe => {
+                // A circuit has no address.
+                let from = from.ok_or(io::ErrorKind::Unsupported)?;
+                welcome(&mut socket, RelayWelcome::Observed(from)).await?;
+            }
         }
         Ok(())
     }

@@ -1,11 +1,10 @@
-//! A transport whose connections are circuits.
+//! A transport whose connections are circuits and meetings.
 
 use super::connect::{Circuits, Socket};
-use super::way::{Way, destination, relay_of};
+use super::way::{Way, destination, meeting_place, relay_of};
 use futures::future::{BoxFuture, Ready, ready};
 use libp2p::Multiaddr;
 use libp2p::core::transport::{DialOpts, ListenerId, Transport, TransportError, TransportEvent};
-use libp2p::multiaddr::Protocol;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,9 +19,16 @@ pub(crate) struct Arrived {
     pub(super) from: Multiaddr,
 }
 
+impl Arrived {
+    /// A peer that was met.
+    pub(crate) fn met(socket: Socket) -> Self {
+        Self { socket, from: meeting_place() }
+    }
+}
+
 /// The address by which the swarm takes what arrives.
 pub(crate) fn listen_address() -> Multiaddr {
-    Multiaddr::empty().with(Protocol::P2pCircuit)
+    meeting_place()
 }
 
 /// Connects whoever takes part in a circuit with the transport.
@@ -69,7 +75,8 @@ impl Transport for CircuitTransport {
                 let relay = relay_of(&address).ok_or(TransportError::MultiaddrNotSupported(address))?;
                 Ok(Box::pin(async move { circuits.open(relay, to).await }))
             }
-            (Way::Direct | Way::Relayed, _) => Err(TransportError::MultiaddrNotSupported(address)),
+            (Way::Met, Some(to)) => Ok(Box::pin(async move { circuits.meet(to).await })),
+            (Way::Direct | Way::Relayed | Way::Met, _) => Err(TransportError::MultiaddrNotSupported(address)),
         }
     }
 

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Way {
     /// A relay passes the bytes on.
     Relayed,
+    /// Both sides connected to each other at the same moment, through their NATs.
+    Met,
     /// One side dialled the other.
     Direct,
 }
@@ -19,12 +21,18 @@ pub(crate) fn over_relay(relay: PeerId) -> Multiaddr {
     Multiaddr::empty().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
 }
 
+/// Where a peer is dialled that we meet: `/p2p-circuit`.
+pub(crate) fn meeting_place() -> Multiaddr {
+    Multiaddr::empty().with(Protocol::P2pCircuit)
+}
+
 impl Way {
     /// The way of a connection with this remote address.
     pub(crate) fn of(address: &Multiaddr) -> Self {
         let mut parts = address.iter();
         match (parts.next(), parts.next()) {
             (Some(Protocol::P2p(_)), Some(Protocol::P2pCircuit)) => Self::Relayed,
+            (Some(Protocol::P2pCircuit), _) => Self::Met,
             (_, _) => Self::Direct,
         }
     }
@@ -58,11 +66,12 @@ mod tests {
         for (address, way, through) in [
             (dialled(over_relay(relay)), Way::Relayed, Some(relay)),
             (over_relay(relay), Way::Relayed, Some(relay)),
+            (dialled(meeting_place()), Way::Met, None),
             (direct, Way::Direct, None),
         ] {
             assert_eq!((Way::of(&address), relay_of(&address)), (way, through), "{address}");
         }
         assert_eq!(destination(&dialled(over_relay(relay))), Some(peer));
-        assert!(Way::Direct > Way::Relayed);
+        assert!(Way::Direct > Way::Met && Way::Met > Way::Relayed);
     }
 }

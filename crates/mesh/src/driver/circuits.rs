@@ -1,29 +1,41 @@
 //! Circuits: asking relays for them, being asked as a relay, and coming when a relay says that somebody waits there.
 
 use super::context::{Context, encode_busy};
-use super::questions::{Dialogue, Request};
+use super::questions::{Dialogue, FoundAnswer, Request};
 use super::requests::Event;
+use super::upgrades::Upgrades;
 use super::ways::{Taken, Ways};
-use crate::addresses::socket_address;
-use crate::circuits::{Arrived, Circuits, Order, Relay, RelayView, Way};
+use crate::addresses::{describe_dial_error, socket_address};
+use crate::circuits::{Arrived, Circuits, Order, Part, Relay, RelayView, Way};
 use crate::handle::AskError;
-use crate::request_rates::RequestRates;
+use crate::request_rates::{DialRates, RequestRates};
 use crate::swarm::BuiltCircuits;
 use crate::unread::Protocol;
 use libp2p::core::ConnectedPoint;
-use libp2p::swarm::ConnectionId;
+use libp2p::swarm::{ConnectionId, DialError};
 use libp2p::{Multiaddr, PeerId};
+use narmesh_gossip::Moment;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{CircuitReply, CircuitRequest};
 use narmesh_protocol::{node_key_of, peer_of};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::dials::Dials;
 
-/// Requests of peers of which the answer is looked up at the same time; none is.
-const ANSWERS_AT_ONCE_MAX: usize = 1;
+/// Peers that are met at the same time; further ones are told *busy*.
+const ANSWERS_AT_ONCE_MAX: usize = 8;
+
+/// What the driver is told beside what peers say.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A request is to be sent.
+    Order(Order),
+    /// We are ready to meet a peer.
+    Answer(FoundAnswer),
+}
 
 #[derive(Debug)]
 pub(super) struct CircuitRequests {
@@ -33,6 +45,9 @@ pub(super) struct CircuitRequests {
     arrived: mpsc::Sender<Arrived>,
     relay: Relay,
     ways: Ways,
+    upgrades: Upgrades,
+    /// How often each peer is met.
+    meetings: DialRates,
     /// Where each relay was reached that we dialled.
     dialled: BTreeMap<PeerId, SocketAddr>,
 }
@@ -41,16 +56,33 @@ impl CircuitRequests {
     pub(super) fn new(built: BuiltCircuits) -> Self {
         let BuiltCircuits { circuits, orders, arrived, relay } = built;
         let dialogue = Dialogue::new(Protocol::Circuit, RequestRates::of_circuits(), ANSWERS_AT_ONCE_MAX);
-        Self { dialogue, orders, circuits, arrived, relay, ways: Ways::default(), dialled: BTreeMap::new() }
+        Self {
+            dialogue,
+            orders,
+            circuits,
+            arrived,
+            relay,
+            ways: Ways::default(),
+            upgrades: Upgrades::default(),
+            meetings: DialRates::default(),
+            dialled: BTreeMap::new(),
+        }
     }
 
-    /// The next request to send, for [`Self::on_order`]. Dropping the future loses nothing.
-    pub(super) async fn next_order(&mut self) -> Option<Order> {
-        self.orders.recv().await
+    /// What comes next, for [`Self::on_next`]. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Next> {
+        tokio::select! {
+            Some(order) = self.orders.recv() => Some(Next::Order(order)),
+            Some(answer) = self.dialogue.next_answer() => Some(Next::Answer(answer)),
+            else => None,
+        }
     }
 
-    pub(super) fn on_order(&mut self, context: &mut Context, order: Order) {
-        self.dialogue.ask(context, order.peer, order.request.encode(), order.reply);
+    pub(super) fn on_next(&mut self, context: &mut Context, next: Next) {
+        match next {
+            Next::Order(order) => self.dialogue.ask(context, order.peer, order.request.encode(), order.reply),
+            Next::Answer(answer) => answer.send(context),
+        }
     }
 
     pub(super) fn on_event(&mut self, context: &mut Context, event: Event) {
@@ -60,6 +92,7 @@ impl CircuitRequests {
         match question {
             CircuitRequest::Open(to) => self.answer_open(context, request, &to),
             CircuitRequest::Come { from, ticket } => self.answer_come(context, request, &from, ticket),
+            CircuitRequest::Meet { addresses, token } => self.answer_meet(context, request, addresses, token),
         }
     }
 
@@ -99,6 +132,50 @@ impl CircuitRequests {
         self.dialogue.respond(context, request, CircuitReply::Coming.encode());
     }
 
+    /// A peer wants to be met.
+    fn answer_meet(&mut self, context: &mut Context, request: Request, named: Vec<SocketAddr>, token: [u8; 16]) {
+        let peer = request.0;
+        // Who is reached directly needs no meeting, and has us connect to nobody else.
+        let is_far = self.ways.best(&peer).is_some_and(|best| best.way < Way::Direct);
+        let theirs = self.circuits.choose_met(named);
+        if !is_far || theirs.is_empty() {
+            return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
+        }
+        if !self.meetings.admit(peer) {
+            return self.dialogue.respond(context, request, encode_busy(Protocol::Circuit));
+        }
+        let (circuits, arrived, runtime) = (self.circuits.clone(), self.arrived.clone(), Handle::current());
+        self.dialogue.look_up(context, request, move || {
+            let meeting = runtime.block_on(circuits.prepare_meeting());
+            let reply = CircuitReply::Meeting(meeting.addresses().to_vec()).encode();
+            runtime.spawn(async move {
+                match meeting.meet(&theirs, token, Part::Listener).await {
+                    Ok(socket) => drop(arrived.try_send(Arrived::met(socket))),
+                    Err(error) => tracing::debug!(%peer, ?theirs, %error, "the peer was not met"),
+                }
+            });
+            reply
+        });
+    }
+
+    /// Tries better ways that are due, and closes connections that others have replaced.
+    pub(super) fn run_due(&mut self, context: &mut Context, dials: &Dials) {
+        self.upgrades.run_due(context, &self.ways, dials);
+    }
+
+    /// When [`Self::run_due`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.upgrades.deadline()
+    }
+
+    /// Notes that a dial of this peer failed.
+    pub(super) fn on_dial_failed(&self, context: &Context, peer: &PeerId, error: &DialError) {
+        if self.ways.best(peer).is_some_and(|best| best.way == Way::Relayed) {
+            let why = describe_dial_error(error);
+            context.statistics.update(peer, |stats| stats.not_direct = Some(why));
+        }
+    }
+
     /// Notes a control connection that was opened.
     pub(super) fn on_opened(
         &mut self,
@@ -128,10 +205,11 @@ impl CircuitRequests {
         context.statistics.update(peer, |stats| {
             stats.way = best.map(|taken| taken.way);
             stats.relay = best.and_then(|taken| taken.relay).map(|relay| relay.to_string());
-            if stats.way == Some(Way::Direct) {
+            if stats.way > Some(Way::Relayed) {
                 stats.not_direct = None;
             }
         });
+        self.upgrades.on_ways_changed(&self.ways, peer);
         if context.config.relays.contains(peer) {
             self.tell_relays(context, dials);
         }
@@ -163,6 +241,7 @@ impl CircuitRequests {
     /// Follows the configuration.
     pub(super) fn on_reconfigured(&mut self, context: &Context, dials: &mut Dials) {
         self.relay.set_on(context.config.is_relay);
+        self.circuits.set_loopback_told(context.config.advertise_loopback);
         self.tell_relays(context, dials);
     }
 
@@ -174,6 +253,7 @@ impl CircuitRequests {
     /// Forgets a peer that left the allowlist.
     pub(super) fn forget(&mut self, peer: &PeerId) {
         self.dialogue.forget(peer);
+        self.meetings.forget(peer);
     }
 }
 

@@ -24,6 +24,7 @@ mod requests;
 mod rosters;
 mod start;
 mod trees;
+mod upgrades;
 mod ways;
 
 pub use self::parts::{MeshParts, StartError};
@@ -116,6 +117,7 @@ impl Mesh {
         loop {
             self.perform();
             self.dials.dial_due(&mut self.context);
+            self.circuits.run_due(&mut self.context, &self.dials);
             self.rosters.compare_due(&mut self.context);
             if let Some(writer) = &mut self.summaries {
                 writer.write_due(&self.context.gossip);
@@ -133,7 +135,7 @@ impl Mesh {
                 Some(answer) = self.trees.next_answer() => answer.send(context),
                 Some(answer) = self.logs.next_answer() => answer.send(context),
                 Some(answer) = self.realisations.next_answer() => answer.send(context),
-                Some(order) = self.circuits.next_order() => self.circuits.on_order(context, order),
+                Some(next) = self.circuits.next() => self.circuits.on_next(context, next),
                 Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
                 Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
                 Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
@@ -148,7 +150,11 @@ impl Mesh {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
         let writer = self.summaries.as_ref().and_then(SummaryWriter::deadline);
-        wait(self.context.gossip.deadline()).min(wait(self.dials.deadline())).min(wait(writer)).min(TICK_MAX)
+        wait(self.context.gossip.deadline())
+            .min(wait(self.dials.deadline()))
+            .min(wait(self.circuits.deadline()))
+            .min(wait(writer))
+            .min(TICK_MAX)
     }
 
     fn on_command(&mut self, command: Command) {
@@ -288,6 +294,7 @@ impl Mesh {
                 }
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.circuits.on_dial_failed(context, &peer, &error);
                 self.dials.on_failed(context, peer, &error);
             }
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Taken {
     pub(super) way: Way,
+    /// Whether we dialled it.
+    pub(super) is_dialled: bool,
     /// The relay, if it is a relayed one.
     pub(super) relay: Option<PeerId>,
 }
@@ -24,7 +26,7 @@ impl Ways {
     /// Notes a connection that was opened.
     pub(super) fn on_opened(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         let address = endpoint.get_remote_address();
-        let taken = Taken { way: Way::of(address), relay: relay_of(address) };
+        let taken = Taken { way: Way::of(address), is_dialled: endpoint.is_dialer(), relay: relay_of(address) };
         self.peers.entry(peer).or_default().insert(id, taken);
     }
 
@@ -35,6 +37,12 @@ impl Ways {
         if connections.is_empty() {
             self.peers.remove(peer);
         }
+    }
+
+    /// The connections with a peer that a relay passes on.
+    pub(super) fn relayed(&self, peer: &PeerId) -> impl Iterator<Item = ConnectionId> {
+        let known = self.peers.get(peer).into_iter().flatten();
+        known.filter(|(_, taken)| taken.way == Way::Relayed).map(|(id, _)| *id)
     }
 
     /// The best connection with a peer.

@@ -1,5 +1,6 @@
 //! Puts TLS and a multiplexer on a socket, each negotiated by name.
 
+use super::super::addresses::socket_address;
 use super::Tls;
 use super::kinds::{Elsewhere, HandedOver, Multiplexing};
 use futures::{AsyncRead, AsyncWrite};
@@ -10,6 +11,7 @@ use libp2p::core::{ConnectedPoint, Endpoint};
 use multistream_select::{Version, dialer_select_proto, listener_select_proto};
 use narmesh_protocol::wire::RELAY_PROTOCOL;
 use std::io;
+use std::net::SocketAddr;
 
 /// What a member says that wants nothing of a relay but its circuit.
 pub const RELAY_PROTOCOL_ONLY: [&str; 1] = [RELAY_PROTOCOL];
@@ -40,7 +42,9 @@ impl Layers {
         let made = async {
             match (endpoint.to_endpoint(), self.elsewhere) {
                 (Endpoint::Dialer, _) => dial(socket, self.tls, self.dialled).await,
-                (Endpoint::Listener, Some(elsewhere)) => accept(socket, self.tls, elsewhere).await,
+                (Endpoint::Listener, Some(elsewhere)) => {
+                    accept(socket, socket_address(endpoint.get_remote_address()), self.tls, elsewhere).await
+                }
                 (Endpoint::Listener, None) => Err(io::ErrorKind::ConnectionRefused.into()),
             }
         };
@@ -68,13 +72,14 @@ async fn dial(
 
 async fn accept(
     socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    from: Option<SocketAddr>,
     tls: Tls,
     elsewhere: Elsewhere,
 ) -> io::Result<(PeerId, StreamMuxerBox)> {
     let names = tls.protocol_info().chain(elsewhere.relay.is_on().then_some(RELAY_PROTOCOL));
     let (name, socket) = listener_select_proto(socket, names).await.map_err(io::Error::other)?;
     if name == RELAY_PROTOCOL {
-        elsewhere.relay.receive(Box::new(socket)).await?;
+        elsewhere.relay.receive(Box::new(socket), from).await?;
         return Err(io::Error::other(HandedOver));
     }
     let (peer, stream) = tls.upgrade_inbound(socket, name).await.map_err(io::Error::other)?;
