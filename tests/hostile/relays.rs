@@ -1,7 +1,9 @@
 //! Who wants to be relayed and may not, who opens circuits without end, and who claims to be a relay.
 
 use crate::peer::{Move, Peer, Script, peer_id};
-use crate::wire::{CIRCUIT, CIRCUIT_BUSY, CIRCUIT_COMING, CIRCUIT_REFUSED, CIRCUIT_TICKET, RELAY, come, open_circuit};
+use crate::wire::{
+    CIRCUIT, CIRCUIT_BUSY, CIRCUIT_COMING, CIRCUIT_REFUSED, CIRCUIT_TICKET, RELAY, come, meet, open_circuit,
+};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use narmesh_tests::{TestMesh, TestNode, promised, wait_until};

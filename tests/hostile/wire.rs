@@ -332,7 +332,7 @@ pub fn meet(ip: [u8; 4], port: u16, token: &[u8; 16]) -> Vec<u8> {
 pub const CIRCUIT_TICKET: [u8; 4] = [0; 4];
 pub const CIRCUIT_COMING: [u8; 4] = [1, 0, 0, 0];
 pub const CIRCUIT_REFUSED: [u8; 4] = [2, 0, 0, 0];
-pub const CIRCUIT_BUSY: [u8; 4] = [3, 0, 0, 0];
+pub const CIRCUIT_BUSY: [u8; 4] = [4, 0, 0, 0];
 
 /// A request for a NAR, without the length that goes before it.
 #[derive(Debug, Clone, Copy)]
