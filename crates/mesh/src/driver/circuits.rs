@@ -216,7 +216,8 @@ impl CircuitRequests {
     }
 
     /// Notes that other addresses of a peer may be known.
-    pub(super) fn on_addresses_learned(&mut self, context: &Context, dials: &mut Dials, peer: &PeerId) {
+    pub(super) fn on_addresses_learned(&mut self, context: &mut Context, dials: &mut Dials, peer: &PeerId) {
+        self.upgrades.on_addresses_learned(context, dials, peer);
         if context.config.relays.contains(peer) {
             self.tell_relays(context, dials);
         }

@@ -392,7 +392,7 @@ impl Mesh {
         match event {
             Event::AddressesLearned { peer, addresses } => {
                 self.dials.learn(&self.context, peer, addresses);
-                self.circuits.on_addresses_learned(&self.context, &mut self.dials, &peer);
+                self.circuits.on_addresses_learned(&mut self.context, &mut self.dials, &peer);
             }
             Event::StoreDirDiffers { peer, .. } | Event::Expired { peer } | Event::Departed { peer } => {
                 self.on_summary_changed(peer);
