@@ -19,6 +19,7 @@
 //! - whatever a peer makes us keep, read or wait for has a bound.
 
 mod addresses;
+mod ask_error;
 mod attestation_link;
 mod behaviour;
 mod bulk;

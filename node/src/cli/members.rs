@@ -1,12 +1,11 @@
 //! `narmesh mesh list`.
 
 use super::emit_report;
-use super::mesh::Place;
 use crate::membership::invitations::role_word;
 use jiff::{SignedDuration, Timestamp};
-use narmesh_protocol::Member;
+use libp2p::PeerId;
+use narmesh_protocol::{Member, NixPublicKey, SignedRoster};
 use serde::Serialize;
-use std::path::Path;
 
 /// One line of `narmesh mesh list`.
 #[derive(Serialize)]
@@ -32,9 +31,17 @@ struct MeshReport {
     members: Vec<MemberView>,
 }
 
-pub(super) fn list(config: &Path, json: bool) -> anyhow::Result<()> {
-    let place = Place::find(config)?;
-    let (mesh, roster, me) = (place.mesh()?, place.roster()?, place.secrets.peer_id());
+/// What this machine knows of its mesh.
+pub(super) struct Known {
+    pub(super) mesh: NixPublicKey,
+    pub(super) roster: SignedRoster,
+    pub(super) me: PeerId,
+    pub(super) has_mesh_key: bool,
+    pub(super) invitations_open: usize,
+}
+
+pub(super) fn list(known: &Known, json: bool) -> anyhow::Result<()> {
+    let Known { mesh, roster, me, has_mesh_key, invitations_open } = known;
     let view = |member: &Member| MemberView {
         name: member.name.clone(),
         peer_id: member.peer_id().map(|peer| peer.to_string()),
@@ -43,7 +50,7 @@ pub(super) fn list(config: &Path, json: bool) -> anyhow::Result<()> {
         builder_key: member.builder_key.clone(),
         ephemeral_s: member.ephemeral_s,
         addresses: member.addresses.clone(),
-        is_this_machine: member.peer_id() == Some(me),
+        is_this_machine: member.peer_id() == Some(*me),
     };
     let mut members: Vec<_> = roster.roster().members.iter().map(view).collect();
     members.sort_by(|one, other| one.name.cmp(&other.name));
@@ -51,8 +58,8 @@ pub(super) fn list(config: &Path, json: bool) -> anyhow::Result<()> {
         mesh: mesh.to_string(),
         version: roster.roster().version,
         issued_at_ms: roster.roster().issued_at_ms,
-        has_mesh_key: place.files.has_key_of(&mesh)?,
-        invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
+        has_mesh_key: *has_mesh_key,
+        invitations_open: *invitations_open,
         members,
     };
     emit_report(&report, json, text_of)

@@ -2,6 +2,7 @@
 
 use super::client::ask;
 use super::id::{introduced, own_name};
+use super::members::Known;
 use super::{emit, eprint_line, members, setup_nix};
 use crate::control::ControlRequest;
 use crate::describe::describe;
@@ -109,21 +110,21 @@ pub(super) struct Invite {
 }
 
 /// This machine and its mesh, as the configuration says.
-pub(super) struct Place {
+struct Place {
     settings: Settings,
-    pub(super) secrets: Secrets,
-    pub(super) files: MeshFiles,
+    secrets: Secrets,
+    files: MeshFiles,
 }
 
 impl Place {
-    pub(super) fn find(config: &Path) -> anyhow::Result<Self> {
+    fn find(config: &Path) -> anyhow::Result<Self> {
         let settings = Settings::load(config)?;
         let secrets = settings.read_secrets()?;
         let files = MeshFiles::new(&settings.node.state_dir);
         Ok(Self { settings, secrets, files })
     }
 
-    pub(super) fn mesh(&self) -> anyhow::Result<NixPublicKey> {
+    fn mesh(&self) -> anyhow::Result<NixPublicKey> {
         let file = self.settings.file.display();
         self.settings.mesh.key.clone().with_context(|| {
             format!("{file} names no mesh; `narmesh mesh create` makes one, `narmesh join TOKEN` joins one")
@@ -131,7 +132,7 @@ impl Place {
     }
 
     /// The newest roster that this machine has.
-    pub(super) fn roster(&self) -> anyhow::Result<SignedRoster> {
+    fn roster(&self) -> anyhow::Result<SignedRoster> {
         let mesh = self.mesh()?;
         let roster = newest(self.files.read_roster(&mesh)?, self.given(&mesh)?);
         roster.with_context(|| no_roster(&mesh))
@@ -185,7 +186,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Create { name } => create(config, name),
         Command::Invite(invite) => print_token(config, invite),
-        Command::List { json } => members::list(config, *json),
+        Command::List { json } => list(config, *json),
         Command::Remove { name } => remove(config, name),
         Command::Rename { name, new_name } => edit_member(config, name, |member| {
             member.name.clone_from(new_name);
@@ -336,6 +337,19 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     ));
     tell_daemon(config, "the invitation is open");
     Ok(())
+}
+
+fn list(config: &Path, json: bool) -> anyhow::Result<()> {
+    let place = Place::find(config)?;
+    let mesh = place.mesh()?;
+    let known = Known {
+        roster: place.roster()?,
+        me: place.secrets.peer_id(),
+        has_mesh_key: place.files.has_key_of(&mesh)?,
+        invitations_open: place.files.read_invitations()?.count_open(Timestamp::now()),
+        mesh,
+    };
+    members::list(&known, json)
 }
 
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {

@@ -1,17 +1,17 @@
 //! A member's side of circuits.
 
+use super::arrived::Arrived;
 use super::meeting::{Meeting, Part, Port};
-use super::transport::Arrived;
-use super::way::over_relay;
+use super::socket::Socket;
 use crate::addresses::{find_outward_v4, find_outward_v6, may_be_told};
+use crate::ask_error::AskError;
 use crate::framing::{read_frame, write_frame};
-use crate::handle::AskError;
-use crate::transport::{RELAY_PROTOCOL_ONLY, prepare_socket};
-use futures::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use crate::transport::sockets::prepare_socket;
+use futures::AsyncWriteExt;
 use libp2p::PeerId;
 use multistream_select::{Version, dialer_select_proto};
 use narmesh_protocol::node_key_of;
-use narmesh_protocol::wire::{CircuitReply, CircuitRequest, RelayHello, RelayWelcome};
+use narmesh_protocol::wire::{CircuitReply, CircuitRequest, RELAY_PROTOCOL, RelayHello, RelayWelcome};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
@@ -28,14 +28,6 @@ const ORDERS_MAX: usize = 64;
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// From the request for a circuit to its first byte: the relay waits 5 s for the other member.
 const OPEN_MAX: Duration = Duration::from_secs(8);
-
-/// What a circuit is read from and written to.
-pub(crate) type Socket = Box<dyn Duplex>;
-
-/// Bytes in both directions.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A request that the driver is to send, and who waits for the answer.
 #[derive(Debug)]
@@ -92,7 +84,7 @@ impl Circuits {
     /// The other end of a circuit, for which the relay gave us this ticket.
     pub(crate) async fn join(&self, relay: PeerId, ticket: [u8; 16]) -> io::Result<Arrived> {
         let socket = tokio::time::timeout(OPEN_MAX, self.show_ticket(relay, ticket)).await??;
-        Ok(Arrived { socket, from: over_relay(relay) })
+        Ok(Arrived::over_relay(relay, socket))
     }
 
     /// A connection with `to`, which we meet; we have the dialler's part on it.
@@ -189,7 +181,7 @@ async fn observed(port: &Port, relay: SocketAddr) -> io::Result<SocketAddr> {
 async fn greet_on(stream: TcpStream, hello: RelayHello) -> io::Result<(Socket, RelayWelcome)> {
     stream.set_nodelay(true)?;
     let socket = prepare_socket(libp2p::tcp::tokio::TcpStream(stream));
-    let negotiated = dialer_select_proto(socket, RELAY_PROTOCOL_ONLY, Version::V1Lazy).await;
+    let negotiated = dialer_select_proto(socket, [RELAY_PROTOCOL], Version::V1Lazy).await;
     let (_, mut socket) = negotiated.map_err(io::Error::other)?;
     write_frame(&mut socket, &hello.encode().map_err(io::Error::other)?).await?;
     socket.flush().await?;

@@ -5,8 +5,8 @@
 //! packets in because its own side has just sent some there. Where one of the two can be reached, its listening port is.
 //! Of the connections that arise, the one that has the dialler's part chooses.
 
-use super::connect::Socket;
-use crate::transport::prepare_socket;
+use super::socket::Socket;
+use crate::transport::sockets::prepare_socket;
 use futures::stream::FuturesUnordered;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use narmesh_protocol::wire::CircuitRequest;

@@ -9,17 +9,20 @@
 //! its allowlist, one of which asked for the other, who agreed; all that it keeps for them has a bound; one peer
 //! has us connect to few addresses at a time, once a second at most.
 
+mod arrived;
 mod connect;
 mod meeting;
 mod relay;
+mod socket;
 mod splice;
 mod transport;
 mod way;
 
+pub(crate) use arrived::{Arrived, arrivals};
 pub(crate) use connect::{Circuits, Order};
 pub(crate) use meeting::Part;
 pub(crate) use relay::Relay;
 pub use relay::RelayView;
-pub(crate) use transport::{Arrived, CircuitTransport, arrivals, listen_address};
+pub(crate) use transport::{CircuitTransport, listen_address};
 pub use way::Way;
 pub(crate) use way::{meeting_place, over_relay, relay_of};

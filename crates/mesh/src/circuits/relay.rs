@@ -1,6 +1,6 @@
 //! A relay's side of circuits: who may have one, and the two connections of each.
 
-use super::connect::Socket;
+use super::socket::Socket;
 use super::splice::splice;
 use crate::framing::{read_frame, write_frame};
 use futures::AsyncWriteExt;

@@ -1,6 +1,6 @@
 //! Passes bytes on between two sockets.
 
-use super::connect::Socket;
+use super::socket::Socket;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

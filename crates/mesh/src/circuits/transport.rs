@@ -1,6 +1,8 @@
 //! A transport whose connections are circuits and meetings.
 
-use super::connect::{Circuits, Socket};
+use super::arrived::Arrived;
+use super::connect::Circuits;
+use super::socket::Socket;
 use super::way::{Way, destination, meeting_place, relay_of};
 use futures::future::{BoxFuture, Ready, ready};
 use libp2p::Multiaddr;
@@ -10,30 +12,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
-/// Connections that came in this way and that the swarm has not taken yet; a further one is closed.
-const ARRIVED_MAX: usize = 16;
-
-/// A connection in which the other side has the part of the one that dials.
-pub(crate) struct Arrived {
-    pub(super) socket: Socket,
-    pub(super) from: Multiaddr,
-}
-
-impl Arrived {
-    /// A peer that was met.
-    pub(crate) fn met(socket: Socket) -> Self {
-        Self { socket, from: meeting_place() }
-    }
-}
-
 /// The address by which the swarm takes what arrives.
 pub(crate) fn listen_address() -> Multiaddr {
     meeting_place()
-}
-
-/// Connects whoever takes part in a circuit with the transport.
-pub(crate) fn arrivals() -> (mpsc::Sender<Arrived>, mpsc::Receiver<Arrived>) {
-    mpsc::channel(ARRIVED_MAX)
 }
 
 /// The transport. That of the swarm takes what arrives as well.

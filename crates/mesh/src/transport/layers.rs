@@ -13,9 +13,6 @@ use narmesh_protocol::wire::RELAY_PROTOCOL;
 use std::io;
 use std::net::SocketAddr;
 
-/// What a member says that wants nothing of a relay but its circuit.
-pub const RELAY_PROTOCOL_ONLY: [&str; 1] = [RELAY_PROTOCOL];
-
 /// Why there is no connection. libp2p's layers pass on the source of an error and not the error itself, so this puts it
 /// under one.
 #[derive(Debug, thiserror::Error)]

@@ -11,39 +11,25 @@ mod layers;
 mod multiplexer;
 mod rate_meter;
 mod received;
+pub(crate) mod sockets;
 mod tls;
 
 use super::circuits::{Arrived, CircuitTransport, Circuits};
 use futures::io::BufReader;
 pub use kinds::{Arrival, Elsewhere, Multiplexing, arrivals, causes, is_handed_over};
 use layers::Layers;
-pub use layers::RELAY_PROTOCOL_ONLY;
 use libp2p::PeerId;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::tcp::tokio::TcpStream;
 pub use multiplexer::{Muxer, MuxerError, MuxerStream};
-use rustix::net::sockopt;
+use sockets::prepare_socket;
+pub use sockets::tcp;
 use std::io;
 use std::time::Duration;
 pub use tls::{Tls, TlsError};
 use tokio::sync::mpsc;
-
-/// A connection on which something stays unacknowledged for this long ends: the network was cut, or the peer is gone.
-/// Without this bound the kernel tries for a quarter of an hour, ever more rarely, so that a healed network would not
-/// be noticed for a minute.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
-/// How often an idle connection asks whether the other side is there, so that a silent one is found dead, too. 54 bytes
-/// each.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// Bytes that the kernel takes beyond what it may send at once. Nothing can overtake them, and on a slow line they wait
-/// for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
-const UNSENT_BYTES_MAX: u32 = 128 << 10;
-
-/// Bytes of a connection that are read from the kernel at once: two TLS records. rustls itself asks for 4 KiB at a time,
-/// which is five system calls for each record of a NAR.
-const READ_BYTES: usize = 32 << 10;
 
 /// A transport that gives connections with peers.
 pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -86,41 +72,11 @@ fn tcp_sockets()
     TransportTimeout::new(sockets, HANDSHAKE_TIMEOUT)
 }
 
-/// Sets what every TCP connection has.
-pub fn prepare_socket(stream: TcpStream) -> BufReader<TcpStream> {
-    if let Err(error) = notice_death(&stream) {
-        tracing::warn!(%error, "a dead connection will be noticed late");
-    }
-    if let Err(error) = bound_unsent(&stream) {
-        tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
-    }
-    BufReader::with_capacity(READ_BYTES, stream)
-}
-
 /// The kernel's error. libp2p's layers pass on the source of an error and not the error itself, so this puts it under
 /// one.
 #[derive(Debug, thiserror::Error)]
 #[error("TCP: {0}")]
 struct TcpError(#[source] io::Error);
-
-/// Bounds both kinds of connection: which kind it is, is known only after its handshake.
-fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(&stream.0).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
-}
-
-fn notice_death(stream: &TcpStream) -> rustix::io::Result<()> {
-    let socket = &stream.0;
-    sockopt::set_tcp_user_timeout(socket, u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX))?;
-    sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, KEEP_ALIVE)?;
-    // [`UNACKNOWLEDGED_MAX`] holds for these probes as well.
-    sockopt::set_tcp_keepintvl(socket, UNACKNOWLEDGED_MAX / 2)
-}
-
-/// TCP as every node uses it: small frames leave at once.
-pub fn tcp() -> libp2p::tcp::Config {
-    libp2p::tcp::Config::new().nodelay(true)
-}
 
 /// What one peer may leave unread on its connections, for the sum over all peers: on a control connection, what it sends
 /// unasked on a bulk connection, and what it sends unasked on one connection in a minute.
@@ -138,6 +94,6 @@ pub(crate) fn unread_bytes_max() -> (usize, usize, u64) {
 /// connection, and of a bulk connection.
 #[cfg(test)]
 pub(crate) fn buffer_bytes() -> (usize, usize) {
-    let of = |bounds: multiplexer::Bounds| READ_BYTES + bounds.leave_together_bytes;
+    let of = |bounds: multiplexer::Bounds| sockets::READ_BYTES + bounds.leave_together_bytes;
     (of(multiplexer::Bounds::CONTROL), of(multiplexer::Bounds::BULK))
 }
