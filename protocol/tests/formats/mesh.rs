@@ -192,7 +192,7 @@ fn trees_have_the_bytes_in_the_documentation() {
 /// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
 const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
 const SIGNATURE: &str = "5d81c1609843608bd45e0dc7716e0cd0389993ecaabd65665f2ba4eda5ae427b922ef1714c6e8acfee79dc302be5b0dd1b019a6ecdca26c29ac54ceb99d9fb02";
-const DIGEST: &str = "99772002f1ae1fe7cd3e6f3415c7d731c81065979e964714e222e2f9436bb5c6";
+const DIGEST: &str = "6fafd0786a5f044cb546b16e6807d34b63716d98b1dec8b93a4ff0e0ac158a99";
 
 /// The same of a roster with one member.
 #[test]
