@@ -10,6 +10,7 @@
 mod attestation;
 pub mod attestation_file;
 pub mod circle;
+mod circuit;
 pub mod codec;
 mod content_address;
 mod content_verifier;

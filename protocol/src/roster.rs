@@ -46,6 +46,8 @@ pub struct Member {
     pub role: MemberRole,
     /// Its builder key in Nix's text form, if it has one. It counts only for a [`MemberRole::Builder`].
     pub builder_key: Option<String>,
+    /// Whether it carries connections between members that cannot reach each other.
+    pub relay: bool,
     /// After how long without a sign of life it is no longer a member, seconds; 0 for never.
     pub ephemeral_s: u32,
     /// Where it may be dialled, as multiaddrs: hints, which its own summary replaces.
@@ -368,6 +370,7 @@ mod tests {
             name: format!("machine {number}"),
             role: MemberRole::Builder,
             builder_key: Some(NixSecretKey::from_seed("b-1", &[number; 32]).unwrap().public().to_string()),
+            relay: false,
             ephemeral_s: 0,
             addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
         }

@@ -6,6 +6,8 @@ use crate::{
     RosterVersion, SignedRoster, Summary, SummaryDelta,
 };
 
+pub use crate::circuit::{CIRCUIT_PROTOCOL, CircuitReply, CircuitRequest, RELAY_PROTOCOL, RelayHello, RelayWelcome};
+
 /// Gossipsub topic of the announcements.
 pub const ANNOUNCE_TOPIC: &str = "/narmesh/1/announce";
 /// Request-response protocol of [`GossipRequest`].
@@ -56,6 +58,8 @@ macro_rules! message {
         }
     };
 }
+
+pub(crate) use message;
 
 /// Names a summary that the sender holds complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]

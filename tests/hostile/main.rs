@@ -28,6 +28,7 @@ mod protocols;
 mod quorum_wire;
 mod realisations;
 mod referrals;
+mod relays;
 mod report;
 mod rosters;
 mod serving;

@@ -122,6 +122,8 @@ pub struct Script {
     pub quorum: Answer<QuorumRequest>,
     pub tree: Answer<TreeRequest>,
     pub roster: Answer<Vec<u8>>,
+    /// Of circuits; the request is as it came.
+    pub circuit: Answer<Vec<u8>>,
     /// Without it the peer does not know the protocol, as one of an earlier version.
     pub log: Answer<LogRequest>,
     /// The same of realisations; the request is as it came.

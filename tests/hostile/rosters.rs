@@ -27,7 +27,7 @@ fn public_key(keys: &Keypair) -> [u8; 32] {
 /// A roster of these members, each a node key and a name, signed by `mesh`.
 fn roster(mesh: &Keypair, version: u64, members: &[([u8; 32], &str)]) -> Vec<u8> {
     let member = |writer: Writer, (key, name): &([u8; 32], &str)| {
-        writer.raw(key).bytes(name.as_bytes()).u32(0).u8(0).u32(0).u64(0)
+        writer.raw(key).bytes(name.as_bytes()).u32(0).u8(0).u8(0).u32(0).u64(0)
     };
     let payload = Writer::default().u64(version).u64(1).list(members, member).u64(0).0;
     let signature = mesh.sign(&[b"narmesh-roster-1;", payload.as_slice()].concat()).expect("Ed25519 signs");

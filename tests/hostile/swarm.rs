@@ -6,8 +6,8 @@ use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::tree_wire::{TREE, TREE_ABSENT, TreeRequest};
 use crate::wire::{
-    ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, ROSTER, ROSTER_ABSENT,
-    TOPIC, audience_digest, found, nar_absent,
+    ABSENT, CIRCUIT, CIRCUIT_REFUSED, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM,
+    ROSTER, ROSTER_ABSENT, TOPIC, audience_digest, found, nar_absent,
 };
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
@@ -41,6 +41,7 @@ pub struct Protocols {
     dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
     roster: request_response::Behaviour<Actor>,
+    circuit: request_response::Behaviour<Actor>,
 }
 
 /// Reads a whole request, and answers with a [`Play`].
@@ -116,6 +117,7 @@ pub fn build(keys: &Keypair, knows_logs: bool, knows_realisations: bool) -> Swar
             dial: answers(DIAL),
             quorum: answers(QUORUM),
             roster: answers(ROSTER),
+            circuit: answers(CIRCUIT),
         })
         .unwrap()
         .with_swarm_config(|config| {
@@ -215,6 +217,11 @@ pub async fn run(
                         swarm.behaviour_mut().roster.send_response(channel, stage.roster(request)).ok();
                     }
                 }
+                SwarmEvent::Behaviour(ProtocolsEvent::Circuit(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().circuit.send_response(channel, stage.circuit(request)).ok();
+                    }
+                }
                 _ => {}
             },
         }
@@ -280,6 +287,13 @@ impl Stage {
         match &self.script.roster {
             Some(answer) => answer(&self.locked(), request),
             None => vec![Move::Send(ROSTER_ABSENT.to_vec())],
+        }
+    }
+
+    fn circuit(&self, request: Vec<u8>) -> Play {
+        match &self.script.circuit {
+            Some(answer) => answer(&self.locked(), request),
+            None => vec![Move::Send(CIRCUIT_REFUSED.to_vec())],
         }
     }
 

@@ -8,6 +8,8 @@ pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
 /// The multiplexer of a bulk connection; this is not the protocol of a stream.
 pub const NAR: &str = "/narmesh/4/bulk";
+pub const CIRCUIT: &str = "/narmesh/1/circuit";
+pub const RELAY: &str = "/narmesh/1/relay";
 pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
 /// The multiplexer of a connection of a machine that wants to join.
@@ -310,6 +312,27 @@ pub fn found(text: &[u8]) -> Vec<u8> {
 pub const DIAL_BULK: [u8; 4] = [0; 4];
 pub const DIALLING: [u8; 4] = [0; 4];
 pub const DIALS_NOT: [u8; 4] = [1, 0, 0, 0];
+
+/// A request for a circuit to the member with this node key.
+pub fn open_circuit(node_key: &[u8; 32]) -> Vec<u8> {
+    Writer::default().u32(0).raw(node_key).0
+}
+
+/// What a relay says to a member for whom another one waits.
+pub fn come(from: &[u8; 32], ticket: &[u8; 16]) -> Vec<u8> {
+    Writer::default().u32(1).raw(from).raw(ticket).0
+}
+
+/// A request to meet at one address of IPv4.
+pub fn meet(ip: [u8; 4], port: u16, token: &[u8; 16]) -> Vec<u8> {
+    Writer::default().u32(2).u64(1).u32(0).raw(&ip).raw(&port.to_le_bytes()).raw(token).0
+}
+
+/// Answers about circuits; the first of them has a ticket behind it.
+pub const CIRCUIT_TICKET: [u8; 4] = [0; 4];
+pub const CIRCUIT_COMING: [u8; 4] = [1, 0, 0, 0];
+pub const CIRCUIT_REFUSED: [u8; 4] = [2, 0, 0, 0];
+pub const CIRCUIT_BUSY: [u8; 4] = [4, 0, 0, 0];
 
 /// A request for a NAR, without the length that goes before it.
 #[derive(Debug, Clone, Copy)]

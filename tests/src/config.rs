@@ -11,6 +11,8 @@ pub struct NodeConfig {
     pub listen: Vec<String>,
     /// `node.advertise_loopback`: everything here runs on loopback.
     pub advertise_loopback: bool,
+    /// `node.relay`, when a story sets it.
+    pub relay: Option<bool>,
     /// `node.control_socket`, when it cannot be in the state directory.
     pub control_socket: Option<PathBuf>,
     /// `gateway.listen`.
@@ -64,6 +66,8 @@ pub struct PeerEntry {
     pub addresses: Vec<String>,
     /// Its own limit of uploads, when a story sets one.
     pub upload_bytes_per_s: Option<u32>,
+    /// Whether it relays.
+    pub relay: bool,
 }
 
 /// Where a store is.
@@ -89,6 +93,7 @@ impl NodeConfig {
         Self {
             listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
             advertise_loopback: true,
+            relay: None,
             control_socket: None,
             gateway_listen: "127.0.0.1:0".to_owned(),
             narinfo_deadline_ms: 1_000,
@@ -123,6 +128,9 @@ impl NodeConfig {
         node.insert("state_dir".into(), text("state"));
         node.insert("listen".into(), texts(&self.listen));
         node.insert("advertise_loopback".into(), Value::Boolean(self.advertise_loopback));
+        if let Some(is_relay) = self.relay {
+            node.insert("relay".into(), Value::Boolean(is_relay));
+        }
         if let Some(socket) = &self.control_socket {
             node.insert("control_socket".into(), path(socket));
         }
@@ -181,6 +189,7 @@ impl NodeConfig {
             if let Some(rate) = peer.upload_bytes_per_s {
                 entry.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
             }
+            entry.insert("relay".into(), Value::Boolean(peer.relay));
             Value::Table(entry)
         });
         let mut file = Table::new();

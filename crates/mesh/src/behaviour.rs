@@ -13,9 +13,10 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
-    ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest, LOG_PROTOCOL,
-    LogReply, LogRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest, REALISATION_PROTOCOL, ROSTER_PROTOCOL,
-    RealisationReply, RealisationRequest, RosterReply, RosterRequest, TREE_PROTOCOL, TreeReply, TreeRequest,
+    ANNOUNCE_TOPIC, CIRCUIT_PROTOCOL, CircuitReply, CircuitRequest, DIAL_PROTOCOL, DialReply, DialRequest,
+    GOSSIP_PROTOCOL, GossipReply, GossipRequest, LOG_PROTOCOL, LogReply, LogRequest, NARINFO_PROTOCOL, NarInfoReply,
+    NarInfoRequest, REALISATION_PROTOCOL, ROSTER_PROTOCOL, RealisationReply, RealisationRequest, RosterReply,
+    RosterRequest, TREE_PROTOCOL, TreeReply, TreeRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -46,6 +47,7 @@ pub(super) struct MeshBehaviour {
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
     pub(super) roster: request_response::Behaviour<BytesCodec>,
     pub(super) dial: request_response::Behaviour<BytesCodec>,
+    pub(super) circuit: request_response::Behaviour<BytesCodec>,
     pub(super) control_watch: ControlWatch,
     pub(super) ping: ping::Behaviour,
 }
@@ -107,6 +109,11 @@ impl MeshBehaviour {
                 ROSTER_STREAMS_MAX,
             ),
             dial: request_response(BytesCodec::new(DialRequest::BYTES_MAX, DialReply::BYTES_MAX), DIAL_PROTOCOL, 4),
+            circuit: request_response(
+                BytesCodec::new(CircuitRequest::BYTES_MAX, CircuitReply::BYTES_MAX),
+                CIRCUIT_PROTOCOL,
+                CIRCUIT_STREAMS_MAX,
+            ),
             control_watch: ControlWatch::new(bulk),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(120))),
@@ -122,6 +129,7 @@ pub(super) const LOG_STREAMS_MAX: usize = 16;
 pub(super) const REALISATION_STREAMS_MAX: usize = 32;
 pub(super) const QUORUM_STREAMS_MAX: usize = 32;
 pub(super) const ROSTER_STREAMS_MAX: usize = 8;
+pub(super) const CIRCUIT_STREAMS_MAX: usize = 16;
 
 /// The longest gossipsub message, with what it carries beside announcements: above all the ids of those seen lately
 /// (IHAVE).

@@ -3,7 +3,7 @@
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, NixPublicKey};
 use narmesh_roster::Membership;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A builder whose attestations are kept here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +19,10 @@ pub struct CountedBuilder {
 pub struct MeshConfig {
     /// The allowlist with its configured addresses.
     pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// The peers that relay.
+    pub relays: BTreeSet<PeerId>,
+    /// Whether this node relays for its peers.
+    pub is_relay: bool,
     /// The addresses to listen on.
     pub listen: Vec<Multiaddr>,
     /// Addresses told to peers besides the listen addresses.

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::addresses::socket_address;
+use super::circuits::Way;
 use super::connection_rule::ConnectionRule;
 
 /// Two nodes that dial each other at once have two connections, and neither is dead: the other side dialled before it
@@ -33,6 +34,8 @@ struct OpenConnection {
     peer: PeerId,
     since: Instant,
     dialled: bool,
+    /// Whether a relay passes it on: then a direct one may come beside it, and takes over.
+    relayed: bool,
     /// Our address, if it is known.
     local: Option<IpAddr>,
     /// A connection that we had dialled and that was open when this one came in.
@@ -43,8 +46,8 @@ struct OpenConnection {
 #[derive(Debug, Default)]
 pub(super) struct DeadConnections {
     open: BTreeMap<ConnectionId, OpenConnection>,
-    /// When each pending handshake began; the handshake limits bound their number.
-    knocking: HashMap<ConnectionId, Instant>,
+    /// When each pending handshake began, and whether over a relay; the handshake limits bound their number.
+    knocking: HashMap<ConnectionId, (Instant, bool)>,
     closing: VecDeque<(PeerId, ConnectionId)>,
 }
 
@@ -52,9 +55,10 @@ impl DeadConnections {
     /// Decides on an incoming connection. A node dials only peers that it has no connection with, so a peer that dials
     /// us has lost those that we still have. They are closed, and the peer is refused once, so that everything ends
     /// before it begins anew.
-    fn admit(&mut self, peer: PeerId, knocked: Instant) -> Result<(), DialsAgain> {
+    fn admit(&mut self, peer: PeerId, knocked: Instant, relayed: bool) -> Result<(), DialsAgain> {
         let is_dead = |line: &OpenConnection| !line.dialled || knocked.saturating_duration_since(line.since) > AT_ONCE;
-        if !self.open.values().any(|line| line.peer == peer && is_dead(line)) {
+        let is_beside = |line: &OpenConnection| line.relayed && !relayed;
+        if !self.open.values().any(|line| line.peer == peer && !is_beside(line) && is_dead(line)) {
             return Ok(());
         }
         tracing::info!(%peer, "peer dials again: its earlier connection is dead");
@@ -65,9 +69,11 @@ impl DeadConnections {
     fn on_opened(&mut self, now: Instant, id: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
         self.knocking.remove(&id);
         let dialled = endpoint.is_dialer();
-        let ours = || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled).map(|(id, _)| *id);
+        let ours =
+            || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled && !line.relayed).map(|(id, _)| *id);
+        let relayed = Way::of(endpoint.get_remote_address()) == Way::Relayed;
         let beside = if dialled { None } else { ours() };
-        self.open.insert(id, OpenConnection { peer, since: now, dialled, local: local_end(endpoint), beside });
+        self.open.insert(id, OpenConnection { peer, since: now, dialled, relayed, local: local_end(endpoint), beside });
     }
 
     fn on_closed(&mut self, now: Instant, id: ConnectionId) {
@@ -91,14 +97,14 @@ impl DeadConnections {
 }
 
 impl ConnectionRule for DeadConnections {
-    fn admit_pending(&mut self, id: ConnectionId, _: &Multiaddr) -> Result<(), ConnectionDenied> {
-        self.knocking.insert(id, Instant::now());
+    fn admit_pending(&mut self, id: ConnectionId, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+        self.knocking.insert(id, (Instant::now(), Way::of(remote) == Way::Relayed));
         Ok(())
     }
 
     fn admit_inbound(&mut self, id: ConnectionId, peer: PeerId) -> Result<(), ConnectionDenied> {
-        let knocked = self.knocking.remove(&id).unwrap_or_else(Instant::now);
-        self.admit(peer, knocked).map_err(ConnectionDenied::new)
+        let (knocked, relayed) = self.knocking.remove(&id).unwrap_or_else(|| (Instant::now(), false));
+        self.admit(peer, knocked, relayed).map_err(ConnectionDenied::new)
     }
 
     fn on_event(&mut self, event: FromSwarm<'_>) {
@@ -167,15 +173,19 @@ mod tests {
     fn peer_that_dials_again_is_refused_once_and_its_old_connection_is_closed() {
         let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
         let [first, second] = ids();
-        dead_connections.admit(peer, start).unwrap();
+        dead_connections.admit(peer, start, false).unwrap();
         dead_connections.on_opened(start, first, peer, &here());
-        dead_connections.admit(PeerId::random(), start).expect("another peer");
-        assert_eq!(dead_connections.admit(peer, start), Err(DialsAgain), "it dials twice only when the first is lost");
+        dead_connections.admit(PeerId::random(), start, false).expect("another peer");
+        assert_eq!(
+            dead_connections.admit(peer, start, false),
+            Err(DialsAgain),
+            "it dials twice only when the first is lost"
+        );
         assert_eq!(closing(&mut dead_connections), [first]);
         dead_connections.on_closed(start, first);
-        dead_connections.admit(peer, start).expect("the next one");
+        dead_connections.admit(peer, start, false).expect("the next one");
         dead_connections.on_opened(start, second, peer, &outbound());
-        assert_eq!(dead_connections.admit(peer, start + 2 * AT_ONCE), Err(DialsAgain), "ours is lost as well");
+        assert_eq!(dead_connections.admit(peer, start + 2 * AT_ONCE, false), Err(DialsAgain), "ours is lost as well");
         assert_eq!(closing(&mut dead_connections), [second]);
     }
 
@@ -185,7 +195,7 @@ mod tests {
             let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
             let [ours, theirs] = ids();
             dead_connections.on_opened(start, ours, peer, &outbound());
-            dead_connections.admit(peer, start + AT_ONCE).expect("it may not have known of ours");
+            dead_connections.admit(peer, start + AT_ONCE, false).expect("it may not have known of ours");
             dead_connections.on_opened(start + AT_ONCE, theirs, peer, &here());
             assert!(closing(&mut dead_connections).is_empty());
             dead_connections.on_closed(start + AT_ONCE + lasted, ours);
@@ -207,5 +217,25 @@ mod tests {
         assert_eq!(expired("/ip4/192.0.2.1/tcp/7280"), [gone]);
         assert_eq!(expired("/ip4/127.0.0.1/tcp/7280"), [dialled], "our end of loopback");
         assert!(expired("/ip4/192.0.2.3/tcp/7280").is_empty());
+    }
+
+    #[test]
+    fn a_direct_connection_comes_beside_a_relayed_one_which_ends_without_it() {
+        let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
+        let [relayed, direct] = ids();
+        let over_relay = crate::circuits::over_relay(PeerId::random());
+        let endpoint =
+            ConnectedPoint::Dialer { address: over_relay, role_override: Endpoint::Dialer, port_use: PortUse::New };
+        dead_connections.on_opened(start, relayed, peer, &endpoint);
+        let later = start + 2 * AT_ONCE;
+        dead_connections.admit(peer, later, false).expect("a better way");
+        dead_connections.on_opened(later, direct, peer, &here());
+        dead_connections.on_closed(later, relayed);
+        assert!(closing(&mut dead_connections).is_empty());
+        assert_eq!(
+            dead_connections.admit(peer, later, true),
+            Err(DialsAgain),
+            "over the relay again: the direct one is lost"
+        );
     }
 }

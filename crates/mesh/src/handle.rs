@@ -1,6 +1,8 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
+pub use super::ask_error::AskError;
 use super::attestation_link::{ExchangeLink, ExchangeMessage};
+use super::circuits::RelayView;
 use super::config::MeshConfig;
 use super::first_words::FirstWords;
 use super::nar_client::NarPool;
@@ -34,23 +36,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
-
-/// Why a peer gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// It cannot be reached now.
-    #[error("not connected: {0}")]
-    NotConnected(String),
-    /// It broke the connection or the protocol.
-    #[error("request failed: {0}")]
-    Failed(String),
-    /// It has too much to do.
-    #[error("busy")]
-    Busy,
-    /// The daemon is stopping.
-    #[error("the mesh is stopping")]
-    Stopping,
-}
 
 /// What the driver is asked to do.
 #[derive(Debug)]
@@ -93,6 +78,8 @@ pub struct MeshView {
     pub publication: PublicationView,
     /// Who may hear of the attestations of each builder's node.
     pub audiences: BTreeMap<PeerId, AudienceView>,
+    /// This node as a relay.
+    pub relay: RelayView,
 }
 
 /// The audience of a peer's summary, as far as we know it.

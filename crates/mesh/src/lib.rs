@@ -19,9 +19,11 @@
 //! - whatever a peer makes us keep, read or wait for has a bound.
 
 mod addresses;
+mod ask_error;
 mod attestation_link;
 mod behaviour;
 mod bulk;
+mod circuits;
 mod clock;
 mod codec;
 mod config;
@@ -53,6 +55,7 @@ mod uploads;
 
 pub use addresses::{find_outward_v4, find_outward_v6};
 pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
+pub use circuits::{RelayView, Way};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
 pub use driver::{Mesh, MeshParts, StartError};

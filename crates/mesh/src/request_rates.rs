@@ -34,6 +34,11 @@ const REALISATIONS: Bucket = Bucket { burst: 4_096, per_s: 256 };
 /// Requests for realisations that are told *busy*; above that a peer floods: an honest one has 16 under way and waits 200 ms
 /// after a *busy*.
 const REALISATIONS_BUSY: Bucket = Bucket { burst: 1_024, per_s: 256 };
+/// Requests of one peer about circuits that are answered: a member that has lost all its connections opens two to each of
+/// thirty others, and a relay passes on what all members ask for.
+const CIRCUITS: Bucket = Bucket { burst: 128, per_s: 16 };
+/// Requests about circuits that are told *busy*; above that a peer floods.
+const CIRCUITS_BUSY: Bucket = Bucket { burst: 256, per_s: 32 };
 /// A flood counts as one misdeed per second.
 const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
 /// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
@@ -85,6 +90,10 @@ impl RequestRates {
     }
     pub(super) fn of_logs() -> Self {
         Self { answered: LOGS, busy: LOGS_BUSY, peers: HashMap::new() }
+    }
+
+    pub(super) fn of_circuits() -> Self {
+        Self { answered: CIRCUITS, busy: CIRCUITS_BUSY, peers: HashMap::new() }
     }
 
     pub(super) fn of_realisations() -> Self {

@@ -1,5 +1,6 @@
 //! What each peer did for us and to us: the counters behind `status`, and whom to ask first.
 
+use super::circuits::Way;
 use libp2p::PeerId;
 use narmesh_gossip::{Candidate, Misdeed};
 use narmesh_protocol::AudienceDigest;
@@ -47,6 +48,12 @@ pub struct PeerStats {
     pub connected: bool,
     /// Why no connection is open, as last seen, in words.
     pub why: Option<String>,
+    /// Which way the connection goes: `direct`, `met` (through NATs), or `relayed`.
+    pub way: Option<Way>,
+    /// The peer id of the relay of a relayed connection.
+    pub relay: Option<String>,
+    /// Why it was not reached at its addresses, as last seen, in words.
+    pub not_direct: Option<String>,
     /// `true` once the peer answered a request of ours: it has us on its allowlist. `null` while unknown.
     pub allowed_there: Option<bool>,
     /// Its store directory, if it differs from ours: nothing can be shared then.

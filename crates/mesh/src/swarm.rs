@@ -2,6 +2,7 @@
 
 use super::behaviour::MeshBehaviour;
 use super::bulk::Bulk;
+use super::circuits::{self, Arrived, Circuits, Order, Relay};
 use super::transport::{self, Arrival, Elsewhere, Tls, TlsError};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
@@ -11,8 +12,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// A handshake that takes longer is dropped.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection is made within this, or given up: a circuit may take 8 s, and the handshake on it 3 s.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(12);
 /// A connection that nothing uses is closed after this; mesh members, and bulk connections that are in use, keep
 /// theirs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -31,6 +32,19 @@ pub(super) struct Built {
     pub(super) joins: mpsc::Receiver<Arrival>,
     /// Whether any may.
     pub(super) is_open: Arc<AtomicBool>,
+    /// Its circuits.
+    pub(super) circuits: BuiltCircuits,
+}
+
+/// What circuits need of the driver.
+pub(super) struct BuiltCircuits {
+    pub(super) circuits: Circuits,
+    /// Requests that the driver is to send.
+    pub(super) orders: mpsc::Receiver<Order>,
+    /// Takes the circuits at whose end others dial us.
+    pub(super) arrived: mpsc::Sender<Arrived>,
+    /// This node as a relay.
+    pub(super) relay: Relay,
 }
 
 /// A swarm for `keypair` that admits only `allowed`.
@@ -42,12 +56,17 @@ pub(super) fn build(
     let tls = Tls::new(keypair)?;
     let ((bulk_sender, bulk_arrivals), (joins_sender, joins)) = (transport::arrivals(), transport::arrivals());
     let is_open = Arc::new(AtomicBool::new(false));
-    let elsewhere = Elsewhere { bulk: bulk_sender, joins: joins_sender, is_open: Arc::clone(&is_open) };
-    let bulk = Bulk::new(transport::bulk(tls.clone()));
+    let relay = Relay::default();
+    let elsewhere =
+        Elsewhere { bulk: bulk_sender, joins: joins_sender, is_open: Arc::clone(&is_open), relay: relay.clone() };
+    let (circuits, orders) = Circuits::new();
+    let (arrived_sender, arrived) = circuits::arrivals();
+    let bulk = Bulk::new(transport::bulk(tls.clone(), circuits.clone()));
     let behaviour = MeshBehaviour::new(keypair, allowed, connections_max, bulk.clone());
-    let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
+    let on_circuits = circuits.clone();
+    let mut swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_other_transport(|_| transport::control(tls, elsewhere))
+        .with_other_transport(|_| transport::control(tls, elsewhere, on_circuits, arrived))
         .unwrap_or_else(|never| match never {})
         .with_behaviour(|_| behaviour)
         .unwrap_or_else(|never| match never {})
@@ -57,7 +76,9 @@ pub(super) fn build(
                 .with_substream_upgrade_protocol_override(Version::V1Lazy)
                 .with_max_negotiating_inbound_streams(NEGOTIATING_MAX)
         })
-        .with_connection_timeout(HANDSHAKE_TIMEOUT)
+        .with_connection_timeout(CONNECTION_TIMEOUT)
         .build();
-    Ok(Built { swarm, bulk, bulk_arrivals, joins, is_open })
+    swarm.listen_on(circuits::listen_address()).expect("our own transport listens there");
+    let circuits = BuiltCircuits { circuits, orders, arrived: arrived_sender, relay };
+    Ok(Built { swarm, bulk, bulk_arrivals, joins, is_open, circuits })
 }

@@ -21,6 +21,7 @@ pub(super) enum Protocol {
     Realisation,
     Quorum,
     Roster,
+    Circuit,
 }
 
 /// Tells a request from those of all protocols.

@@ -108,6 +108,7 @@ mod tests {
             name: name.to_owned(),
             role: MemberRole::Client,
             builder_key: None,
+            relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),
         }

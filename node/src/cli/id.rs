@@ -135,6 +135,7 @@ pub(super) fn introduced(name: &str, settings: &Settings, secrets: &Secrets) -> 
         name: name.to_owned(),
         peer_id: secrets.peer_id().to_string(),
         addresses: addresses.iter().map(Multiaddr::to_string).collect(),
+        relay: false,
         upload_bytes_per_s: 0,
     }
 }

@@ -57,6 +57,13 @@ pub(super) enum Command {
         /// `client` or `builder`
         role: String,
     },
+    /// Have a member relay for others that cannot reach each other, or not: it has to be one that all of them reach
+    Relay {
+        /// The member's name
+        name: String,
+        /// `on` or `off`
+        switch: String,
+    },
     /// Close all invitations that are open
     CloseInvitations,
     /// Admit a machine by the file that `narmesh join --request FILE` wrote there, and give `export` to it
@@ -176,6 +183,7 @@ impl Place {
             name,
             role,
             builder_key: self.secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+            relay: false,
             ephemeral_s: 0,
         })
     }
@@ -195,6 +203,13 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
             let role = role_of(role)?;
             edit_member(config, name, |member| {
                 member.role = role;
+                Ok(())
+            })
+        }
+        Command::Relay { name, switch } => {
+            let is_relay = switch_of(switch)?;
+            edit_member(config, name, |member| {
+                member.relay = is_relay;
                 Ok(())
             })
         }
@@ -218,6 +233,14 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
 
 fn role_of(word: &str) -> anyhow::Result<MemberRole> {
     parse_role(word).with_context(|| format!("role {word:?} is refused; accepted: client, builder"))
+}
+
+fn switch_of(word: &str) -> anyhow::Result<bool> {
+    match word {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => anyhow::bail!("switch {other:?} is refused; accepted: on, off"),
+    }
 }
 
 /// A time such as `2h`.

@@ -13,6 +13,7 @@ struct MemberView {
     name: String,
     peer_id: Option<String>,
     role: &'static str,
+    relay: bool,
     builder_key: Option<String>,
     ephemeral_s: u32,
     addresses: Vec<String>,
@@ -42,6 +43,7 @@ impl MeshReport {
             name: member.name.clone(),
             peer_id: member.peer_id().map(|peer| peer.to_string()),
             role: role_word(member.role),
+            relay: member.relay,
             builder_key: member.builder_key.clone(),
             ephemeral_s: member.ephemeral_s,
             addresses: member.addresses.clone(),
@@ -77,7 +79,8 @@ impl MeshReport {
                 0 => String::new(),
                 seconds => format!("  removed when away for {}", duration(seconds.into())),
             };
-            text += &format!("{name:<width$}  {:<7}  {peer}{ephemeral}{this}\n", member.role);
+            let relay = if member.relay { "  relay" } else { "" };
+            text += &format!("{name:<width$}  {:<7}  {peer}{relay}{ephemeral}{this}\n", member.role);
         }
         text
     }
@@ -93,6 +96,7 @@ mod tests {
             name: "runner".to_owned(),
             peer_id: Some("12D3KooWa".to_owned()),
             role: "client",
+            relay: true,
             builder_key: None,
             ephemeral_s: 5_400,
             addresses: Vec::new(),
@@ -109,7 +113,7 @@ mod tests {
         assert_eq!(
             report.text(),
             "mesh home:AA==\nroster version 3 of 1970-01-01 00:00 UTC\n\n\
-             runner  client   12D3KooWa  removed when away for 1 h 30 min\n"
+             runner  client   12D3KooWa  relay  removed when away for 1 h 30 min\n"
         );
     }
 }

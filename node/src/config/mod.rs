@@ -79,6 +79,8 @@ pub struct NodeConfig {
     pub external_addresses: Vec<String>,
     /// Whether to tell peers loopback addresses and to use theirs: only for several nodes on one machine.
     pub advertise_loopback: bool,
+    /// Whether this node relays for its peers; if absent, as the roster says.
+    pub relay: Option<bool>,
 }
 
 impl Default for NodeConfig {
@@ -92,6 +94,7 @@ impl Default for NodeConfig {
             listen: ["/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280"].map(str::to_owned).into(),
             external_addresses: Vec::new(),
             advertise_loopback: false,
+            relay: None,
         }
     }
 }
@@ -332,6 +335,9 @@ pub struct PeerConfig {
     /// peers.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// Whether it relays for this node.
+    #[serde(default)]
+    pub relay: bool,
     /// The most bytes per second of NARs sent to it, 16,384 or more; 0 for no limit but that of all peers.
     #[serde(default)]
     pub upload_bytes_per_s: u32,

@@ -37,6 +37,10 @@ pub(crate) fn render(config: &Config) -> String {
         ("node.listen", list(&node.listen)),
         ("node.external_addresses", list(&node.external_addresses)),
         ("node.advertise_loopback", node.advertise_loopback.to_string()),
+        (
+            "node.relay",
+            node.relay.map_or_else(|| "# relay = false".to_owned(), |is_relay| format!("relay = {is_relay}")),
+        ),
         ("gateway.listen", quoted(&gateway.listen)),
         ("gateway.host_names", list(&gateway.host_names)),
         ("gateway.priority", gateway.priority.to_string()),
@@ -101,8 +105,9 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
         0 => String::new(),
         limit => format!("upload_bytes_per_s = {limit}\n"),
     };
+    let relay = if peer.relay { "relay = true\n" } else { "" };
     format!(
-        "[[peer]]\nname = {}\npeer_id = {}\naddresses = {}\n{limit}",
+        "[[peer]]\nname = {}\npeer_id = {}\naddresses = {}\n{relay}{limit}",
         quoted(&peer.name),
         quoted(&peer.peer_id),
         list(&peer.addresses)
@@ -228,6 +233,9 @@ listen = @node.listen@
 external_addresses = @node.external_addresses@
 # Whether to tell peers loopback addresses and to use theirs: only for several nodes on one machine.
 advertise_loopback = @node.advertise_loopback@
+# Whether this node passes bytes on between peers of its own that cannot reach each other (docs/mesh.md); it has to be one
+# that all of them reach. Default: what the roster says of it.
+@node.relay@
 
 [gateway]
 # Address and port of the substituter for Nix on this machine. Only loopback addresses are accepted. Read at start only.
@@ -368,12 +376,14 @@ discover_lan = @mesh.discover_lan@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
 # Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or
-# /dns4/, /dns6/), is resolved again for each dial. upload_bytes_per_s is the most that is sent to this peer, as in
+# /dns4/, /dns6/), is resolved again for each dial. relay: whether it passes bytes on between this node and others that
+# cannot reach each other. upload_bytes_per_s is the most that is sent to this peer, as in
 # [limits], and within that.
 # [[peer]]
 # name = "buildbox"
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
+# relay = false
 # upload_bytes_per_s = 0
 @peer@
 # Upstream caches: HTTP caches, and directories in the same layout (file:///srv/cache), that are asked beside the mesh

@@ -25,6 +25,7 @@ fn every_value_survives_being_written_and_read_back() {
         listen = ["l1", "l2"]
         external_addresses = ["e"]
         advertise_loopback = true
+        relay = true
         [gateway]
         listen = "g"
         host_names = ["h"]
@@ -84,6 +85,7 @@ fn every_value_survives_being_written_and_read_back() {
         name = "p\nq"
         peer_id = "id"
         addresses = ["a"]
+        relay = true
         upload_bytes_per_s = 7
         [[peer]]
         name = "r"

@@ -71,6 +71,8 @@ pub(super) fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig 
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     MeshConfig {
         peers: settings.peer_addresses(),
+        relays: settings.peers.iter().filter(|peer| peer.relay).map(|peer| peer.peer_id).collect(),
+        is_relay: settings.node.relay.unwrap_or(false),
         listen: settings.node.listen.clone(),
         external_addresses: settings.node.external_addresses.clone(),
         advertise_loopback: settings.node.advertise_loopback,

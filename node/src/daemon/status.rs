@@ -9,7 +9,8 @@ use crate::serving::minute_now;
 use crate::settings::{PeerSettings, Settings};
 use crate::status::{
     BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, MeshStatus, OwnStatus, PeerStatus, QuorumStatus,
-    RequestStatus, RevokedStatus, RosterStatus, Status, StoreStatus, SummarySource, SummaryStatus, UpstreamStatus,
+    RelayStatus, RequestStatus, RevokedStatus, RosterStatus, Status, StoreStatus, SummarySource, SummaryStatus,
+    UpstreamStatus,
 };
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::{AudienceView, MeshView, PeerStats, now};
@@ -36,7 +37,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
     };
     let statistics = daemon.mesh.statistics().all();
     let counts = daemon.gateway_metrics.counts();
-    let peers: Vec<_> = settings.peers.iter().map(|peer| peer_status(peer, &statistics, &view)).collect();
+    let peers: Vec<_> = settings.peers.iter().map(|peer| peer_status(&settings, peer, &statistics, &view)).collect();
     Ok(Status {
         peer_id: daemon.secrets.peer_id().to_string(),
         software: concat!("narmesh/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -80,6 +81,10 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         builders: builder_statuses(daemon, &settings, &view),
         peers,
         upstreams: daemon.upstreams.all().iter().map(|(_, upstream)| upstream_status(upstream)).collect(),
+        relay: view
+            .relay
+            .is_on
+            .then_some(RelayStatus { circuits: view.relay.circuits as u64, bytes: view.relay.bytes }),
         rss_bytes: ProcessStat::read().map_or(0, |stat| stat.resident_bytes),
     })
 }
@@ -175,9 +180,16 @@ fn builder_statuses(daemon: &Daemon, settings: &Settings, view: &MeshView) -> Ve
     settings.quorum.builders().map(status).collect()
 }
 
-fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, view: &MeshView) -> PeerStatus {
+fn peer_status(
+    settings: &Settings,
+    peer: &PeerSettings,
+    statistics: &BTreeMap<PeerId, PeerStats>,
+    view: &MeshView,
+) -> PeerStatus {
     let mut stats = statistics.get(&peer.peer_id).cloned().unwrap_or_default();
     stats.why = stats.why.map(|why| plainly(&why).into_owned());
+    stats.not_direct = stats.not_direct.map(|why| plainly(&why).into_owned());
+    let relay = stats.relay.as_ref().and_then(|id| settings.peers.iter().find(|peer| peer.peer_id.to_string() == *id));
     let seen = view.peers.iter().find(|seen| seen.peer == peer.peer_id);
     let summary = seen.and_then(|seen| seen.summary.as_ref()).map(|summary| SummaryStatus {
         epoch: summary.generation.epoch,
@@ -194,6 +206,7 @@ fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, vi
     PeerStatus {
         name: peer.name.clone(),
         peer_id: peer.peer_id.to_string(),
+        relay_name: relay.map(|relay| relay.name.clone()),
         summary,
         rtt_ms: stats.latency.map(|latency| latency.as_secs_f64() * 1e3),
         set_aside_s: stats.set_aside_left().map(|left| left.as_secs()),

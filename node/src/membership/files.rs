@@ -284,7 +284,15 @@ mod tests {
     fn member(number: u8) -> Member {
         let name = format!("machine {number}");
         let addresses = Vec::new();
-        Member { node_key: [number; 32], name, role: MemberRole::Client, builder_key: None, ephemeral_s: 0, addresses }
+        Member {
+            node_key: [number; 32],
+            name,
+            role: MemberRole::Client,
+            builder_key: None,
+            relay: false,
+            ephemeral_s: 0,
+            addresses,
+        }
     }
 
     /// This machine, which is no member in most of these tests.

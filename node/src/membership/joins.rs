@@ -77,6 +77,7 @@ impl Admission {
             // Who comes again stays a builder.
             role: known.map_or(invitation.role, |known| higher(known.role, invitation.role)),
             builder_key: request.builder_key.clone(),
+            relay: known.is_some_and(|known| known.relay),
             ephemeral_s: invitation.ephemeral_s,
             addresses: request.addresses.clone(),
         };
@@ -179,6 +180,7 @@ mod tests {
             name: "founder".to_owned(),
             role: MemberRole::Builder,
             builder_key: Some(NixSecretKey::from_seed("b-1", &[9; 32]).unwrap().public().to_string()),
+            relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),
         }
@@ -225,6 +227,7 @@ mod tests {
             name: name.to_owned(),
             role: MemberRole::Client,
             builder_key: None,
+            relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),
         };

@@ -125,6 +125,8 @@ pub struct NodeSettings {
     pub external_addresses: Vec<Multiaddr>,
     /// Whether loopback addresses are told to peers, and those of peers are used.
     pub advertise_loopback: bool,
+    /// Whether this node relays for its peers, if the configuration says so.
+    pub relay: Option<bool>,
 }
 
 /// Checked `[limits]`.
@@ -281,6 +283,7 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         listen: addresses::check("node.listen", &node.listen, AddressUse::Listen)?,
         external_addresses: addresses::check("node.external_addresses", &node.external_addresses, AddressUse::Tell)?,
         advertise_loopback: node.advertise_loopback,
+        relay: node.relay,
     })
 }
 

@@ -17,6 +17,8 @@ pub struct PeerSettings {
     pub peer_id: PeerId,
     /// At most [`ADDRESSES_MAX`] addresses to dial, `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
     pub addresses: Vec<Multiaddr>,
+    /// Whether it relays for this node.
+    pub relay: bool,
     /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`](narmesh_mesh::UPLOAD_BYTES_PER_S_MIN); `None` for no limit of its own.
     pub upload_bytes_per_s: Option<NonZeroU32>,
 }
@@ -64,5 +66,5 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     }
     let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
     let upload_bytes_per_s = check_upload_rate(&key("upload_bytes_per_s"), config.upload_bytes_per_s)?;
-    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses, upload_bytes_per_s })
+    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses, relay: config.relay, upload_bytes_per_s })
 }

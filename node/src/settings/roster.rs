@@ -45,7 +45,11 @@ impl Settings {
                 remarks.push(format!("member {:?} of the roster has no Ed25519 node key", member.name));
                 continue;
             };
-            if peer_id != *me && self.peer(&peer_id).is_none() {
+            if peer_id == *me {
+                self.node.relay = self.node.relay.or(Some(member.relay));
+            } else if let Some(known) = self.peers.iter_mut().find(|peer| peer.peer_id == peer_id) {
+                known.relay |= member.relay;
+            } else {
                 if self.peers.len() >= Summary::AUDIENCE_MAX {
                     remarks.push(format!(
                         "member {:?} is no peer: there are {} already",
@@ -56,7 +60,13 @@ impl Settings {
                 }
                 let name = self.free_name(&member.name);
                 let addresses = self.addresses_of(member);
-                self.peers.push(PeerSettings { name, peer_id, addresses, upload_bytes_per_s: None });
+                self.peers.push(PeerSettings {
+                    name,
+                    peer_id,
+                    addresses,
+                    relay: member.relay,
+                    upload_bytes_per_s: None,
+                });
             }
             let Some(key) = builder_key_of(member) else { continue };
             match keys.iter().find(|known| known.name() == key.name()) {
@@ -115,6 +125,7 @@ mod tests {
             name: name.to_owned(),
             role,
             builder_key,
+            relay: false,
             ephemeral_s: 0,
             addresses,
         }

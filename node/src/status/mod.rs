@@ -56,6 +56,9 @@ pub struct Status {
     /// The `[[builder]]`s, in the order of the configuration.
     #[serde(default)]
     pub builders: Vec<BuilderStatus>,
+    /// This node as a relay, if it is one.
+    #[serde(default)]
+    pub relay: Option<RelayStatus>,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
 }
@@ -82,6 +85,15 @@ pub struct RosterStatus {
     pub name: String,
     /// What this machine is in it: `client` or `builder`.
     pub role: String,
+}
+
+/// What a relay does for its peers.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Circuits that are open or being opened.
+    pub circuits: u64,
+    /// Bytes passed on since the start, both directions together.
+    pub bytes: u64,
 }
 
 /// Which configuration is in force.
@@ -162,6 +174,9 @@ pub struct PeerStatus {
     /// Its connection, counters and misdeeds; in the JSON on the same level as the other fields.
     #[serde(flatten)]
     pub stats: PeerStats,
+    /// The name of the relay of a relayed connection.
+    #[serde(default)]
+    pub relay_name: Option<String>,
     /// Its newest summary.
     pub summary: Option<SummaryStatus>,
     /// Moving average of its narinfo answers, or the first ping, milliseconds.

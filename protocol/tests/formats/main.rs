@@ -7,6 +7,7 @@
     reason = "a failing test is what a panic is for here"
 )]
 
+mod circuits;
 mod golden;
 mod mesh;
 mod nar;

@@ -191,8 +191,8 @@ fn trees_have_the_bytes_in_the_documentation() {
 
 /// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
 const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
-const SIGNATURE: &str = "4c54694a2c026bafe9621fbd0182d59e57b693ae36861c6148f99c6264b0234410e896e4ea9adbb28da3f270bc1f20793604da950509bd374c0851f599cb5105";
-const DIGEST: &str = "99772002f1ae1fe7cd3e6f3415c7d731c81065979e964714e222e2f9436bb5c6";
+const SIGNATURE: &str = "880d9c1ff0f24ca3affd490d7d3579ae3332990dddef223f01531a0d67967f61b1f56d99e7c4ebbcff3590edb1b2981d305a10416896f53a96190e6a307b2001";
+const DIGEST: &str = "9438cd244c419f77cec284da3569e7564ffb2b1a49dfe5d7745957f95f92fe46";
 
 /// The same of a roster with one member.
 #[test]
@@ -204,6 +204,7 @@ fn rosters_have_the_bytes_in_the_documentation() {
         name: "box".to_owned(),
         role: MemberRole::Builder,
         builder_key: None,
+        relay: false,
         ephemeral_s: 0,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
     };
@@ -213,7 +214,7 @@ fn rosters_have_the_bytes_in_the_documentation() {
     let bytes = signed.as_bytes();
     let payload = "010000000000000000505c18a30100000100000000000000\
         000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
-        0300000000000000626f7801000000000000000001000000000000001700000000000000\
+        0300000000000000626f780100000000000000000001000000000000001700000000000000\
         2f6970342f3139322e302e322e312f7463702f37323830\
         0100000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0300000000000000";
     assert_eq!(hex(&bytes[97..]), payload);

@@ -1,11 +1,12 @@
 //! Private networks: namespaces joined by a bridge, or by the [`Emulator`].
 //!
-//! Walk: [`Network::on_a_bridge`] or [`Network::in_sites`] makes a namespace for each machine, with the interface `eth0`
+//! Walk: [`Network::on_a_bridge`], [`Network::in_sites`] or [`Network::behind_nats`] makes a namespace for each machine, with the interface `eth0`
 //! and an address; [`crate::TestNode::live_on`] puts a daemon and its Nix into one.
 //! Invariants: no namespace has a way out, so all traffic stays inside; names carry the process id, so that a later run can
 //! remove what a killed one left; everything is removed with the [`Network`].
 
 mod namespace;
+mod nat;
 mod shaped;
 
 use std::fs;
@@ -20,6 +21,7 @@ use crate::emulator::{Emulator, Link, Site};
 use crate::process::finish;
 
 pub use namespace::{Namespace, Traffic};
+pub use nat::{Nat, Place};
 
 use namespace::{NAMESPACES, ip_batch};
 

@@ -114,7 +114,7 @@ impl TestNode {
     /// Puts `other` on the allowlist, without an address, and trusts its builder key.
     pub fn allow(&mut self, other: &PeerCard) {
         let (name, peer_id) = (other.name.clone(), other.peer_id.clone());
-        let entry = PeerEntry { name, peer_id, addresses: Vec::new(), upload_bytes_per_s: None };
+        let entry = PeerEntry { name, peer_id, addresses: Vec::new(), upload_bytes_per_s: None, relay: false };
         self.config.peers.retain(|known| known.name != other.name);
         self.config.peers.push(entry);
         self.config.trusted_public_keys.extend(other.builder_key.clone());
@@ -123,6 +123,16 @@ impl TestNode {
     /// Takes `name` off the allowlist.
     pub fn disallow(&mut self, name: &str) {
         self.config.peers.retain(|known| known.name != name);
+    }
+
+    /// Uses a peer that is on the allowlist as a relay.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn rely_on(&mut self, name: &str) {
+        let entry = self.config.peers.iter_mut().find(|known| known.name == name).expect("allowed before");
+        entry.relay = true;
     }
 
     /// Adds an address of a peer that is on the allowlist.

@@ -5,9 +5,9 @@ use crate::memory::MemoryBound;
 use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
-    DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest, LogPart, LogReply, LogRequest,
-    NarInfoReply, NarInfoRequest, NarReply, NarRequest, RealisationReply, RealisationRequest, Referral, RosterReply,
-    RosterRequest, Sync, TreeReply, TreeRequest,
+    CircuitReply, CircuitRequest, DialReply, DialRequest, GossipReply, GossipRequest, Have, JoinReply, JoinRequest,
+    LogPart, LogReply, LogRequest, NarInfoReply, NarInfoRequest, NarReply, NarRequest, RealisationReply,
+    RealisationRequest, Referral, RelayHello, RelayWelcome, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Member, MemberRole, NarHash,
@@ -55,7 +55,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 23] = [
+pub(super) const TARGETS: [Target; 27] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -140,6 +140,25 @@ pub(super) const TARGETS: [Target; 23] = [
             .to_vec()
     }),
     message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
+    message!("circuit-request", CircuitRequest, || {
+        let come = CircuitRequest::Come { from: [1; 32], ticket: [2; 16] };
+        let addresses = vec![SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 7_280))];
+        let meet = CircuitRequest::Meet { addresses, token: [3; 16] };
+        [CircuitRequest::Open([1; 32]), come, meet].map(|request| request.encode().expect("fits")).to_vec()
+    }),
+    message!("circuit-reply", CircuitReply, || {
+        let meeting = CircuitReply::Meeting(vec![SocketAddr::from((Ipv6Addr::LOCALHOST, 7_280))]);
+        [CircuitReply::Ticket([2; 16]), CircuitReply::Coming, CircuitReply::Refused, CircuitReply::Busy, meeting]
+            .map(|reply| reply.encode().expect("fits"))
+            .to_vec()
+    }),
+    message!("relay-hello", RelayHello, || {
+        [RelayHello::Join([2; 16]), RelayHello::Observe].map(|hello| hello.encode().expect("fits")).to_vec()
+    }),
+    message!("relay-welcome", RelayWelcome, || {
+        let observed = RelayWelcome::Observed(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 7_280)));
+        [RelayWelcome::Joined, RelayWelcome::Refused, observed].map(|welcome| welcome.encode().expect("fits")).to_vec()
+    }),
     message!("dial-reply", DialReply, || {
         [DialReply::Dialling, DialReply::NotNow].map(|reply| reply.encode().expect("fits")).to_vec()
     }),
@@ -210,6 +229,7 @@ fn roster_seeds() -> Vec<Vec<u8>> {
         name: format!("box {number}"),
         role: MemberRole::Builder,
         builder_key: Some(key.public().to_string()),
+        relay: number == 1,
         ephemeral_s: 60,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
     };

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +44,8 @@ struct Usage {
     here: AtomicUsize,
     peer: Arc<AtomicUsize>,
     last: Mutex<Instant>,
+    /// A better connection takes its place once nothing uses it.
+    is_retired: AtomicBool,
 }
 
 /// A request under way: keeps the connection, and the control connection beside it, from being closed as idle.
@@ -68,7 +70,8 @@ impl Drop for InUse {
 
 impl Usage {
     fn is_idle(&self) -> bool {
-        self.here.load(Ordering::Relaxed) == 0 && self.last.lock().elapsed() >= IDLE_MAX
+        let longest = if self.is_retired.load(Ordering::Relaxed) { IDLE_CHECK } else { IDLE_MAX };
+        self.here.load(Ordering::Relaxed) == 0 && self.last.lock().elapsed() >= longest
     }
 }
 
@@ -89,7 +92,12 @@ impl Connection {
         ended: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (openings, wanted) = mpsc::channel(OPENING_MAX);
-        let usage = Usage { here: AtomicUsize::new(0), peer: in_use_by_peer, last: Mutex::new(Instant::now()) };
+        let usage = Usage {
+            here: AtomicUsize::new(0),
+            peer: in_use_by_peer,
+            last: Mutex::new(Instant::now()),
+            is_retired: AtomicBool::new(false),
+        };
         let connection = Self { id, came_in, openings, closing: CancellationToken::new(), usage: Arc::new(usage) };
         let handle = connection.clone();
         tokio::spawn(async move {
@@ -106,6 +114,16 @@ impl Connection {
     /// Whether streams can still be opened on it, as far as is known.
     pub(crate) fn is_open(&self) -> bool {
         !self.closing.is_cancelled() && !self.openings.is_closed()
+    }
+
+    /// Whether requests may still be begun on it.
+    pub(crate) fn takes_requests(&self) -> bool {
+        self.is_open() && !self.usage.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// Begins nothing more on it, and closes it when what is under way has ended.
+    pub(super) fn retire(&self) {
+        self.usage.is_retired.store(true, Ordering::Relaxed);
     }
 
     /// Opens a stream.

@@ -1,6 +1,6 @@
 //! Which control connections are open, and which of them a bulk connection keeps from being closed as idle.
 
-use super::Bulk;
+use super::{Bulk, Way};
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::DeniedUpgrade;
 use libp2p::core::{ConnectedPoint, Endpoint};
@@ -57,7 +57,8 @@ impl NetworkBehaviour for ControlWatch {
                     ConnectedPoint::Dialer { address, .. } => Some(address.clone()),
                     ConnectedPoint::Listener { .. } => None,
                 };
-                self.0.on_control_opened(event.peer_id, event.connection_id, dialled);
+                let way = Way::of(event.endpoint.get_remote_address());
+                self.0.on_control_opened(event.peer_id, event.connection_id, way, dialled);
             }
             FromSwarm::ConnectionClosed(event) => self.0.on_control_closed(&event.peer_id, event.connection_id),
             // Nothing else begins or ends a connection.

@@ -13,6 +13,7 @@ mod pause;
 pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
+use super::circuits::Way;
 use super::clock::moment;
 use super::connection_rates::ConnectionRates;
 use super::statistics::PeerStatistics;
@@ -35,6 +36,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) const PER_SIDE_MAX: usize = 2;
 /// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
 const DIAL_MAX: Duration = Duration::from_secs(5);
+/// The same over a relay, or to a peer that we meet.
+const LONG_DIAL_MAX: Duration = Duration::from_secs(12);
 /// The dialler sees its control connection a moment before the listener does: a bulk connection waits this long for it.
 const EARLY_MAX: Duration = Duration::from_secs(1);
 /// How long a hint that NARs will be wanted counts while the control connection is not there yet.
@@ -79,8 +82,8 @@ struct Table {
 /// The connections with one peer.
 #[derive(Default)]
 struct PeerBulk {
-    /// Its control connections, each with the address if we dialled it.
-    control: BTreeMap<ConnectionId, Option<Multiaddr>>,
+    /// Its control connections.
+    control: BTreeMap<ConnectionId, Control>,
     /// Its bulk connections, oldest first.
     connections: Vec<Connection>,
     in_use: Arc<AtomicUsize>,
@@ -92,6 +95,13 @@ struct PeerBulk {
     dial: Option<u64>,
     failures: Failures,
     waiting: Vec<oneshot::Sender<Result<Connection, String>>>,
+}
+
+/// One control connection.
+struct Control {
+    way: Way,
+    /// The address, if we dialled it.
+    dialled: Option<Multiaddr>,
 }
 
 impl std::fmt::Debug for Bulk {
@@ -188,11 +198,15 @@ impl Bulk {
         self.0.surroundings.get().is_some_and(|around| around.statistics.stats(peer).is_some())
     }
 
-    /// Notes an open control connection; `dialled` is the address, if we dialled it.
-    fn on_control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+    /// Notes an open control connection that goes this way; `dialled` is the address, if we dialled it.
+    fn on_control_opened(&self, peer: PeerId, id: ConnectionId, way: Way, dialled: Option<Multiaddr>) {
         let mut table = self.0.table.lock();
         let known = table.peers.entry(peer).or_default();
-        known.control.insert(id, dialled);
+        if known.control.values().all(|control| control.way < way) {
+            // Each bulk connection goes the way of a control connection. What is under way on it goes on there.
+            known.connections.iter().for_each(Connection::retire);
+        }
+        known.control.insert(id, Control { way, dialled });
         // The peer can be reached now, so earlier failures say nothing.
         known.failures = Failures::default();
         let early = known.early.take();
@@ -298,8 +312,9 @@ impl Bulk {
         tokio::time::sleep(pause).await;
         let address = self.0.table.lock().peers.get(&peer).and_then(PeerBulk::address);
         let Some(address) = address else { return self.ask_to_dial(peer, number).await };
-        let dialled = tokio::time::timeout(DIAL_MAX, self.dial_address(peer, address)).await;
-        let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {DIAL_MAX:?}")));
+        let longest = if Way::of(&address) == Way::Direct { DIAL_MAX } else { LONG_DIAL_MAX };
+        let dialled = tokio::time::timeout(longest, self.dial_address(peer, address)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {longest:?}")));
         let mut table = self.0.table.lock();
         // If the control connection is gone meanwhile, the bulk connection is closed, too.
         if table.peers.get(&peer).is_none_or(|known| known.control.is_empty()) {
@@ -324,8 +339,11 @@ impl Bulk {
         if let Some(around) = self.0.surroundings.get() {
             drop(around.asks_to_dial.send(AskToDial { peer, number }).await);
         }
-        tokio::time::sleep(DIAL_MAX).await;
-        self.0.table.lock().on_dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));
+        let is_direct =
+            || self.0.table.lock().peers.get(&peer).is_none_or(|known| known.best_way() == Some(Way::Direct));
+        let longest = if is_direct() { DIAL_MAX } else { LONG_DIAL_MAX };
+        tokio::time::sleep(longest).await;
+        self.0.table.lock().on_dial_failed(peer, number, &format!("the peer did not dial within {longest:?}"));
     }
 }
 
@@ -354,12 +372,19 @@ impl Table {
 
 impl PeerBulk {
     fn newest(&self) -> Option<&Connection> {
-        self.connections.iter().rev().find(|connection| connection.is_open())
+        self.connections.iter().rev().find(|connection| connection.takes_requests())
     }
 
-    /// An address at which we dialled the peer: it is known to lead there.
+    /// The address at which we dialled the peer, if its best control connection is one that we dialled: it is known to
+    /// lead there.
     fn address(&self) -> Option<Multiaddr> {
-        self.control.values().rev().find_map(Clone::clone)
+        let best = self.best_way()?;
+        let of_the_best = self.control.values().rev().filter(|control| control.way == best);
+        of_the_best.into_iter().find_map(|control| control.dialled.clone())
+    }
+
+    fn best_way(&self) -> Option<Way> {
+        self.control.values().map(|control| control.way).max()
     }
 
     fn end(&mut self, why: &str) {

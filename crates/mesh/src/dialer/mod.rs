@@ -9,10 +9,12 @@ mod found;
 
 use self::found::Found;
 use super::addresses::socket_address;
+use super::circuits::{Way, over_relay};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
 use rand::{Rng, RngExt};
-use std::collections::BTreeMap;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
@@ -55,6 +57,10 @@ const BACK_SOON_MS: u64 = 3_000;
 const EXPECTED_MS: u64 = 1_000;
 /// A peer that comes and goes does not make us dial all others more often than this.
 const RETURNS_PAUSE_MS: u64 = 60_000;
+/// Relays that we keep connections with, those with the lowest peer ids: so any two members have one in common.
+const RELAYS_KEPT_MAX: usize = 8;
+/// Relays over which a peer is dialled at a time.
+const RELAYS_TRIED_MAX: usize = 2;
 /// Addresses kept for each peer, of the configured and of the learned ones each.
 const ADDRESSES_MAX: usize = 8;
 
@@ -82,6 +88,14 @@ struct Target {
     is_demanded: bool,
     /// It is shut out, and not dialled before this.
     left_until: Moment,
+    /// Its addresses failed, and the relays come next.
+    is_relays_turn: bool,
+    /// The last dial was one over relays.
+    was_relayed: bool,
+    /// It is a relay that we want a connection with, whatever others there are.
+    is_kept: bool,
+    /// The relays over which it may be dialled, the first to be tried first.
+    relays: Vec<PeerId>,
 }
 
 /// Why a peer cannot be dialled on demand now.
@@ -144,6 +158,24 @@ impl Dialer {
         }
     }
 
+    /// Sets which peers are relays, and with which of them there is a connection.
+    pub(super) fn set_relays(&mut self, now: Moment, relays: &BTreeSet<PeerId>, connected: &BTreeSet<PeerId>) {
+        let kept: BTreeSet<_> = relays.iter().take(RELAYS_KEPT_MAX).collect();
+        for (peer, target) in &mut self.targets {
+            target.is_kept = kept.contains(peer);
+            let mut usable: Vec<_> = connected.iter().filter(|relay| *relay != peer).copied().collect();
+            // Another order for each peer, the same at every start: so no relay has all the circuits.
+            usable.sort_unstable_by_key(|relay| rank_of_relay(relay, peer));
+            usable.truncate(RELAYS_TRIED_MAX);
+            let is_new = usable.iter().any(|relay| !target.relays.contains(relay));
+            target.relays = usable;
+            let is_unreached = target.failures > 0 || target.configured.is_empty() && target.learned.is_empty();
+            if is_new && !target.connected && !target.dialing && is_unreached {
+                (target.is_relays_turn, target.next) = (true, target.next.min(now));
+            }
+        }
+    }
+
     /// Takes the addresses from a peer's own signed summary, already filtered.
     pub(super) fn learn(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
@@ -182,6 +214,8 @@ impl Dialer {
         let was_cut_off = target.failures >= FAILURES_CUT_MIN;
         (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
         (target.lost, target.is_demanded) = (None, false);
+        // If this one ends, the way that led to it comes first.
+        target.is_relays_turn = via.is_some_and(|via| Way::of(via) == Way::Relayed);
         if let Some(via) = via.and_then(socket_address) {
             target.found.prove(via);
             // The address is proven now: it may be dialled again if this connection is refused.
@@ -226,6 +260,11 @@ impl Dialer {
         let are_returning = self.returned.is_some_and(|since| now.since(since) < RETURNS_MS);
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
+            target.is_relays_turn = !target.was_relayed && !target.relays.is_empty();
+            if target.is_relays_turn {
+                target.next = now;
+                return;
+            }
             let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
             let growth = if are_returning { 0 } else { target.failures.min(16) };
             let mut pause = (PAUSE_MIN_MS << growth).min(longest);
@@ -249,6 +288,11 @@ impl Dialer {
         }
     }
 
+    /// Whether the last dial was one over relays.
+    pub(super) fn was_relayed(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer).is_some_and(|target| target.was_relayed)
+    }
+
     /// Whether the last dial failed.
     pub(super) fn has_failed(&self, peer: &PeerId) -> bool {
         self.targets.get(peer).is_some_and(|target| target.failures > 0)
@@ -268,14 +312,16 @@ impl Dialer {
     pub(super) fn take_due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut connections = self.connections();
         let is_due = |target: &Target| !target.connected && !target.dialing && target.due_at() <= now;
-        let is_wanted = |target: &Target, connections| target.is_demanded || connections < self.connections_wanted;
+        let is_wanted = |target: &Target, connections| {
+            target.is_demanded || target.is_kept || connections < self.connections_wanted
+        };
         let mut dials = Vec::new();
         // Mostly nothing is due, and then no order is needed.
         if !self.targets.values().any(|target| is_due(target) && is_wanted(target, connections)) {
             return dials;
         }
         let mut in_order: Vec<_> = self.targets.iter_mut().collect();
-        in_order.sort_unstable_by_key(|(_, target)| (!target.is_demanded, target.rank));
+        in_order.sort_unstable_by_key(|(_, target)| (!target.is_demanded, !target.is_kept, target.rank));
         for (peer, target) in in_order {
             if !is_wanted(target, connections) {
                 break;
@@ -328,7 +374,7 @@ impl Dialer {
     pub(super) fn deadline(&self) -> Option<Moment> {
         let is_full = self.connections() >= self.connections_wanted;
         let waiting = self.targets.values().filter(|target| !target.connected && !target.dialing);
-        waiting.filter(|target| target.is_demanded || !is_full).map(Target::due_at).min()
+        waiting.filter(|target| target.is_demanded || target.is_kept || !is_full).map(Target::due_at).min()
     }
 
     fn connections(&self) -> usize {
@@ -341,10 +387,14 @@ impl Target {
         self.next.max(self.left_until)
     }
 
+    /// Its addresses, or the relays if it is their turn or there is no address.
     fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
         let mut addresses = self.configured.clone();
         add_new(&mut addresses, self.found.dialable(now));
         add_new(&mut addresses, &self.learned_untried(now));
+        if addresses.is_empty() || (self.is_relays_turn && !self.relays.is_empty()) {
+            return self.relays.iter().copied().map(over_relay).collect();
+        }
         addresses
     }
 
@@ -360,8 +410,10 @@ impl Target {
     fn start(&mut self, now: Moment) {
         self.dialing = true;
         self.is_demanded = false;
+        let is_relayed = |address: &Multiaddr| Way::of(address) == Way::Relayed;
+        self.was_relayed = self.dialable(now).iter().any(is_relayed);
+        let dialled = if self.was_relayed { Vec::new() } else { self.learned_untried(now) };
         self.found.start(now);
-        let dialled = self.learned_untried(now);
         self.tried.retain(|(_, at)| now.since(*at) < LEARNED_PAUSE_MS);
         self.tried.extend(dialled.into_iter().map(|address| (address, now)));
     }
@@ -374,6 +426,10 @@ fn add_new<'a>(all: &mut Vec<Multiaddr>, more: impl IntoIterator<Item = &'a Mult
             all.push(address.clone());
         }
     }
+}
+
+fn rank_of_relay(relay: &PeerId, peer: &PeerId) -> [u8; 32] {
+    Sha256::new().chain_update(relay.to_bytes()).chain_update(peer.to_bytes()).finalize().into()
 }
 
 #[cfg(test)]

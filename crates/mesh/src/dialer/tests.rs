@@ -266,3 +266,43 @@ fn a_found_address_is_dialled_at_once_beside_a_dial_under_way() {
     dialer.leave(Moment(80_000), &peer, Duration::from_secs(60));
     assert_eq!(dialer.find(Moment(90_000), &peer, vec![address(4)]), []);
 }
+
+#[test]
+fn a_peer_whose_addresses_fail_is_dialled_over_two_relays_and_then_at_its_addresses_again() {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let [peer, hidden, one, other, third] = [(); 5].map(|()| PeerId::random());
+    let mut dialer = Dialer::new(32);
+    let mut peers = BTreeMap::from([(peer, vec![address(1)]), (hidden, Vec::new())]);
+    peers.extend([one, other, third].map(|relay| (relay, vec![address(2)])));
+    dialer.set_peers(Moment(0), &peers, 32);
+    let due = |dialer: &mut Dialer, now: Moment, peer: PeerId| {
+        dialer.take_due(now).into_iter().find(|(due, _)| *due == peer).map(|(_, addresses)| addresses)
+    };
+    assert_eq!(due(&mut dialer, Moment(0), peer), Some(vec![address(1)]));
+    assert_eq!(dialer.demand(Moment(0), &hidden), Err(NotNow::NoAddress));
+    let relays = BTreeSet::from([one, other, third]);
+    relays.iter().for_each(|relay| dialer.on_connected(Moment(1), relay, None));
+    dialer.set_relays(Moment(1), &relays, &relays);
+    assert!(matches!(dialer.demand(Moment(1), &hidden), Ok(Demand::Dial(over)) if over.len() == RELAYS_TRIED_MAX));
+    dialer.on_failed(Moment(2), &peer, &mut rng);
+    let over = due(&mut dialer, Moment(2), peer).expect("at once");
+    assert!(over.len() == RELAYS_TRIED_MAX && over.iter().all(|address| Way::of(address) == Way::Relayed), "{over:?}");
+    dialer.on_failed(Moment(3), &peer, &mut rng);
+    assert_eq!(due(&mut dialer, Moment(3), peer), None, "a pause");
+    assert_eq!(due(&mut dialer, Moment(3 + 2 * PAUSE_MIN_MS), peer), Some(vec![address(1)]));
+    // A relay is not reached over itself.
+    dialer.on_disconnected(Moment(9_000), &one, &mut rng);
+    dialer.set_relays(Moment(9_000), &relays, &BTreeSet::from([one]));
+    assert_eq!(due(&mut dialer, Moment(9_100), one), Some(vec![address(2)]));
+}
+
+#[test]
+fn relays_are_dialled_however_many_connections_there_are() {
+    let [peer, relay] = [(); 2].map(|()| PeerId::random());
+    let mut dialer = Dialer::new(1);
+    dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)]), (relay, vec![address(2)])]), 1);
+    dialer.on_connected(Moment(0), &peer, None);
+    assert!(dialer.take_due(Moment(0)).is_empty());
+    dialer.set_relays(Moment(0), &BTreeSet::from([relay]), &BTreeSet::new());
+    assert_eq!(dialer.take_due(Moment(0)), [(relay, vec![address(2)])]);
+}

@@ -11,7 +11,9 @@ use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, Swarm};
 use narmesh_gossip::{Gossip, Input, Misdeed, Output, Record};
 use narmesh_protocol::codec::CodecError;
-use narmesh_protocol::wire::{GossipReply, LogReply, NarInfoReply, RealisationReply, RosterReply, TreeReply};
+use narmesh_protocol::wire::{
+    CircuitReply, GossipReply, LogReply, NarInfoReply, RealisationReply, RosterReply, TreeReply,
+};
 use narmesh_quorum::wire::QuorumReply;
 use std::sync::Arc;
 
@@ -51,6 +53,7 @@ impl Context {
             Protocol::Realisation => &mut behaviour.realisation,
             Protocol::Quorum => &mut behaviour.quorum,
             Protocol::Roster => &mut behaviour.roster,
+            Protocol::Circuit => &mut behaviour.circuit,
         }
     }
 
@@ -81,6 +84,7 @@ pub(super) fn encode_busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
         Protocol::Realisation => RealisationReply::Busy.encode(),
         Protocol::Quorum => QuorumReply::Busy.encode(),
         Protocol::Roster => RosterReply::Busy.encode(),
+        Protocol::Circuit => CircuitReply::Busy.encode(),
     }
 }
 

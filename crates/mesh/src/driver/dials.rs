@@ -12,7 +12,7 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
 use rand::rngs::StdRng;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -103,7 +103,12 @@ impl Dials {
         let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.on_failed(now().moment, &peer, &mut self.rng);
-        context.statistics.update(&peer, |stats| stats.why = Some(why.clone()));
+        context.statistics.update(&peer, |stats| {
+            if !self.dialer.was_relayed(&peer) {
+                stats.not_direct = Some(why.clone());
+            }
+            stats.why = Some(why.clone());
+        });
         // Lookups that still wait go on waiting for the next dial, if it comes soon.
         for waiter in self.waiting.remove(&peer).unwrap_or_default() {
             self.connect(context, peer, waiter);
@@ -164,6 +169,16 @@ impl Dials {
         }
         self.are_known_addresses_stale = true;
         self.tell_handshake_limits(context);
+    }
+
+    /// Where a peer may be reached.
+    pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.dialer.addresses(peer)
+    }
+
+    /// Sets which peers are relays, and with which of them there is a connection.
+    pub(super) fn set_relays(&mut self, relays: &BTreeSet<PeerId>, connected: &BTreeSet<PeerId>) {
+        self.dialer.set_relays(now().moment, relays, connected);
     }
 
     /// Forgets a peer that left the allowlist.

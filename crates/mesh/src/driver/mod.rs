@@ -3,11 +3,12 @@
 //!
 //! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
 //! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
-//! others dial, `narinfos`, `trees`, `logs` and `realisations` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
+//! others dial, `circuits` asks relays and answers as one, `narinfos`, `trees`, `logs` and `realisations` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
 //! summaries. The loop alone passes on what one of them means for another.
 
 mod attestations;
 mod bulk_dials;
+mod circuits;
 mod context;
 mod core_events;
 mod dial_names;
@@ -21,12 +22,16 @@ mod questions;
 mod realisations;
 mod requests;
 mod rosters;
+mod start;
 mod trees;
+mod upgrades;
+mod ways;
 
 pub use self::parts::{MeshParts, StartError};
 
 use self::attestations::{Attestations, view_audiences};
 use self::bulk_dials::BulkDials;
+use self::circuits::CircuitRequests;
 use self::context::Context;
 use self::dials::Dials;
 use self::gossip_link::{GossipLink, publish};
@@ -95,6 +100,7 @@ pub struct Mesh {
     summaries: Option<SummaryWriter>,
     first_words: Arc<FirstWords>,
     rosters: Rosters,
+    circuits: CircuitRequests,
     /// Whether machines that are no members may ask to join.
     is_open: Arc<AtomicBool>,
 }
@@ -106,103 +112,12 @@ impl std::fmt::Debug for Mesh {
 }
 
 impl Mesh {
-    /// Builds swarm and core, starts listening, and takes bulk connections; the caller spawns [`Mesh::run`].
-    pub fn start(
-        keypair: &Keypair,
-        store_dir: StoreDir,
-        config: MeshConfig,
-        parts: MeshParts,
-    ) -> Result<(Self, MeshHandle), StartError> {
-        let MeshParts { offer, uploads, statistics, state, summaries, exchange, rosters, join_handler } = parts;
-        let built = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
-        let Built { mut swarm, bulk, bulk_arrivals, joins, is_open } = built;
-        let listeners = Listeners::open(&mut swarm, &config.listen)?;
-        let mut rng = StdRng::from_rng(&mut rand::rng());
-        let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
-        let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
-        // The offer keeps to the number of the settings, which a reload may change.
-        gossip_config.path_count_max = PATHS_MAX;
-        let gossip = Gossip::new(now(), gossip_config, state.read()?);
-        let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let (asks_to_dial, asks) = mpsc::channel(COMMANDS_MAX);
-        let nars = NarPool::new(bulk.clone());
-        let first_words = Arc::new(FirstWords::new());
-        let handle = MeshHandle::new(
-            commands_sender.clone(),
-            gossip.table(),
-            Arc::clone(&statistics),
-            nars.clone(),
-            exchange.link.clone(),
-            Arc::clone(&first_words),
-            listeners.follow(),
-        );
-        let blame = Blame(commands_sender);
-        let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
-        let surroundings = Surroundings {
-            statistics: Arc::clone(&statistics),
-            asks_to_dial,
-            connection_rates,
-            incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
-        };
-        tokio::spawn(bulk.clone().run(surroundings, bulk_arrivals));
-        let unread = UnreadReplies::default();
-        tokio::spawn(answer_joins(joins, join_handler));
-        let mut mesh = Self {
-            context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
-            listeners,
-            commands,
-            gossip_link: GossipLink::new(),
-            dials: Dials::new(config.connections_gossip, rng),
-            bulk_dials: BulkDials::new(bulk, asks),
-            narinfos: NarInfos::new(Arc::clone(&offer)),
-            trees: Trees::new(Arc::clone(&offer), keypair.clone()),
-            logs: Logs::new(Arc::clone(&offer)),
-            realisations: Realisations::new(Arc::clone(&offer)),
-            nars,
-            attestations: Attestations::new(exchange, offer),
-            rosters: Rosters::new(rosters),
-            is_open,
-            summaries: None,
-            first_words,
-        };
-        mesh.reconfigure(config);
-        // Before anybody can ask, so that the table answers from the first question on.
-        if let Some(files) = summaries {
-            mesh.restore_summaries(files)?;
-        }
-        Ok((mesh, handle))
-    }
-
-    /// Fills the table with the summaries of the last run, and keeps them from now on.
-    fn restore_summaries(&mut self, files: Box<dyn SummaryStore>) -> io::Result<()> {
-        let restored = RestoredSummaries::read(&mut self.context, files);
-        for owner in restored.owners() {
-            self.dials.mark_remembered(owner);
-            self.attestations.on_audience_changed(&self.context, owner);
-        }
-        self.perform();
-        self.summaries = Some(restored.keep()?);
-        Ok(())
-    }
-
-    /// Waits, at most 2 s, until an address is known of each listener that can have one.
-    pub async fn wait_until_listening(&mut self) {
-        let all = async {
-            while !self.listeners.are_known() {
-                let event = self.context.swarm.select_next_some().await;
-                self.on_swarm_event(event);
-            }
-        };
-        if tokio::time::timeout(LISTEN_TIMEOUT, all).await.is_err() {
-            tracing::warn!(after = ?LISTEN_TIMEOUT, "not all addresses of node.listen are listened on yet");
-        }
-    }
-
     /// Runs until the last handle is dropped.
     pub async fn run(mut self) {
         loop {
             self.perform();
             self.dials.dial_due(&mut self.context);
+            self.circuits.run_due(&mut self.context, &self.dials);
             self.rosters.tick(&mut self.context);
             if let Some(writer) = &mut self.summaries {
                 writer.write_due(&self.context.gossip);
@@ -220,6 +135,7 @@ impl Mesh {
                 Some(answer) = self.trees.next_answer() => answer.send(context),
                 Some(answer) = self.logs.next_answer() => answer.send(context),
                 Some(answer) = self.realisations.next_answer() => answer.send(context),
+                Some(next) = self.circuits.next() => self.circuits.on_next(context, next),
                 Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
                 Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
                 Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
@@ -234,8 +150,8 @@ impl Mesh {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
         let writer = self.summaries.as_ref().and_then(SummaryWriter::deadline);
-        let deadlines = [self.context.gossip.deadline(), self.dials.deadline(), self.rosters.deadline(), writer];
-        deadlines.into_iter().map(wait).fold(TICK_MAX, Duration::min)
+        let own = [self.dials.deadline(), self.circuits.deadline(), self.rosters.deadline(), writer];
+        own.into_iter().map(wait).fold(wait(self.context.gossip.deadline()).min(TICK_MAX), Duration::min)
     }
 
     fn on_command(&mut self, command: Command) {
@@ -265,6 +181,7 @@ impl Mesh {
                     peers: context.gossip.peers().collect(),
                     publication: context.gossip.publication(),
                     audiences: view_audiences(context),
+                    relay: self.circuits.view_relay(),
                 };
                 drop(reply.send(view));
             }
@@ -290,6 +207,7 @@ impl Mesh {
             self.rosters.forget(peer);
             self.logs.forget(peer);
             self.realisations.forget(peer);
+            self.circuits.forget(peer);
         }
         for peer in config.peers.keys() {
             behaviour.allowlist.allow_peer(*peer);
@@ -297,6 +215,7 @@ impl Mesh {
         statistics.retain_only(config.peers.keys().copied());
         gossip.handle(now(), Input::Allowlist(config.peers.keys().copied().collect()));
         self.dials.set_peers(&mut self.context);
+        self.circuits.on_reconfigured(&self.context, &mut self.dials);
         self.is_open.store(self.context.config.is_open, Relaxed);
         self.tell_addresses();
         self.attestations.tell_builders(&self.context);
@@ -343,6 +262,7 @@ impl Mesh {
             }
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Roster(event)) => self.rosters.on_event(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Circuit(event)) => self.circuits.on_event(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
                 context.statistics.update(&peer, |stats| {
@@ -359,16 +279,21 @@ impl Mesh {
                 self.tell_addresses();
             }
             SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
-            SwarmEvent::ConnectionEstablished { peer_id, num_established, endpoint, .. }
-                if num_established.get() == 1 =>
-            {
-                self.on_connected(peer_id, endpoint.get_remote_address(), endpoint.is_dialer());
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, num_established, endpoint, .. } => {
+                self.circuits.on_opened(context, &mut self.dials, (peer_id, connection_id), &endpoint);
+                if num_established.get() == 1 {
+                    self.on_connected(peer_id, endpoint.get_remote_address(), endpoint.is_dialer());
+                }
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
-                let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
-                self.on_disconnected(peer_id, why);
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+                self.circuits.on_closed(context, &mut self.dials, &peer_id, connection_id);
+                if num_established == 0 {
+                    let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                    self.on_disconnected(peer_id, why);
+                }
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.circuits.on_dial_failed(context, &peer, &error);
                 self.dials.on_failed(context, peer, &error);
             }
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
@@ -465,7 +390,10 @@ impl Mesh {
     fn on_core_event(&mut self, event: Event) {
         core_events::note(&self.context.statistics, &event);
         match event {
-            Event::AddressesLearned { peer, addresses } => self.dials.learn(&self.context, peer, addresses),
+            Event::AddressesLearned { peer, addresses } => {
+                self.dials.learn(&self.context, peer, addresses);
+                self.circuits.on_addresses_learned(&mut self.context, &mut self.dials, &peer);
+            }
             Event::StoreDirDiffers { peer, .. } | Event::Expired { peer } | Event::Departed { peer } => {
                 self.on_summary_changed(peer);
             }

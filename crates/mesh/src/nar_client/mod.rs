@@ -149,14 +149,14 @@ impl NarPool {
 impl PeerPool {
     fn pop_idle(&self) -> Option<Idle> {
         let mut idle = self.idle.lock();
-        idle.retain(|idle| idle.connection.is_open());
+        idle.retain(|idle| idle.connection.takes_requests());
         idle.pop()
     }
 
     fn put_back(&self, asked: Asked) {
         let Some(stream) = asked.inbox.into_idle() else { return };
         let mut idle = self.idle.lock();
-        if idle.len() < IDLE_STREAMS_MAX && asked.connection.is_open() {
+        if idle.len() < IDLE_STREAMS_MAX && asked.connection.takes_requests() {
             idle.push(Idle { stream, connection: asked.connection });
         }
     }

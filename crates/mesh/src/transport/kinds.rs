@@ -2,6 +2,7 @@
 //! belong to the swarm; bulk connections, which carry NARs; and those of machines that want to join. The swarm never sees
 //! the last two.
 
+use super::super::circuits::Relay;
 use super::multiplexer::{Bounds, Muxer, PROTOCOL};
 use futures::future::Ready;
 use futures::{AsyncRead, AsyncWrite, future};
@@ -31,7 +32,7 @@ pub fn arrivals() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
 /// What the swarm is told instead of such a connection.
 #[derive(Debug, thiserror::Error)]
 #[error("a connection of another kind, which is not the swarm's")]
-struct HandedOver;
+pub(super) struct HandedOver;
 
 /// Whether this error only says that a connection came in that is not the swarm's.
 pub fn is_handed_over(error: &(dyn Error + 'static)) -> bool {
@@ -61,6 +62,8 @@ pub struct Elsewhere {
     pub joins: mpsc::Sender<Arrival>,
     /// Whether any may. While none may, nobody is told that there is such a protocol.
     pub is_open: Arc<AtomicBool>,
+    /// Takes what it is to pass on. While it is off, nobody is told that there is such a protocol.
+    pub(crate) relay: Relay,
 }
 
 /// The multiplexing upgrade of one connection.

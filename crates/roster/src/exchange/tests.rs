@@ -26,6 +26,7 @@ fn signed_by(key: &NixSecretKey, version: u64, members: &[PeerId]) -> Arc<Signed
         name: format!("machine {number}"),
         role: MemberRole::Client,
         builder_key: None,
+        relay: false,
         ephemeral_s: 0,
         addresses: Vec::new(),
     };

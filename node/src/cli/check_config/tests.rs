@@ -80,6 +80,7 @@ fn what_goes_past_a_policy_that_requires_agreement_is_named() {
         name: format!("p{seed}"),
         peer_id: libp2p::identity::Keypair::generate_ed25519().public().to_peer_id().to_string(),
         addresses: Vec::new(),
+        relay: false,
         upload_bytes_per_s: 0,
     };
     let found_with = |mode: &str, k, with_peer: bool| {

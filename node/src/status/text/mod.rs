@@ -4,8 +4,8 @@
 mod builders;
 
 use super::{
-    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, MeshStatus, PeerProbe, PeerStatus, QuorumStatus, Status,
-    SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
+    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, MeshStatus, PeerProbe, PeerStatus, QuorumStatus,
+    RelayStatus, Status, SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
@@ -146,6 +146,9 @@ impl Status {
         ));
         if !self.serve.is_serving {
             rows.push(row("", format!("peers get nothing of it: {}", escaped(&self.serve.why))));
+        }
+        if let Some(RelayStatus { circuits, bytes: passed_on }) = &self.relay {
+            rows.push(row("relay", format!("circuits: {circuits}, {} passed on", bytes(*passed_on))));
         }
         if let Some(missing) = &self.store.missing {
             rows.push(row("", format!("NOT THERE: {}", escaped(missing))));
@@ -326,6 +329,10 @@ fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(why) = &peer.stats.why {
         remarks.push(escaped(why));
+    }
+    if let Some(relay) = &peer.relay_name {
+        let why = peer.stats.not_direct.as_deref().unwrap_or("no address was known");
+        remarks.push(format!("over the relay {}, because not directly: {}", escaped(relay), escaped(why)));
     }
     if peer.stats.allowed_there == Some(false) {
         remarks.push("this node is not in its allowlist".to_owned());

@@ -4,7 +4,7 @@ use super::*;
 use crate::serving::{ServeState, ServeSwitch};
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
-    RememberedView, RequestStatus, RevokedStatus, RosterStatus, StoreStatus, TlsStatus,
+    RelayStatus, RememberedView, RequestStatus, RevokedStatus, RosterStatus, StoreStatus, TlsStatus,
 };
 use narmesh_mesh::PeerStats;
 
@@ -91,6 +91,7 @@ fn status() -> Status {
         bytes: ByteStatus { received: 5 << 20, sent: 0, gateway_out: 999 },
         quorum: None,
         builders: Vec::new(),
+        relay: Some(RelayStatus { circuits: 2, bytes: 3 << 20 }),
         rss_bytes: 20 << 20,
     }
 }
@@ -205,6 +206,7 @@ listens   /ip4/127.0.0.1/tcp/40001
 gateway   http://127.0.0.1:40002
           Nix has to trust narmesh-gateway-x:AA==
 store     /nix/store: 10 valid paths, 3 advertised
+relay     circuits: 2, 3.0 MiB passed on
 summary   epoch 7 seq 1: 3 paths, filter 1.0 KiB
 narinfos  3 asked, 1 found, 2 not found; 0 false hits
 NARs      1 asked, 1 delivered, 0 not found, 0 cut short
@@ -255,6 +257,10 @@ fn the_json_has_the_documented_names() {
         "peer_id",
         "connected",
         "why",
+        "way",
+        "relay",
+        "relay_name",
+        "not_direct",
         "allowed_there",
         "store_dir_differs",
         "software",

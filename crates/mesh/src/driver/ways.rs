@@ -1,0 +1,52 @@
+//! Which way each control connection goes.
+
+use crate::circuits::{Way, relay_of};
+use libp2p::PeerId;
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::ConnectionId;
+use std::collections::{BTreeMap, HashMap};
+
+/// One control connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Taken {
+    pub(super) way: Way,
+    /// Whether we dialled it.
+    pub(super) is_dialled: bool,
+    /// The relay, if it is a relayed one.
+    pub(super) relay: Option<PeerId>,
+}
+
+/// The open control connections.
+#[derive(Debug, Default)]
+pub(super) struct Ways {
+    peers: HashMap<PeerId, BTreeMap<ConnectionId, Taken>>,
+}
+
+impl Ways {
+    /// Notes a connection that was opened.
+    pub(super) fn on_opened(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let address = endpoint.get_remote_address();
+        let taken = Taken { way: Way::of(address), is_dialled: endpoint.is_dialer(), relay: relay_of(address) };
+        self.peers.entry(peer).or_default().insert(id, taken);
+    }
+
+    /// Notes a connection that was closed.
+    pub(super) fn on_closed(&mut self, peer: &PeerId, id: ConnectionId) {
+        let Some(connections) = self.peers.get_mut(peer) else { return };
+        connections.remove(&id);
+        if connections.is_empty() {
+            self.peers.remove(peer);
+        }
+    }
+
+    /// The connections with a peer that a relay passes on.
+    pub(super) fn relayed(&self, peer: &PeerId) -> impl Iterator<Item = ConnectionId> {
+        let known = self.peers.get(peer).into_iter().flatten();
+        known.filter(|(_, taken)| taken.way == Way::Relayed).map(|(id, _)| *id)
+    }
+
+    /// The best connection with a peer.
+    pub(super) fn best(&self, peer: &PeerId) -> Option<Taken> {
+        self.peers.get(peer)?.values().copied().max_by_key(|taken| taken.way)
+    }
+}
