@@ -162,6 +162,7 @@ floods_in_full() {
   "${hostile[@]}" --ignored --skip together::
 }
 if $full; then stage "floods, and five minutes set aside" floods_in_full; fi
+if $full; then stage "every pair of machines behind NATs" env NARMESH_TEST_FULL=1 cargo test --package narmesh-tests --test networks -- --nocapture nat::each_pair; fi
 if $full; then stage "several holders, and a fleet of twenty" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
 # Packages and images, tried in roots of their own.
 built_for_others() {
@@ -175,7 +176,7 @@ if $full; then stage "Debian package, static binary, image" built_for_others; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'
-for table in sites crowd; do
+for table in sites crowd nat relay; do
   # Without root there are none; the stories said so.
   if [ -e "${CARGO_TARGET_DIR:-target}/tmp/$table.md" ]; then cat "${CARGO_TARGET_DIR:-target}/tmp/$table.md"; fi
 done
