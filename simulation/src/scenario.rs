@@ -1,5 +1,6 @@
 //! What a run is made of: a small TOML file, checked before anything happens.
 
+use crate::scenario_file::{ScenarioError, decode, demand, read};
 use crate::trick::Trick;
 use serde::{Deserialize, Serialize};
 
@@ -340,34 +341,6 @@ fn once() -> u64 {
     1
 }
 
-/// Why a scenario is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ScenarioError {
-    /// Neither a built-in name nor a file.
-    #[error("no scenario '{0}': neither one of `narmesh-sim list` nor a file that can be read")]
-    Unknown(String, #[source] std::io::Error),
-    /// Not TOML, or with a field that does not exist.
-    #[error("scenario '{name}': {error}")]
-    Syntax {
-        /// The scenario's name or file.
-        name: String,
-        /// The parser's error, which names the line, the field and what would be accepted.
-        error: Box<toml::de::Error>,
-    },
-    /// A value out of its bounds.
-    #[error("scenario '{name}': {field} = {value} is not {accepted}")]
-    Value {
-        /// The scenario's name or file.
-        name: String,
-        /// The field that is out of bounds.
-        field: &'static str,
-        /// The value that the scenario has.
-        value: String,
-        /// What the value could be.
-        accepted: &'static str,
-    },
-}
-
 /// Names of the built-in scenarios.
 pub fn built_in() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
@@ -376,20 +349,12 @@ pub fn built_in() -> impl Iterator<Item = &'static str> {
 impl Scenario {
     /// A built-in scenario, or one from a file.
     pub fn load(name_or_file: &str) -> Result<Self, ScenarioError> {
-        match BUILT_IN.iter().find(|(name, _)| *name == name_or_file) {
-            Some((name, text)) => Self::parse(name, text),
-            None => {
-                let text = std::fs::read_to_string(name_or_file)
-                    .map_err(|error| ScenarioError::Unknown(name_or_file.to_owned(), error))?;
-                Self::parse(name_or_file, &text)
-            }
-        }
+        Self::parse(name_or_file, &read(BUILT_IN, name_or_file)?)
     }
 
     /// Reads and checks the text of a file.
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
-        let mut scenario: Self = toml::from_str(text)
-            .map_err(|error| ScenarioError::Syntax { name: name.to_owned(), error: Box::new(error) })?;
+        let mut scenario: Self = decode(name, text)?;
         name.clone_into(&mut scenario.name);
         scenario.check()?;
         Ok(scenario)
@@ -421,9 +386,7 @@ impl Scenario {
     }
 
     fn check(&self) -> Result<(), ScenarioError> {
-        let demand = |holds: bool, field: &'static str, value: String, accepted: &'static str| {
-            if holds { Ok(()) } else { Err(ScenarioError::Value { name: self.name.clone(), field, value, accepted }) }
-        };
+        let demand = |holds, field, value: String, accepted| demand(&self.name, holds, field, value, accepted);
         let permille = |field, value: u64| demand(value <= 1_000, field, value.to_string(), "at most 1000");
         demand((2..=2_000).contains(&self.nodes), "nodes", self.nodes.to_string(), "from 2 to 2000")?;
         demand(self.paths <= 200_000, "paths", self.paths.to_string(), "at most 200000")?;

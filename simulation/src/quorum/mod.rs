@@ -18,7 +18,7 @@ mod plan;
 mod schedule;
 mod world;
 
-use crate::scenario::ScenarioError;
+use crate::scenario_file::{ScenarioError, decode, demand, read};
 use serde::{Deserialize, Serialize};
 use world::World;
 
@@ -94,21 +94,12 @@ pub struct QuorumReport {
 impl QuorumScenario {
     /// Loads the built-in scenario, or one from a file.
     pub fn load(name_or_file: &str) -> Result<Self, ScenarioError> {
-        if name_or_file == BUILT_IN.0 {
-            return Self::parse(BUILT_IN.0, BUILT_IN.1);
-        }
-        let text = std::fs::read_to_string(name_or_file)
-            .map_err(|error| ScenarioError::Unknown(name_or_file.to_owned(), error))?;
-        Self::parse(name_or_file, &text)
+        Self::parse(name_or_file, &read(&[BUILT_IN], name_or_file)?)
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = toml::from_str(text)
-            .map_err(|error| ScenarioError::Syntax { name: name.to_owned(), error: Box::new(error) })?;
-        let demand = |holds: bool, field: &'static str, value: u64, accepted: &'static str| {
-            let (name, value) = (name.to_owned(), value.to_string());
-            if holds { Ok(()) } else { Err(ScenarioError::Value { name, field, value, accepted }) }
-        };
+        let scenario: Self = decode(name, text)?;
+        let demand = |holds, field, value: u64, accepted| demand(name, holds, field, value, accepted);
         let (builders, hostile) = (scenario.builders, scenario.hostile);
         demand((4..=250).contains(&builders), "builders", builders as u64, "from 4 to 250")?;
         demand(hostile >= 1 && hostile < builders / 2, "hostile", hostile as u64, "from 1 to less than half")?;

@@ -18,7 +18,7 @@ mod plan;
 mod verdict;
 mod world;
 
-use crate::scenario::ScenarioError;
+use crate::scenario_file::{ScenarioError, decode, demand, read};
 use serde::{Deserialize, Serialize};
 use world::World;
 
@@ -95,21 +95,12 @@ pub struct RosterReport {
 impl RosterScenario {
     /// Loads a built-in scenario, or one from a file.
     pub fn load(name_or_file: &str) -> Result<Self, ScenarioError> {
-        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_file) {
-            return Self::parse(name, text);
-        }
-        let text = std::fs::read_to_string(name_or_file)
-            .map_err(|error| ScenarioError::Unknown(name_or_file.to_owned(), error))?;
-        Self::parse(name_or_file, &text)
+        Self::parse(name_or_file, &read(&BUILT_IN, name_or_file)?)
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = toml::from_str(text)
-            .map_err(|error| ScenarioError::Syntax { name: name.to_owned(), error: Box::new(error) })?;
-        let demand = |holds: bool, field: &'static str, value: u64, accepted: &'static str| {
-            let (name, value) = (name.to_owned(), value.to_string());
-            if holds { Ok(()) } else { Err(ScenarioError::Value { name, field, value, accepted }) }
-        };
+        let scenario: Self = decode(name, text)?;
+        let demand = |holds, field, value: u64, accepted| demand(name, holds, field, value, accepted);
         let (machines, liars) = (scenario.machines, scenario.liars);
         demand((6..=2_000).contains(&machines), "machines", machines as u64, "from 6 to 2000")?;
         demand(liars < machines / 2, "liars", liars as u64, "less than half of the machines")?;
