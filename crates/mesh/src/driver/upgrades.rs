@@ -1,13 +1,15 @@
 //! Better ways to peers that are reached over a relay.
 //!
 //! Each side dials the other as soon as it hears its addresses over the circuit: where one of the two can be reached, that
-//! is enough. A moment later the one that dialled the circuit also meets the other. A connection that goes a better way takes over: the relayed one is closed when what is under way has had its time.
+//! is enough. A moment later the one that dialled the circuit also meets the other. A connection that goes a better way takes
+//! over: the relayed one is closed when what is under way has had its time.
 
 use super::context::Context;
 use super::dials::Dials;
 use super::ways::Ways;
 use crate::circuits::{Way, meeting_place};
 use crate::clock::moment;
+use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
@@ -22,6 +24,8 @@ const TOLD_PAUSE_MS: u64 = 10_000;
 const PAUSE_MIN_MS: u64 = 10_000;
 const PAUSE_GROWTH: u64 = 6;
 const PAUSE_MAX_MS: u64 = 1_800_000;
+/// A trial waits this long for a dial under way, whose addresses may all be silent.
+const BUSY_PAUSE_MS: u64 = 500;
 /// A relayed connection is closed this long after a better one came: a request takes at most 10 s.
 const RETIRE_AFTER_MS: u64 = 12_000;
 
@@ -82,13 +86,16 @@ impl Upgrades {
     pub(super) fn run_due(&mut self, context: &mut Context, ways: &Ways, dials: &Dials) {
         let now = moment();
         for (peer, trial) in self.trials.iter_mut().filter(|(_, trial)| trial.next <= now) {
-            trial.next = Moment(now.0 + trial.pause_ms);
-            trial.pause_ms = (trial.pause_ms * PAUSE_GROWTH).min(PAUSE_MAX_MS);
             let mut addresses = dials.addresses(peer);
             if ways.best(peer).is_some_and(|best| best.is_dialled) {
                 addresses.push(meeting_place());
             }
-            dial(context, *peer, addresses);
+            if dial(context, *peer, addresses) {
+                trial.next = Moment(now.0 + trial.pause_ms);
+                trial.pause_ms = (trial.pause_ms * PAUSE_GROWTH).min(PAUSE_MAX_MS);
+            } else {
+                trial.next = Moment(now.0 + BUSY_PAUSE_MS);
+            }
         }
         let over: Vec<_> = self.retired.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| *peer).collect();
         for peer in over {
@@ -100,13 +107,15 @@ impl Upgrades {
     }
 }
 
-/// Dials although there is a connection, which is a worse one.
-fn dial(context: &mut Context, peer: PeerId, addresses: Vec<Multiaddr>) {
+/// Dials although there is a connection, which is a worse one. `false` while another dial is under way.
+fn dial(context: &mut Context, peer: PeerId, addresses: Vec<Multiaddr>) -> bool {
     if addresses.is_empty() {
-        return;
+        return true;
     }
     let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses);
-    if let Err(error) = context.swarm.dial(options.allocate_new_port().build()) {
+    let begun = context.swarm.dial(options.allocate_new_port().build());
+    if let Err(error) = &begun {
         tracing::debug!(%peer, %error, "no better way is tried now");
     }
+    !matches!(begun, Err(DialError::DialPeerConditionFalse(_)))
 }
