@@ -91,6 +91,31 @@ fn a_nar_arrives_although_its_relay_ends_in_the_middle() {
     b.store.verify_contents();
 }
 
+/// A relay that is none any more is left at once, and what nobody has asked for yet arrives over the other one.
+#[test]
+fn nothing_is_told_gone_when_a_relay_stops_relaying() {
+    let Some(_turn) = crate::turn() else { return };
+    let behind = Place::Behind(Nat::Symmetric);
+    let network = Network::behind_nats(&[Place::Public, Place::Public, behind, behind]);
+    let mesh = TestMesh::new();
+    let mut nodes = meet(&network, &mesh, 2, &["relay1", "relay2", "a", "b"]);
+    let app = nodes[2].store.build_one("app");
+    nodes.iter_mut().for_each(TestNode::start);
+    let (_, others) = nodes.split_at_mut(2);
+    let relay_of = |node: &TestNode| Some(node.status().peer("a")?["relay_name"].as_str()?.to_owned());
+    wait_until("b reaches a over a relay", promised(MEETING), || relay_of(&others[1]).is_some());
+    others[0].wait_all_advertised(&[&others[1]]);
+    let used = relay_of(&others[1]).expect("seen above");
+    for node in others.iter_mut() {
+        node.config.peers.iter_mut().filter(|peer| peer.name == used).for_each(|peer| peer.relay = false);
+        node.write_config();
+        node.narmesh(&["reload"]).expect_success("reload");
+    }
+    others[1].realise(&[app]).expect_success("nix-store --realise just after the relay stopped");
+    let now = relay_of(&others[1]).expect("over the other relay");
+    assert_ne!(now, used);
+}
+
 /// How the machines of the table are called, and where they are.
 const MACHINES: [(&str, Place); 12] = [
     ("relay", Place::Public),

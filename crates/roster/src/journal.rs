@@ -14,8 +14,8 @@ struct Edit {
     number: u64,
     /// The members that are new.
     added: Vec<Member>,
-    /// Those that were members before and are others now.
-    changed: Vec<Member>,
+    /// Those that were members before and are others now: as they were, and as they are.
+    changed: Vec<(Member, Member)>,
     /// The node keys of those that are gone.
     removed: Vec<[u8; 32]>,
 }
@@ -57,8 +57,14 @@ impl Journal {
         // A signer that was restored from a backup knows fewer of its edits than the others.
         let number = last.max(before.edits_of(&signer)).saturating_add(1);
         after.set_edits_of(signer, number);
-        let put = after.members.iter().filter(|member| !before.members.contains(member)).cloned();
-        let (changed, added) = put.partition(|member| is_member(before, &member.node_key));
+        let (mut added, mut changed) = (Vec::new(), Vec::new());
+        for member in &after.members {
+            match find(before, &member.node_key) {
+                None => added.push(member.clone()),
+                Some(was) if was != member => changed.push((was.clone(), member.clone())),
+                Some(_) => {}
+            }
+        }
         let left = before.members.iter().map(|member| member.node_key).filter(|key| !is_member(after, key));
         self.edits.push(Edit { number, added, changed, removed: left.collect() });
         let excess = self.edits.len().saturating_sub(Self::EDITS_MAX);
@@ -67,16 +73,16 @@ impl Journal {
 
     /// The newest roster with the edits of `signer` that it lacks; `None` if it lacks none. Whoever is added again under a name
     /// that is taken meanwhile gets a number, and one whose builder key has the name of another one is a client. A change of
-    /// somebody whom another signer removed meanwhile adds nobody.
+    /// somebody whom another signer removed meanwhile adds nobody, and what another one changed of him beside stays.
     pub fn complete(&self, signer: [u8; 32], newest: &Roster) -> Option<Roster> {
         let count = newest.edits_of(&signer);
         let mut completed = newest.clone();
         for edit in self.edits.iter().filter(|edit| edit.number > count) {
             completed.members.retain(|member| !edit.removed.contains(&member.node_key));
             edit.added.iter().for_each(|member| put_again(&mut completed, member));
-            for member in &edit.changed {
-                if is_member(&completed, &member.node_key) {
-                    put_again(&mut completed, member);
+            for (was, is) in &edit.changed {
+                if let Some(present) = find(&completed, &is.node_key).cloned() {
+                    put_again(&mut completed, &change_again(present, was, is));
                 }
             }
             completed.set_edits_of(signer, edit.number);
@@ -93,8 +99,29 @@ fn put_again(roster: &mut Roster, member: &Member) {
     roster.put(member);
 }
 
+/// The member with what changed from `was` to `is`, and nothing else of them.
+fn change_again(mut member: Member, was: &Member, is: &Member) -> Member {
+    fn set<T: PartialEq + Clone>(present: &mut T, was: &T, is: &T) {
+        if was != is {
+            present.clone_from(is);
+        }
+    }
+    let Member { node_key: _, name, role, builder_key, relay, ephemeral_s, addresses } = &mut member;
+    set(name, &was.name, &is.name);
+    set(role, &was.role, &is.role);
+    set(builder_key, &was.builder_key, &is.builder_key);
+    set(relay, &was.relay, &is.relay);
+    set(ephemeral_s, &was.ephemeral_s, &is.ephemeral_s);
+    set(addresses, &was.addresses, &is.addresses);
+    member
+}
+
+fn find<'a>(roster: &'a Roster, node_key: &[u8; 32]) -> Option<&'a Member> {
+    roster.members.iter().find(|member| member.node_key == *node_key)
+}
+
 fn is_member(roster: &Roster, node_key: &[u8; 32]) -> bool {
-    roster.members.iter().any(|member| member.node_key == *node_key)
+    find(roster, node_key).is_some()
 }
 
 #[cfg(test)]
@@ -161,6 +188,20 @@ mod tests {
         let mut lost = Journal::default();
         assert_eq!(lost.complete([1; 32], &first), None);
         assert_eq!(edit(&mut lost, 1, &removed, |roster| roster.put(member(5, "next"))).edits_of(&[1; 32]), 2);
+    }
+
+    #[test]
+    fn two_signers_may_change_one_member_each_something_else() {
+        let mut one = Journal::default();
+        let first = roster(vec![member(1, "one"), member(2, "other")]);
+        let rename = |roster: &mut Roster, name: &str| roster.members[1].name = name.to_owned();
+        let renamed = edit(&mut one, 1, &first, |roster| rename(roster, "second"));
+        edit(&mut one, 1, &renamed, |roster| rename(roster, "third"));
+        let mut newest = first.clone();
+        (newest.members[1].relay, newest.members[1].role) = (true, MemberRole::Builder);
+        let completed = one.complete([1; 32], &newest).unwrap();
+        let expected = Member { relay: true, role: MemberRole::Builder, ..member(2, "third") };
+        assert_eq!(find(&completed, &[2; 32]), Some(&expected));
     }
 
     #[test]

@@ -240,7 +240,11 @@ impl CircuitRequests {
     }
 
     /// Follows the configuration.
-    pub(super) fn on_reconfigured(&mut self, context: &Context, dials: &mut Dials) {
+    pub(super) fn on_reconfigured(&mut self, context: &mut Context, dials: &mut Dials) {
+        // Over who relays no more no further circuit opens, so a NAR would find no way to a peer that counts as connected.
+        for id in self.ways.relayed_by_others(&context.config.relays) {
+            context.swarm.close_connection(id);
+        }
         self.relay.set_on(context.config.is_relay);
         self.circuits.set_loopback_told(context.config.advertise_loopback);
         self.tell_relays(context, dials);

@@ -215,7 +215,7 @@ impl Mesh {
         statistics.retain_only(config.peers.keys().copied());
         gossip.handle(now(), Input::Allowlist(config.peers.keys().copied().collect()));
         self.dials.set_peers(&mut self.context);
-        self.circuits.on_reconfigured(&self.context, &mut self.dials);
+        self.circuits.on_reconfigured(&mut self.context, &mut self.dials);
         self.is_open.store(self.context.config.is_open, Relaxed);
         self.tell_addresses();
         self.attestations.tell_builders(&self.context);

@@ -4,7 +4,7 @@ use crate::circuits::{Way, relay_of};
 use libp2p::PeerId;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// One control connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +43,12 @@ impl Ways {
     pub(super) fn relayed(&self, peer: &PeerId) -> impl Iterator<Item = ConnectionId> {
         let known = self.peers.get(peer).into_iter().flatten();
         known.filter(|(_, taken)| taken.way == Way::Relayed).map(|(id, _)| *id)
+    }
+
+    /// The connections that somebody passes on who is none of these relays.
+    pub(super) fn relayed_by_others(&self, relays: &BTreeSet<PeerId>) -> Vec<ConnectionId> {
+        let by_other = |taken: &Taken| taken.relay.is_some_and(|relay| !relays.contains(&relay));
+        self.peers.values().flatten().filter(|(_, taken)| by_other(taken)).map(|(id, _)| *id).collect()
     }
 
     /// The best connection with a peer.
