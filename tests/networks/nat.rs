@@ -8,7 +8,7 @@ use crate::report::{Table, seconds};
 
 /// A connection over a relay is made within this.
 const MEETING: Duration = Duration::from_secs(5);
-/// A pair that can have a direct connection has one within this after the start; the second trial comes after ten seconds.
+/// A pair that can have a direct connection has one within this after the start; there are three trials in that time.
 const UPGRADED: Duration = Duration::from_secs(12);
 /// The size of each NAR that a pair of the table substitutes.
 const NAR_BYTES: u64 = 64 << 10;

@@ -45,6 +45,15 @@ impl Ways {
         known.filter(|(_, taken)| taken.way == Way::Relayed).map(|(id, _)| *id)
     }
 
+    /// Whether `me` is the side that begins a meeting with a peer: the one that dialled the circuit. If both did at once, the
+    /// lesser PeerId decides, so that one side always does.
+    pub(super) fn begins_meeting(&self, me: &PeerId, peer: &PeerId) -> bool {
+        let relayed = || self.peers.get(peer).into_iter().flatten().filter(|(_, taken)| taken.way == Way::Relayed);
+        let is_dialled = relayed().any(|(_, taken)| taken.is_dialled);
+        let has_come = relayed().any(|(_, taken)| !taken.is_dialled);
+        is_dialled && (!has_come || me < peer)
+    }
+
     /// The connections that somebody passes on who is none of these relays.
     pub(super) fn relayed_by_others(&self, relays: &BTreeSet<PeerId>) -> Vec<ConnectionId> {
         let by_other = |taken: &Taken| taken.relay.is_some_and(|relay| !relays.contains(&relay));
@@ -54,5 +63,39 @@ impl Ways {
     /// The best connection with a peer.
     pub(super) fn best(&self, peer: &PeerId) -> Option<Taken> {
         self.peers.get(peer)?.values().copied().max_by_key(|taken| taken.way)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::circuits::over_relay;
+    use libp2p::core::Endpoint;
+    use libp2p::core::transport::PortUse;
+
+    #[test]
+    fn of_two_circuits_at_once_one_side_begins_a_meeting() {
+        let [one, other, relay] = [(); 3].map(|()| PeerId::random());
+        let dialled = ConnectedPoint::Dialer {
+            address: over_relay(relay),
+            role_override: Endpoint::Dialer,
+            port_use: PortUse::New,
+        };
+        let came = ConnectedPoint::Listener { local_addr: over_relay(relay), send_back_addr: over_relay(relay) };
+        let ways = |peer: PeerId, endpoints: &[&ConnectedPoint]| {
+            let mut ways = Ways::default();
+            for (number, endpoint) in endpoints.iter().enumerate() {
+                ways.on_opened(peer, ConnectionId::new_unchecked(number), endpoint);
+            }
+            ways
+        };
+        let begin = |of_one: &[&ConnectedPoint], of_other: &[&ConnectedPoint]| {
+            let begins = ways(other, of_one).begins_meeting(&one, &other);
+            (begins, ways(one, of_other).begins_meeting(&other, &one))
+        };
+        assert_eq!(begin(&[&dialled], &[&came]), (true, false));
+        for (of_one, of_other) in [([&dialled, &came], [&came, &dialled]), ([&came, &dialled], [&came, &dialled])] {
+            assert_eq!(begin(&of_one, &of_other), (one < other, other < one));
+        }
     }
 }
