@@ -38,6 +38,7 @@ mod fault;
 mod figures;
 mod fleet;
 mod gossipsub;
+mod healing;
 mod lookups;
 mod machine;
 mod malice;

@@ -27,6 +27,30 @@ fn say_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
+/// The scenario that was asked for, made small if that was asked for; else says why there is none.
+fn choose<S>(loaded: Result<S, ScenarioError>, small: bool, shrink: fn(S) -> S) -> Result<S, ExitCode> {
+    match loaded {
+        Ok(scenario) if small => Ok(shrink(scenario)),
+        Ok(scenario) => Ok(scenario),
+        Err(error) => {
+            eprintln!("narmesh-sim: {error}");
+            Err(ExitCode::from(2))
+        }
+    }
+}
+
+/// Says what was broken and how to see it again, and the digest.
+fn conclude(violations: &[String], replay: &str, digest: &str, json: bool) -> ExitCode {
+    if !json {
+        violations.iter().for_each(|violation| say!("violation: {violation}"));
+        if !violations.is_empty() {
+            say!("replay: narmesh-sim {replay}");
+        }
+    }
+    say!("digest: {digest}");
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Prints a table of runs. Success only when every checker of every run was content.
 fn show(table: Result<(String, bool), ScenarioError>) -> ExitCode {
     match table {

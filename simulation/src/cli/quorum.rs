@@ -1,17 +1,14 @@
 //! One run of builders and verdicts.
 
+use super::{choose, conclude};
 use narmesh_simulation::{QuorumScenario, run_quorum};
 use std::process::ExitCode;
 use std::time::Instant;
 
 pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool) -> ExitCode {
-    let scenario = match QuorumScenario::load(name) {
-        Ok(scenario) if small => scenario.small(),
+    let scenario = match choose(QuorumScenario::load(name), small, QuorumScenario::small) {
         Ok(scenario) => scenario,
-        Err(error) => {
-            eprintln!("narmesh-sim: {error}");
-            return ExitCode::from(2);
-        }
+        Err(code) => return code,
     };
     let since = Instant::now();
     let report = run_quorum(&scenario, seed);
@@ -37,11 +34,7 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool) -> ExitCod
             ),
             None => say!("not the same verdicts on all honest machines within {} s", scenario.bound_s),
         }
-        report.violations.iter().for_each(|violation| say!("violation: {violation}"));
-        if !report.is_content() {
-            say!("replay: narmesh-sim quorum {name}{} --seed {seed}", if small { " --small" } else { "" });
-        }
     }
-    say!("digest: {}", report.digest);
-    if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let replay = format!("quorum {name}{} --seed {seed}", if small { " --small" } else { "" });
+    conclude(&report.violations, &replay, &report.digest, json)
 }

@@ -18,14 +18,13 @@ mod plan;
 mod schedule;
 mod world;
 
+use crate::healing::Healing as _;
 use crate::scenario_file::{ScenarioError, decode, demand, read};
 use serde::{Deserialize, Serialize};
 use world::World;
 
 /// The scenario that comes with the program.
 const BUILT_IN: (&str, &str) = ("quorum-100", include_str!("../../scenarios/quorum-100.toml"));
-/// How often machines are compared after the heal, milliseconds.
-const LOOK_MS: u64 = 250;
 
 /// Builders, their network, and who lies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,25 +132,10 @@ impl QuorumReport {
 
 /// Runs one world from its beginning to its verdict.
 pub fn run(scenario: &QuorumScenario, seed: u64) -> QuorumReport {
-    let healed_ms = scenario.run_s * 1_000;
     let mut world = World::new(scenario.clone(), seed);
-    world.run_until(healed_ms);
-    world.heal();
-    let end_ms = healed_ms + scenario.bound_s * 1_000;
-    let equal_after_ms = loop {
-        if world.find_first_difference().is_none() {
-            break Some(world.now_ms() - healed_ms);
-        }
-        if world.now_ms() >= end_ms {
-            break None;
-        }
-        world.run_until(world.now_ms() + LOOK_MS);
-    };
-    if equal_after_ms.is_none() {
-        let difference = world.find_first_difference();
-        world.judge.violations.extend(difference);
-    }
-    world.into_report(seed, equal_after_ms)
+    let equal_after = world.run_and_heal(scenario.run_s, scenario.bound_s);
+    world.judge.violations.extend(equal_after.as_ref().err().cloned());
+    world.into_report(seed, equal_after.ok())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::cores::quorum::exchange::{Input, Moment, Output, Spoken, Taken};
 use crate::cores::quorum::reconcile::Shared;
 use crate::cores::quorum::{Insertion, State, VerifiedStatement, WallMs};
 use crate::draw::Draw;
+use crate::healing::Healing;
 use crate::schedule::WALL_MS;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Attestation, BuilderKey, NixSignature, Statement, StorePath};
@@ -86,73 +87,6 @@ impl World {
 
     fn passes(&self, a: Number, b: Number) -> bool {
         !self.cut || self.machine(a).far == self.machine(b).far
-    }
-
-    pub(super) fn now_ms(&self) -> u64 {
-        self.schedule.now_ms()
-    }
-
-    pub(super) fn run_until(&mut self, end_ms: u64) {
-        while let Some(event) = self.schedule.pop_until(end_ms) {
-            self.handle(event);
-        }
-    }
-
-    /// Ends the cut. Connections that were given up are dialled again.
-    pub(super) fn heal(&mut self) {
-        self.cut = false;
-        for link in 0..self.links.len() {
-            if self.links.get(link).is_some_and(|(.., open)| !open) {
-                let at_ms = self.schedule.now_ms() + self.draw.between(250, REDIAL_MS);
-                self.schedule.at_ms(at_ms, Event::Redial { link });
-            }
-        }
-    }
-
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Request { from, to, id, bytes } => {
-                if self.passes(from, to) {
-                    let (number, peer) = (self.schedule.next_number(), self.machine(from).peer);
-                    self.asked.insert((to, number), (from, id));
-                    self.feed(to, Input::Request { from: peer, id: number, bytes });
-                }
-            }
-            Event::Reply { from, to, id, bytes } => {
-                if self.passes(from, to) {
-                    let peer = self.machine(from).peer;
-                    self.feed(to, Input::Response { from: peer, id, bytes });
-                }
-            }
-            Event::Tick(number) => {
-                self.machine_mut(number).tick_ms = None;
-                self.feed(number, Input::Tick);
-            }
-            Event::Attest { machine, signer, statement, at_ms } => {
-                let attestation = Attestation::sign(&self.machine(signer).secret, &store_dir(), statement, at_ms);
-                self.counts[0] += 1;
-                if !self.is_hostile(machine) {
-                    let said =
-                        VerifiedStatement::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
-                    let path = attestation.statement.path.clone();
-                    self.judge.honest.entry(path).or_default().extend(said.map(|said| said.claim().fingerprint));
-                }
-                self.take(machine, attestation);
-                self.feed(machine, Input::Grew);
-            }
-            Event::Bare { machine, signer, statement } => self.hear_bare(machine, signer, &statement),
-            Event::Cut => {
-                self.cut = true;
-                for number in 0..self.machines.len() {
-                    self.machine_mut(number).far = self.draw.chance(500);
-                }
-                for link in 0..self.links.len() {
-                    self.schedule.at_ms(self.schedule.now_ms() + GIVEN_UP_MS, Event::GivenUp { link });
-                }
-            }
-            Event::GivenUp { link } => self.set_link(link, false),
-            Event::Redial { link } => self.set_link(link, true),
-        }
     }
 
     fn set_link(&mut self, link: usize, open: bool) {
@@ -284,25 +218,6 @@ impl World {
         new
     }
 
-    /// The first path on which two honest machines have different verdicts, in words.
-    pub(super) fn find_first_difference(&self) -> Option<String> {
-        let policy = self.judge.policies.first()?;
-        let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
-        (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
-            let verdict = |machine: &Machine| {
-                let verdict = policy.judge(&machine.ledger, &path);
-                (verdict.state, verdict.agreed().map(|agreed| agreed.claim.fingerprint))
-            };
-            let first = verdict(self.machines.get(self.scenario.hostile)?);
-            let (other, differs) = honest
-                .clone()
-                .map(|(number, machine)| (number, verdict(machine)))
-                .find(|(_, other)| *other != first)?;
-            let (here, there) = (first.0, differs.0);
-            Some(format!("{path} is {here:?} at machine {} and {there:?} at {other}", self.scenario.hostile))
-        })
-    }
-
     pub(super) fn into_report(mut self, seed: u64, equal_after_ms: Option<u64>) -> QuorumReport {
         let mut states = [0; 4];
         let policy = self.judge.policies.first();
@@ -333,5 +248,89 @@ impl World {
             violations: self.judge.violations,
             digest: self.trace.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
         }
+    }
+}
+
+impl Healing for World {
+    type Event = Event;
+
+    fn agenda(&mut self) -> &mut Schedule {
+        &mut self.schedule
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Request { from, to, id, bytes } => {
+                if self.passes(from, to) {
+                    let (number, peer) = (self.schedule.next_number(), self.machine(from).peer);
+                    self.asked.insert((to, number), (from, id));
+                    self.feed(to, Input::Request { from: peer, id: number, bytes });
+                }
+            }
+            Event::Reply { from, to, id, bytes } => {
+                if self.passes(from, to) {
+                    let peer = self.machine(from).peer;
+                    self.feed(to, Input::Response { from: peer, id, bytes });
+                }
+            }
+            Event::Tick(number) => {
+                self.machine_mut(number).tick_ms = None;
+                self.feed(number, Input::Tick);
+            }
+            Event::Attest { machine, signer, statement, at_ms } => {
+                let attestation = Attestation::sign(&self.machine(signer).secret, &store_dir(), statement, at_ms);
+                self.counts[0] += 1;
+                if !self.is_hostile(machine) {
+                    let said =
+                        VerifiedStatement::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
+                    let path = attestation.statement.path.clone();
+                    self.judge.honest.entry(path).or_default().extend(said.map(|said| said.claim().fingerprint));
+                }
+                self.take(machine, attestation);
+                self.feed(machine, Input::Grew);
+            }
+            Event::Bare { machine, signer, statement } => self.hear_bare(machine, signer, &statement),
+            Event::Cut => {
+                self.cut = true;
+                for number in 0..self.machines.len() {
+                    self.machine_mut(number).far = self.draw.chance(500);
+                }
+                for link in 0..self.links.len() {
+                    self.schedule.at_ms(self.schedule.now_ms() + GIVEN_UP_MS, Event::GivenUp { link });
+                }
+            }
+            Event::GivenUp { link } => self.set_link(link, false),
+            Event::Redial { link } => self.set_link(link, true),
+        }
+    }
+
+    /// Ends the cut. Connections that were given up are dialled again.
+    fn heal(&mut self) {
+        self.cut = false;
+        for link in 0..self.links.len() {
+            if self.links.get(link).is_some_and(|(.., open)| !open) {
+                let at_ms = self.schedule.now_ms() + self.draw.between(250, REDIAL_MS);
+                self.schedule.at_ms(at_ms, Event::Redial { link });
+            }
+        }
+    }
+
+    /// The first path on which two honest machines have different verdicts, in words.
+    fn find_difference(&self) -> Option<String> {
+        let policy = self.judge.policies.first()?;
+        let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
+        (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
+            let verdict = |machine: &Machine| {
+                let verdict = policy.judge(&machine.ledger, &path);
+                (verdict.state, verdict.agreed().map(|agreed| agreed.claim.fingerprint))
+            };
+            let first = verdict(self.machines.get(self.scenario.hostile)?);
+            let (other, differs) = honest
+                .clone()
+                .map(|(number, machine)| (number, verdict(machine)))
+                .find(|(_, other)| *other != first)?;
+            let (here, there) = (first.0, differs.0);
+            Some(format!("{path} is {here:?} at machine {} and {there:?} at {other}", self.scenario.hostile))
+        })
     }
 }

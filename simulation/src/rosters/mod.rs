@@ -18,6 +18,7 @@ mod plan;
 mod verdict;
 mod world;
 
+use crate::healing::Healing as _;
 use crate::scenario_file::{ScenarioError, decode, demand, read};
 use serde::{Deserialize, Serialize};
 use world::World;
@@ -27,8 +28,6 @@ const BUILT_IN: [(&str, &str); 2] = [
     ("rosters-200", include_str!("../../scenarios/rosters-200.toml")),
     ("rosters-1000", include_str!("../../scenarios/rosters-1000.toml")),
 ];
-/// How often machines are compared after the heal, milliseconds.
-const LOOK_MS: u64 = 250;
 
 /// Members, their network, and who lies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -131,25 +130,11 @@ impl RosterReport {
 
 /// Runs one world from its beginning to its verdict.
 pub fn run(scenario: &RosterScenario, seed: u64) -> RosterReport {
-    let healed_ms = scenario.run_s * 1_000;
     let mut world = World::new(scenario.clone(), seed);
-    world.run_until(healed_ms);
-    world.heal();
-    let end_ms = healed_ms + scenario.bound_s * 1_000;
-    let equal_after_ms = loop {
-        if world.find_difference().is_none() {
-            break Some(world.now_ms() - healed_ms);
-        }
-        if world.now_ms() >= end_ms {
-            break None;
-        }
-        world.run_until(world.now_ms() + LOOK_MS);
-    };
-    if let Some(difference) = world.find_difference() {
-        world.checker.violations.push(difference);
-    }
+    let equal_after = world.run_and_heal(scenario.run_s, scenario.bound_s);
+    world.checker.violations.extend(equal_after.as_ref().err().cloned());
     world.check_intentions();
-    world.into_report(seed, equal_after_ms)
+    world.into_report(seed, equal_after.ok())
 }
 
 #[cfg(test)]

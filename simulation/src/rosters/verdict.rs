@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 impl World {
     /// The newest roster that an honest machine has.
-    fn newest(&self) -> Option<Arc<SignedRoster>> {
+    pub(super) fn newest(&self) -> Option<Arc<SignedRoster>> {
         let honest = self.machines.iter().filter(|machine| machine.lie.is_none());
         honest.filter_map(|machine| machine.held.clone()).max_by_key(|roster| roster.version())
     }
 
     /// The honest members that a signer can reach through honest members. Whoever has only liars to talk to hears what they
     /// like, and who was removed is told nothing.
-    fn find_reached(&self, newest: &SignedRoster) -> BTreeSet<Number> {
+    pub(super) fn find_reached(&self, newest: &SignedRoster) -> BTreeSet<Number> {
         let (mut reached, mut next) = (BTreeSet::from([0]), vec![0]);
         while let Some(number) = next.pop() {
             for link in &self.machine(number).links {
@@ -30,20 +30,6 @@ impl World {
             }
         }
         reached
-    }
-
-    /// An honest member that has not the newest roster, in words.
-    pub(super) fn find_difference(&self) -> Option<String> {
-        let newest = self.newest()?;
-        let reached = self.find_reached(&newest);
-        let members = self
-            .machines
-            .iter()
-            .enumerate()
-            .filter(|(number, machine)| reached.contains(number) && newest.member(&machine.node_key).is_some());
-        let (number, machine) = members.into_iter().find(|(_, machine)| machine.version() != newest.version())?;
-        let (has, is) = (machine.version().version, newest.version().version);
-        Some(format!("machine {number} has version {has} of the roster, the newest is {is}"))
     }
 
     /// Checks that nothing that a signer wanted was lost.

@@ -9,6 +9,7 @@ use super::plan::{self, QUIET_MS};
 use crate::agenda::Agenda;
 use crate::cores::roster::{Input, Journal, Moment, Output, RosterExchange};
 use crate::draw::Draw;
+use crate::healing::Healing;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{RosterReply, RosterRequest};
 use narmesh_protocol::{NixSecretKey, Roster, RosterVersion, SignedRoster};
@@ -124,73 +125,8 @@ impl World {
         self.links.get(link).expect("numbers are the world's own")
     }
 
-    pub(super) fn now_ms(&self) -> u64 {
+    fn now_ms(&self) -> u64 {
         self.agenda.now_ms()
-    }
-
-    pub(super) fn run_until(&mut self, end_ms: u64) {
-        while let Some(event) = self.agenda.pop_until(end_ms) {
-            self.handle(event);
-        }
-    }
-
-    /// Ends the cut and all that machines suffer.
-    pub(super) fn heal(&mut self) {
-        self.is_cut = false;
-        for machine in 0..self.machines.len() {
-            self.start(machine);
-        }
-        for link in 0..self.links.len() {
-            self.redial_later(link);
-        }
-    }
-
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Arrives { link, opened, from, message } => {
-                let it = self.link(link);
-                if it.is_open && it.opened == opened && self.passes(link) {
-                    self.receive(link, from, message);
-                }
-            }
-            Event::Fails { machine, id } => self.feed(machine, Input::Failed { id }),
-            Event::Keep { machine, roster } => self.keep(machine, roster),
-            Event::Tick(machine) => {
-                self.machine_mut(machine).tick_ms = None;
-                self.feed(machine, Input::Tick);
-            }
-            Event::Join { signer } => self.admit(signer),
-            Event::Remove { signer } => self.remove(signer),
-            Event::Rename { signer } => {
-                let name = format!("renamed at {}", self.now_ms());
-                self.sign(signer, |roster| {
-                    roster.members.iter_mut().take(1).for_each(|member| member.name.clone_from(&name))
-                });
-            }
-            Event::Crash { machine } => {
-                self.machine_mut(machine).is_up = false;
-                for link in self.machine(machine).links.clone() {
-                    self.close(link);
-                }
-            }
-            Event::Start { machine } => self.start(machine),
-            Event::Cut => {
-                self.is_cut = true;
-                for number in 0..self.machines.len() {
-                    // A signer in each half.
-                    self.machine_mut(number).is_far = if number < 2 { number == 1 } else { self.draw.chance(500) };
-                }
-                for link in 0..self.links.len() {
-                    self.agenda.at_ms(self.now_ms() + GIVEN_UP_MS, Event::GivenUp { link });
-                }
-            }
-            Event::GivenUp { link } => {
-                if !self.passes(link) {
-                    self.close(link);
-                }
-            }
-            Event::Redial { link } => self.dial(link),
-        }
     }
 
     /// Whether packets get through.
@@ -455,5 +391,86 @@ impl World {
             self.removed_ms.insert(node_key, self.now_ms());
         }
         self.sign(signer, |roster| roster.members.retain(|member| member.node_key != node_key));
+    }
+}
+
+impl Healing for World {
+    type Event = Event;
+
+    fn agenda(&mut self) -> &mut Agenda<Event> {
+        &mut self.agenda
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrives { link, opened, from, message } => {
+                let it = self.link(link);
+                if it.is_open && it.opened == opened && self.passes(link) {
+                    self.receive(link, from, message);
+                }
+            }
+            Event::Fails { machine, id } => self.feed(machine, Input::Failed { id }),
+            Event::Keep { machine, roster } => self.keep(machine, roster),
+            Event::Tick(machine) => {
+                self.machine_mut(machine).tick_ms = None;
+                self.feed(machine, Input::Tick);
+            }
+            Event::Join { signer } => self.admit(signer),
+            Event::Remove { signer } => self.remove(signer),
+            Event::Rename { signer } => {
+                let name = format!("renamed at {}", self.now_ms());
+                self.sign(signer, |roster| {
+                    roster.members.iter_mut().take(1).for_each(|member| member.name.clone_from(&name))
+                });
+            }
+            Event::Crash { machine } => {
+                self.machine_mut(machine).is_up = false;
+                for link in self.machine(machine).links.clone() {
+                    self.close(link);
+                }
+            }
+            Event::Start { machine } => self.start(machine),
+            Event::Cut => {
+                self.is_cut = true;
+                for number in 0..self.machines.len() {
+                    // A signer in each half.
+                    self.machine_mut(number).is_far = if number < 2 { number == 1 } else { self.draw.chance(500) };
+                }
+                for link in 0..self.links.len() {
+                    self.agenda.at_ms(self.now_ms() + GIVEN_UP_MS, Event::GivenUp { link });
+                }
+            }
+            Event::GivenUp { link } => {
+                if !self.passes(link) {
+                    self.close(link);
+                }
+            }
+            Event::Redial { link } => self.dial(link),
+        }
+    }
+
+    /// Ends the cut and all that machines suffer.
+    fn heal(&mut self) {
+        self.is_cut = false;
+        for machine in 0..self.machines.len() {
+            self.start(machine);
+        }
+        for link in 0..self.links.len() {
+            self.redial_later(link);
+        }
+    }
+
+    /// An honest member that has not the newest roster, in words.
+    fn find_difference(&self) -> Option<String> {
+        let newest = self.newest()?;
+        let reached = self.find_reached(&newest);
+        let members = self
+            .machines
+            .iter()
+            .enumerate()
+            .filter(|(number, machine)| reached.contains(number) && newest.member(&machine.node_key).is_some());
+        let (number, machine) = members.into_iter().find(|(_, machine)| machine.version() != newest.version())?;
+        let (has, is) = (machine.version().version, newest.version().version);
+        Some(format!("machine {number} has version {has} of the roster, the newest is {is}"))
     }
 }
