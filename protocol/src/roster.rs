@@ -275,6 +275,7 @@ pub enum RosterError {
 pub struct SignedRoster {
     roster: Roster,
     bytes: Vec<u8>,
+    version: RosterVersion,
 }
 
 impl SignedRoster {
@@ -299,7 +300,7 @@ impl SignedRoster {
         bytes.extend_from_slice(&key.public().bytes());
         bytes.extend_from_slice(&key.sign_bytes(&signed_bytes(&payload)));
         bytes.extend_from_slice(&payload);
-        Ok(Self { roster, bytes })
+        Ok(Self::new(roster, bytes))
     }
 
     /// Checks length, format, signer and signature, then decodes, and checks each member.
@@ -322,7 +323,13 @@ impl SignedRoster {
         }
         let roster = codec::decode::<Roster, { Self::BYTES_MAX }>(payload)?;
         roster.check()?;
-        Ok(Self { roster, bytes: bytes.to_vec() })
+        Ok(Self::new(roster, bytes.to_vec()))
+    }
+
+    /// The digest is computed once: it is asked for with each comparison, and a roster may have a megabyte.
+    fn new(roster: Roster, bytes: Vec<u8>) -> Self {
+        let version = RosterVersion { version: roster.version, digest: *blake3::hash(&bytes).as_bytes() };
+        Self { roster, bytes, version }
     }
 
     /// What was signed.
@@ -332,7 +339,7 @@ impl SignedRoster {
 
     /// Which one it is.
     pub fn version(&self) -> RosterVersion {
-        RosterVersion { version: self.roster.version, digest: *blake3::hash(&self.bytes).as_bytes() }
+        self.version
     }
 
     /// The bytes to send, store or check again.
