@@ -3,8 +3,9 @@
 //!
 //! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
 //! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
-//! others dial, `circuits` asks relays and answers as one, `narinfos`, `trees`, `logs` and `realisations` ask and answer, `attestations` serves the thread that exchanges them, and `kept` writes
-//! summaries. The loop alone passes on what one of them means for another.
+//! others dial, `circuits` asks relays and answers as one, `narinfos`, `trees`, `logs` and `realisations` ask and answer,
+//! `attestations` serves the thread that exchanges them, and `kept` writes summaries. The loop alone passes on what one of
+//! them means for another.
 
 mod attestations;
 mod bulk_dials;
@@ -35,7 +36,7 @@ use self::circuits::CircuitRequests;
 use self::context::Context;
 use self::dials::Dials;
 use self::gossip_link::{GossipLink, publish};
-use self::kept::{RestoredSummaries, SummaryWriter};
+use self::kept::SummaryWriter;
 use self::logs::Logs;
 use self::narinfos::NarInfos;
 use self::realisations::Realisations;
@@ -43,29 +44,18 @@ use self::rosters::Rosters;
 use self::trees::Trees;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6, is_local};
 use super::behaviour::MeshBehaviourEvent;
-use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
-use super::connection_rates::ConnectionRates;
 use super::first_words::FirstWords;
-use super::handle::{Blame, Command, MeshHandle, MeshView};
-use super::join::answer_joins;
+use super::handle::{Command, MeshView};
 use super::listeners::Listeners;
 use super::nar_client::NarPool;
 use super::shut_out::SHUT_OUT;
-use super::state::SummaryStore;
-use super::swarm::{self, Built};
 use super::transport::is_handed_over;
-use super::unread::UnreadReplies;
 use futures::StreamExt;
-use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, gossipsub, ping};
-use narmesh_gossip::{Event, Gossip, GossipConfig, Input, Misdeed, Moment, Output, PATHS_MAX, Record};
-use narmesh_protocol::StoreDir;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
-use std::io;
+use narmesh_gossip::{Event, Input, Misdeed, Moment, Output, Record};
 use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

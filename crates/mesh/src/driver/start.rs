@@ -1,6 +1,39 @@
 //! Puts the driver together, before its loop runs.
 
-use super::*;
+use super::attestations::Attestations;
+use super::bulk_dials::BulkDials;
+use super::circuits::CircuitRequests;
+use super::context::Context;
+use super::dials::Dials;
+use super::gossip_link::GossipLink;
+use super::kept::RestoredSummaries;
+use super::logs::Logs;
+use super::narinfos::NarInfos;
+use super::realisations::Realisations;
+use super::rosters::Rosters;
+use super::trees::Trees;
+use super::{COMMANDS_MAX, CONNECTIONS_MAX, LISTEN_TIMEOUT, Mesh, MeshParts, StartError};
+use crate::bulk::Surroundings;
+use crate::clock::now;
+use crate::config::MeshConfig;
+use crate::connection_rates::ConnectionRates;
+use crate::first_words::FirstWords;
+use crate::handle::{Blame, MeshHandle};
+use crate::join::answer_joins;
+use crate::listeners::Listeners;
+use crate::nar_client::NarPool;
+use crate::state::SummaryStore;
+use crate::swarm::{self, Built};
+use crate::unread::UnreadReplies;
+use futures::StreamExt;
+use libp2p::identity::Keypair;
+use narmesh_gossip::{Gossip, GossipConfig, PATHS_MAX};
+use narmesh_protocol::StoreDir;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::io;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 
 impl Mesh {
     /// Builds swarm and core, starts listening, and takes bulk connections; the caller spawns [`Mesh::run`].
