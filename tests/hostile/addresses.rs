@@ -6,7 +6,7 @@ use crate::peer::{Peer, peer_id};
 use crate::stage::Stage;
 use crate::summaries::HEARD;
 use crate::wire::{Address, Summary};
-use narmesh_tests::wait_until;
+use narmesh_tests::{promised, wait_until};
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ fn an_address_that_a_peer_names_sees_one_connection() {
     stage.client.wait_connected("addresses", false, HEARD);
     // A lookup has it dialled, and so does gossip; the holder of the connection lets the handshake run out.
     let port = targets[0].0.to_string();
-    wait_until("the dial has failed", HEARD, || {
+    wait_until("the dial has failed", promised(HEARD), || {
         assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
         stage.client.status().peer("addresses").unwrap()["why"].as_str().is_some_and(|why| why.contains(&port))
     });

@@ -19,6 +19,9 @@ use std::time::Duration;
 const HEARD: Duration = Duration::from_secs(4);
 /// A NAR that is too large to be held back whole.
 const LARGE_KIB: u32 = 66 << 10;
+/// Where its wrong byte is: in the third leaf. A busy machine has ranges further on read from the honest holder as well, and
+/// might never ask the liar for one that lies there.
+const EARLY_PARTS: usize = 100;
 
 /// The tree of the NAR that `change` makes of the true one.
 fn signs(script: Script, keys: &Keypair, change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Script {
@@ -62,13 +65,13 @@ fn found_within_a_leaf(name: &'static str, peer: &Peer) {
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_tree_of_another_holder() {
-    found_within_a_leaf("leaf-unsigned", &Peer::liar("leaf-unsigned", wrong_byte(5_000)));
+    found_within_a_leaf("leaf-unsigned", &Peer::liar("leaf-unsigned", wrong_byte(EARLY_PARTS)));
 }
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_liars_own_tree() {
     let keys = Keypair::generate_ed25519();
-    let script = signs(wrong_byte(5_000), &keys, |_| {});
+    let script = signs(wrong_byte(EARLY_PARTS), &keys, |_| {});
     found_within_a_leaf("leaf-signed", &Peer::new("leaf-signed", keys, script));
 }
 
