@@ -103,6 +103,15 @@ subjects() {
   [ -z "$long" ] || { printf 'subjects over 72 characters:\n%s\n' "$long" >&2; return 1; }
 }
 
+# The book, by the mdBook of the newest Debian: its root is there for Nix already.
+book() {
+  local root=${CARGO_TARGET_DIR:-target}/nix-roots/sid as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo)
+  "${as_root[@]}" tests/nix-root.sh run "$root" sh -c 'command -v mdbook >/dev/null ||
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mdbook; } >/dev/null'
+  MDBOOK="${as_root[*]} tests/nix-root.sh run $root mdbook" contrib/book.sh
+}
+
 stage "packages" packages
 stage "other versions of Nix" nix_roots
 stage "promtool" promtool
@@ -110,6 +119,7 @@ stage "subjects of commits" subjects
 stage "format" cargo fmt --all --check
 stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 stage "documentation" documentation
+stage "book" book
 stage "licences, duplicates, sources" deny
 if $full; then stage "advisories" cargo deny check advisories; fi
 # Package by package: built together, they would share features and be built again apart.

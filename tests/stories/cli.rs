@@ -191,6 +191,31 @@ fn the_quick_start_with_two_machines_works_as_written() {
 }
 
 #[test]
+fn init_can_set_nix_up_and_leaves_to_nix_what_it_cannot_ask() {
+    let scratch = scratch_dir("setup");
+    let conf = scratch.path().join("nix.conf");
+    let before = "substituters = https://cache.example s3://bucket\nconnect-timeout = 90\n";
+    fs::write(&conf, before).unwrap();
+    let dir = scratch.path().join("narmesh");
+    let set_up = |arguments: &[&str]| {
+        let mut command = Command::new(narmesh_binary());
+        command.env("NIX_CONF_DIR", scratch.path()).args(["init", "--setup-nix", "--dir"]).arg(&dir).args(arguments);
+        finish(&mut command).expect_success("init --setup-nix")
+    };
+    let said = set_up(&[]);
+    let written = fs::read_to_string(&conf).unwrap();
+    let part = written.strip_prefix(before).expect("our lines come after the others, so that they count");
+    for line in
+        ["substituters = http://127.0.0.1:7281\n", "extra-substituters = s3://bucket\n", "connect-timeout = 5\n"]
+    {
+        assert!(part.contains(line) && said.contains(line), "{line}{part}{said}");
+    }
+    assert!(part.contains("\nextra-trusted-public-keys = narmesh-gateway-"), "{part}");
+    set_up(&["--force"]);
+    assert_eq!(fs::read_to_string(&conf).unwrap(), written, "once, and the same again");
+}
+
+#[test]
 fn check_config_names_keys_that_nix_does_not_trust_and_other_caches_that_it_asks() {
     let mesh = TestMesh::new();
     let [mut a, b] = ["a", "b"].map(|name| mesh.node(name));

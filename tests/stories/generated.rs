@@ -134,3 +134,39 @@ fn offline_check_needs_nothing_of_the_machine() {
     let said = check(&elsewhere.replace("'site'", "'sight'")).expect_failure("no such role");
     assert!(said.contains("role") && said.contains("accepted"), "{said}");
 }
+
+/// The names of the commands in a help text.
+fn commands_of(help: &str) -> Vec<String> {
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
+    let lines = list.lines().take_while(|line| !line.is_empty());
+    let names = lines.filter(|line| !line.starts_with("    ")).filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+/// The help of a command and of those below it, as sections of a page.
+fn help_of(command: &[String], page: &mut String) {
+    let help = finish(Command::new(narmesh_binary()).args(command).arg("--help")).expect_success("--help");
+    let name: Vec<&str> = std::iter::once("narmesh").chain(command.iter().map(String::as_str)).collect();
+    *page += &format!("\n{} {}\n```text\n{}\n```\n", "#".repeat(name.len() + 1), name.join(" "), help.trim_end());
+    for below in commands_of(&help) {
+        help_of(&[command, &[below]].concat(), page);
+    }
+}
+
+#[test]
+fn docs_command_line_has_the_help_of_each_command() {
+    let mut page = "# Command line\n\nWhat `--help` says, command by command. It is the same as the manual pages that `narmesh man DIR` writes.\n".to_owned();
+    help_of(&[], &mut page);
+    assert_is_current("docs/command-line.md", &page);
+}
+
+/// Asserts that the document is what was made; writes it first if `NARMESH_WRITE_DOCS` is set.
+#[track_caller]
+pub(crate) fn assert_is_current(document: &str, made: &str) {
+    let file = repository_root().join(document);
+    if std::env::var_os("NARMESH_WRITE_DOCS").is_some() {
+        fs::write(&file, made).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(written == made, "{document} is not current; NARMESH_WRITE_DOCS=1 cargo test … writes it anew");
+}

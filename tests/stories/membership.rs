@@ -196,6 +196,7 @@ fn joining_can_set_nix_up_and_leaving_undoes_it() {
     let written = read();
     let lines: Vec<_> = written.lines().filter(|line| line.starts_with("extra-")).collect();
     assert_eq!(lines.len(), 2, "{written}");
+    assert!(written.contains("\nconnect-timeout = 5\n") && written.contains("\nnarinfo-cache-negative-ttl = 0\n"));
     assert!(lines.iter().all(|line| shown.contains(line)), "{shown}");
     let id = node.narmesh(&["id", "--json"]).expect_success("id");
     let id: Value = serde_json::from_str(&id).expect("JSON");

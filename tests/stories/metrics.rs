@@ -1,5 +1,6 @@
 //! What Prometheus and Grafana make of `/metrics`.
 
+use crate::generated::assert_is_current;
 use narmesh_tests::{TestMesh, finish, get, promised, repository_root, target_directory, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -77,4 +78,61 @@ fn promtool_accepts_metrics_and_alerts_and_no_other_metrics_are_asked_for() {
         let asked = words.filter(|word| word.starts_with("narmesh_") || word.starts_with("process_"));
         asked.for_each(|name| assert!(names.contains(name), "{name} of {query:?} in {names:?}"));
     }
+}
+
+/// The labels of the samples of a family, in the order in which they stand there.
+fn labels_of<'m>(metrics: &'m str, names: &[String]) -> Vec<&'m str> {
+    let mut labels = Vec::new();
+    let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+    for (_, inner) in
+        samples.filter_map(|line| line.split_once('{')).filter(|(name, _)| names.iter().any(|n| n == name))
+    {
+        let found = inner.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0));
+        for label in found.filter(|label| *label != "le") {
+            if !labels.contains(&label) {
+                labels.push(label);
+            }
+        }
+    }
+    labels
+}
+
+/// The page on metrics: each family with what it says of itself.
+fn page_of(metrics: &str) -> String {
+    let mut rows = std::collections::BTreeMap::new();
+    let mut help = "";
+    for line in metrics.lines() {
+        if let Some((_, text)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
+            help = text.trim_end_matches('.');
+        }
+        let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' ')) else { continue };
+        let names: Vec<String> = ["", "_bucket"].iter().map(|ending| format!("{name}{ending}")).collect();
+        let labels: Vec<_> = labels_of(metrics, &names).iter().map(|label| format!("`{label}`")).collect();
+        rows.insert(name, format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", ")));
+    }
+    let rows: String = rows.into_values().collect();
+    format!(
+        "# Metrics\n\nWhat `/metrics` of the gateway tells Prometheus, as it says it there. Labels are those that a daemon with a peer, \
+         an upstream cache and a listener shows; some come with the first event. \
+         [Operate](operations.md#how-is-it) names those worth an alarm.\n\n\
+         | name | kind | labels | meaning |\n|---|---|---|---|\n{rows}"
+    )
+}
+
+#[test]
+fn docs_metrics_lists_each_metric() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let key = a.builder_key();
+    a.config.more = format!(
+        "[quorum]\nmode = 'observe'\nk = 1\n[[builder]]\nname = 'a'\npublic_key = '{key}'\n\
+         [[upstream]]\nname = 'cache'\nurl = 'file://{}'\n[[gateway.listener]]\naddress = '127.0.0.1:0'\nrole = 'serve'\n",
+        mesh.path().display()
+    );
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    let page = wait_for("a first look at what is attested", promised(LOOKED), || {
+        let metrics = get(a.gateway(), "/metrics").unwrap().text();
+        metrics.contains("narmesh_quorum_paths{").then(|| page_of(&metrics))
+    });
+    assert_is_current("docs/metrics.md", &page);
 }

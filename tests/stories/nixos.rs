@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::generated::assert_is_current;
 use narmesh_tests::{Finished, NixStoreFixture, finish, narmesh_binary, repository_root, scratch_dir};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -270,8 +271,7 @@ const OPTIONS: &str = "\n## Options\n";
 fn docs_nixos_has_each_option_as_the_module_describes_it() {
     let builder = Builder::new();
     let options = builder.evaluate("system.nix", &["-A", "options"]);
-    let file = repository_root().join("docs/nixos.md");
-    let text = fs::read_to_string(&file).unwrap();
+    let text = fs::read_to_string(repository_root().join("docs/nixos.md")).unwrap();
     let (prose, _) = text.split_once(OPTIONS).expect("the document has its options at the end");
     let mut made = format!("{prose}{OPTIONS}");
     for option in options.as_array().unwrap() {
@@ -282,10 +282,7 @@ fn docs_nixos_has_each_option_as_the_module_describes_it() {
             made += &format!("\nExample:\n\n```nix\n{example}\n```\n");
         }
     }
-    if std::env::var_os("NARMESH_WRITE_DOCS").is_some() {
-        fs::write(&file, &made).unwrap();
-    }
-    assert!(fs::read_to_string(&file).unwrap() == made, "write it anew: NARMESH_WRITE_DOCS=1 cargo test … nixos");
+    assert_is_current("docs/nixos.md", &made);
 }
 
 fn code(text: &str) -> String {

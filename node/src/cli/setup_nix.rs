@@ -1,5 +1,8 @@
 //! `--setup-nix`: our part of nix.conf, between two marks, so that it can be taken out again.
 
+use super::nix_conf::NixSettings;
+use super::nix_substituters::NixSubstituters;
+use super::nix_version::NixVersion;
 use super::{emit, eprint_line};
 use crate::regular_file::replace_text;
 use crate::settings::Settings;
@@ -10,8 +13,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const BEGIN: &str = "# begin narmesh: `narmesh join --setup-nix` wrote this, and `narmesh leave` removes it";
+const BEGIN: &str =
+    "# begin narmesh: `--setup-nix` of `narmesh init` or `narmesh join` wrote this; `narmesh leave` removes it";
+/// What such a line begins with, whoever wrote it.
+const BEGINS: &str = "# begin narmesh:";
 const END: &str = "# end narmesh";
+/// How Nix is to deal with a gateway that waits for peers; docs/operations.md has the reasons, with measurements.
+pub(super) const PATIENCE: &str = "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
+/// Nix is to ask again at once for a path that was missing just now.
+pub(super) const FORGET_MISSES: &str = "narinfo-cache-negative-ttl = 0\n";
 
 /// The nix.conf of this machine, as Nix finds it.
 fn nix_conf() -> PathBuf {
@@ -23,8 +33,23 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     let key = settings.make_gateway_key()?.context("--setup-nix needs gateway.sign = true in the configuration")?;
     let (gateway, key) = (settings.gateway.listen, key.public());
     // Where narmesh knows the caches, it stands instead of them: the last line of a setting counts. Else it stands beside.
-    let extra = if settings.upstreams.is_empty() { "extra-" } else { "" };
-    let part = format!("{extra}substituters = http://{gateway}\n{extra}trusted-public-keys = {key}\n");
+    let mut part = if settings.upstreams.is_empty() {
+        format!("extra-substituters = http://{gateway}\nextra-trusted-public-keys = {key}\n")
+    } else {
+        // What narmesh cannot ask, such as s3://, stays with Nix, and with it the keys that signed what is there.
+        let nix = NixSettings::of_this_machine();
+        let left = nix.map_or_else(Vec::new, |nix| NixSubstituters::choose(&nix, gateway).left);
+        if left.is_empty() {
+            format!("substituters = http://{gateway}\ntrusted-public-keys = {key}\n")
+        } else {
+            let left = left.join(" ");
+            format!("substituters = http://{gateway}\nextra-substituters = {left}\nextra-trusted-public-keys = {key}\n")
+        }
+    };
+    let fallback = NixVersion::installed().filter(|version| *version >= NixVersion::FALLBACK_WORKS);
+    part += PATIENCE;
+    part += FORGET_MISSES;
+    part += fallback.map_or("", |_| "fallback = true\n");
     let file = nix_conf();
     emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
     let before = read(&file)?;
@@ -66,11 +91,12 @@ fn read(file: &Path) -> anyhow::Result<String> {
 /// The text with our part at its end, or without it.
 fn with_part(text: &str, part: Option<&str>) -> String {
     // Without its end nobody knows what is ours.
-    let is_whole = text.split_once(BEGIN).is_some_and(|(_, rest)| rest.lines().any(|line| line.trim_end() == END));
+    let begins = |line: &str| line.starts_with(BEGINS);
+    let is_whole = text.lines().skip_while(|line| !begins(line)).any(|line| line.trim_end() == END);
     let mut is_ours = false;
     let mut kept = String::new();
     for line in text.split_inclusive('\n') {
-        is_ours |= is_whole && line.trim_end() == BEGIN;
+        is_ours |= is_whole && begins(line);
         if !is_ours {
             kept.push_str(line);
         }

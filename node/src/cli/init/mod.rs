@@ -8,6 +8,7 @@ use super::nix_conf::NixSettings;
 use super::nix_keys::NixKeys;
 use super::nix_substituters::NixSubstituters;
 use super::nix_version::NixVersion;
+use super::setup_nix;
 use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE, UpstreamConfig};
 use crate::config_template::render;
@@ -53,12 +54,15 @@ pub(super) struct Arguments {
     /// Overwrite an existing configuration, but for its [[upstream]] and trusted keys; existing key files are always kept
     #[arg(long)]
     force: bool,
+    /// Also write our lines into nix.conf, which are shown, and restart nix-daemon; `narmesh leave` takes them out again
+    #[arg(long)]
+    setup_nix: bool,
     /// The machine joins a mesh, whose members learn by its roster what others would be told by hand
     #[arg(skip)]
     joins: bool,
     /// Make only the key files that the configuration names and that are missing; the configuration, which another
     /// program wrote, is left alone
-    #[arg(long, conflicts_with_all = ["dir", "name", "no_builder_key", "no_nix_keys", "no_upstreams", "user", "force"])]
+    #[arg(long, conflicts_with_all = ["dir", "name", "no_builder_key", "no_nix_keys", "no_upstreams", "user", "force", "setup_nix"])]
     keys: bool,
 }
 
@@ -73,6 +77,7 @@ impl Arguments {
             no_upstreams: false,
             user: None,
             force: false,
+            setup_nix: false,
             joins: true,
             keys: false,
         }
@@ -139,10 +144,13 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     if !arguments.joins {
         text += &format!("{}\n", introduction(&name, &settings, &secrets));
     }
-    text += &nix_conf_lines(&settings, &gateway_key, taken.only_way_in(), NixVersion::installed());
+    if !arguments.setup_nix {
+        text += &nix_conf_lines(&settings, &gateway_key, taken.only_way_in(), NixVersion::installed());
+    }
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
     text += &towards_require(&file);
-    Ok(emit(&text)?)
+    emit(&text)?;
+    if arguments.setup_nix { setup_nix::set_up(&settings) } else { Ok(()) }
 }
 
 /// Whether this is the configuration that the daemon of the system reads.
@@ -364,9 +372,9 @@ fn nix_conf_lines(
             text += &format!("extra-trusted-public-keys = {gateway_key}\n");
         }
     }
-    text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
+    text += setup_nix::PATIENCE;
     text += "# Ask again at once for a path that was missing just now (otherwise Nix remembers a miss for an hour).\n";
-    text += "narinfo-cache-negative-ttl = 0\n";
+    text += setup_nix::FORGET_MISSES;
     match nix {
         Some(version) if version >= NixVersion::FALLBACK_WORKS => text += "fallback = true\n",
         Some(version) => {

@@ -13,6 +13,7 @@ fn arguments(dir: &Path) -> Arguments {
         no_upstreams: false,
         user: None,
         force: false,
+        setup_nix: false,
         joins: false,
         keys: false,
     }
