@@ -14,13 +14,18 @@ esac
 
 started=$SECONDS
 summary=()
-stage() { # stage NAME COMMAND...: runs it, remembers how long it took
-  local name=$1 since=$SECONDS
+cpu_s() { # seconds of processor time of all commands that have ended
+  awk -v hz="$(getconf CLK_TCK)" '{ print int(($16 + $17) / hz) }' /proc/$$/stat
+}
+stage() { # stage NAME COMMAND...: runs it, remembers how long it took, and how much processor time of that
+  local name=$1 since=$SECONDS before
+  before=$(cpu_s)
   shift
   printf '\n=== %s\n' "$name"
   "$@"
   local line
-  line=$(awk -v s=$((SECONDS - since)) -v n="$name" 'BEGIN { printf "%6.1f min  %s", s / 60, n }')
+  line=$(awk -v s=$((SECONDS - since)) -v c=$(($(cpu_s) - before)) -v n="$name" \
+    'BEGIN { printf "%6.1f min, processors %5.1f min  %s", s / 60, c / 60, n }')
   echo "$line"
   summary+=("$line")
 }
@@ -147,6 +152,7 @@ newer_nix() {
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
     serving_others like_a_cache tls:: realisations derivations nixos
   NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
+  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks first_path
   if $full; then
     NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- upstream_failures
     NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks fleet
@@ -186,7 +192,7 @@ if $full; then stage "Debian package, static binary, image" built_for_others; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'
-for table in sites crowd nat relay; do
+for table in first-path sites crowd nat relay; do
   # Without root there are none; the stories said so.
   if [ -e "${CARGO_TARGET_DIR:-target}/tmp/$table.md" ]; then cat "${CARGO_TARGET_DIR:-target}/tmp/$table.md"; fi
 done

@@ -11,6 +11,7 @@ mod crowd;
 mod families;
 #[path = "../hostile/filter.rs"]
 mod filter;
+mod first_path;
 mod fleet;
 #[path = "../hostile/formats.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]

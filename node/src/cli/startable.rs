@@ -150,7 +150,8 @@ fn check_ports(
         };
         let lacks_family = match error {
             Errno::AFNOSUPPORT => true,
-            Errno::ADDRNOTAVAIL => !has_family(socket, &bind),
+            // "All addresses" can be held where there are none: by the daemon that runs, whose status then lists none.
+            Errno::ADDRNOTAVAIL | Errno::ADDRINUSE => !has_family(socket, &bind),
             _ => false,
         };
         // The daemon skips a family that the machine lacks, so that alone does not prevent a start.
@@ -226,7 +227,7 @@ fn listens_at(daemon: &Running, socket: SocketAddr) -> bool {
 /// Whether this machine has addresses of that family: if it has any, it has the loopback address.
 fn has_family(socket: SocketAddr, bind: impl Fn(SocketAddr) -> Result<(), Errno>) -> bool {
     let loopback = if socket.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { Ipv6Addr::LOCALHOST.into() };
-    bind(SocketAddr::new(loopback, 0)).is_ok()
+    !matches!(bind(SocketAddr::new(loopback, 0)), Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
 /// Binds as the daemon does, but does not listen: this finds who listens already and hinders nobody who begins to.
@@ -421,6 +422,12 @@ mod tests {
     fn missing_address_family_is_a_problem_only_if_no_address_is_left() {
         let no_v6 = |address: SocketAddr| if address.is_ipv6() { Err(Errno::ADDRNOTAVAIL) } else { Ok(()) };
         assert_eq!(looked_at(&Holders::default(), no_v6), Startable::default());
+        // "All addresses" of IPv6 are held by whatever daemon runs, though there are none.
+        let held = |address: SocketAddr| match address {
+            SocketAddr::V6(v6) if v6.ip().is_unspecified() => Err(Errno::ADDRINUSE),
+            address => no_v6(address),
+        };
+        assert_eq!(looked_at(&Holders::default(), held), Startable::default());
         let none = |address: SocketAddr| if address.port() == 7_281 { Ok(()) } else { Err(Errno::AFNOSUPPORT) };
         one(&looked_at(&Holders::default(), none).problems, &["node.listen", "families"]);
     }

@@ -5,6 +5,7 @@
 //! Invariants: no namespace has a way out, so all traffic stays inside; names carry the process id, so that a later run can
 //! remove what a killed one left; everything is removed with the [`Network`].
 
+mod bare_machine;
 mod namespace;
 mod nat;
 mod shaped;
@@ -20,6 +21,7 @@ use tappers::{Interface, Tap};
 use crate::emulator::{Emulator, Link, Site};
 use crate::process::finish;
 
+pub use bare_machine::BareMachine;
 pub use namespace::{Namespace, Traffic};
 pub use nat::{Nat, Place};
 

@@ -1,7 +1,7 @@
 //! The versions of Nix that users have, and how this machine runs each.
 
 use std::env;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::binary::{repository_root, target_directory};
 
@@ -44,18 +44,17 @@ impl NixVersion {
         }
     }
 
-    /// The words that go before a program of this Nix to run it.
+    /// The root directory of a Debian that has this Nix.
     ///
     /// # Panics
-    /// When `./test.sh` has not made the Debian root of this version.
+    /// When `./test.sh` has not made it.
     #[must_use]
-    pub(super) fn command_prefix(self) -> Vec<String> {
+    pub(crate) fn root(self) -> PathBuf {
         let suite = match self {
-            Self::V2_8 => return Vec::new(),
+            Self::V2_8 => return "/".into(),
             Self::V2_26 => "trixie",
             Self::V2_34 => "sid",
         };
-        let script = repository_root().join("tests/nix-root.sh");
         let root = target_directory().join("nix-roots").join(suite);
         assert!(
             root.exists(),
@@ -63,8 +62,21 @@ impl NixVersion {
             self.name(),
             root.display()
         );
+        root
+    }
+
+    /// The words that go before a program of this Nix to run it.
+    ///
+    /// # Panics
+    /// As [`Self::root`].
+    #[must_use]
+    pub(super) fn command_prefix(self) -> Vec<String> {
+        if self == Self::V2_8 {
+            return Vec::new();
+        }
+        let script = repository_root().join("tests/nix-root.sh");
         let text = |path: &Path| path.display().to_string();
-        vec![text(&script), "run".to_owned(), text(&root)]
+        vec![text(&script), "run".to_owned(), text(&self.root())]
     }
 
     /// The directories of this machine that a Debian root has to show, for the variable `SHARE` of `nix-root.sh`: the

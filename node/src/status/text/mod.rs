@@ -189,7 +189,7 @@ impl Status {
         ));
         rows.extend(self.quorum.iter().flat_map(quorum_rows));
         let mut text = table(&rows, 0);
-        text.push_str(&peer_table(&self.peers));
+        text.push_str(&peer_table(&self.peers, self.mesh.is_some()));
         text.push_str(&upstreams_text(&self.upstreams));
         text.push_str(&builders::builder_table(&self.builders));
         text
@@ -245,9 +245,14 @@ fn quorum_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
     rows
 }
 
-fn peer_table(peers: &[PeerStatus]) -> String {
+fn peer_table(peers: &[PeerStatus], is_in_mesh: bool) -> String {
     if peers.is_empty() {
-        return "\nno peers: add a [[peer]] to the configuration, then reload (SIGHUP)\n".to_owned();
+        let how = if is_in_mesh {
+            "`narmesh mesh invite`, where the mesh key is, prints a token for another machine"
+        } else {
+            "`narmesh mesh create` or `narmesh join`, or a [[peer]] in the configuration and a reload"
+        };
+        return format!("\nno peers: {how}\n");
     }
     let connected = peers.iter().filter(|peer| peer.stats.connected).count();
     let mut text = format!("\npeers: {}, connected: {connected}\n", peers.len());
