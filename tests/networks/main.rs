@@ -21,6 +21,7 @@ mod links;
 #[path = "../hostile/log_wire.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod log_wire;
+mod members;
 mod moved;
 mod nat;
 #[path = "../hostile/peer.rs"]
