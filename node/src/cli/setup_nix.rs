@@ -1,22 +1,17 @@
 //! `--setup-nix`: our part of nix.conf, between two marks, so that it can be taken out again.
 
+use super::nix_conf::default_file;
 use super::{emit, eprint_line};
 use crate::regular_file::replace_text;
 use crate::settings::Settings;
 use anyhow::Context as _;
-use std::env;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const BEGIN: &str = "# begin narmesh: `narmesh join --setup-nix` wrote this, and `narmesh leave` removes it";
 const END: &str = "# end narmesh";
-
-/// The nix.conf of this machine, as Nix finds it.
-fn nix_conf() -> PathBuf {
-    env::var_os("NIX_CONF_DIR").map_or_else(|| "/etc/nix".into(), PathBuf::from).join("nix.conf")
-}
 
 /// Shows our part of nix.conf, writes it at the end of the file in place of an earlier one, and has nix-daemon read it.
 pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
@@ -25,7 +20,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     // Where narmesh knows the caches, it stands instead of them: the last line of a setting counts. Else it stands beside.
     let extra = if settings.upstreams.is_empty() { "extra-" } else { "" };
     let part = format!("{extra}substituters = http://{gateway}\n{extra}trusted-public-keys = {key}\n");
-    let file = nix_conf();
+    let file = default_file();
     emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
     let before = read(&file)?;
     let after = with_part(&before, Some(&part));
@@ -41,7 +36,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
 
 /// Takes our part out of nix.conf, if it is there, and is of this node.
 pub(super) fn take_out(settings: &Settings) -> anyhow::Result<()> {
-    let file = nix_conf();
+    let file = default_file();
     let before = read(&file)?;
     if !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
         return Ok(());
