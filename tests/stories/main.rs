@@ -26,6 +26,7 @@ mod local_users;
 mod logs_of_peers;
 mod membership;
 mod metrics;
+mod migrate;
 mod names;
 mod nixos;
 mod no_store;

@@ -49,6 +49,13 @@ impl OwnMachine {
     pub(crate) fn prefix(&self) -> Vec<String> {
         ["nsenter", "--target", &self.holder.id().to_string(), "--net", "--mount"].map(str::to_owned).into()
     }
+
+    /// A command there.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(&self.prefix()[1..]).arg(program);
+        command
+    }
 }
 
 impl Drop for OwnMachine {
