@@ -33,7 +33,7 @@ stage() { # stage NAME COMMAND...: runs it, remembers how long it took, and how 
 # Debian packages that the tests use: the real Nix, a static shell for its sandbox, nginx as the figures' neighbour,
 # a browser for the pages that must not reach the gateway.
 packages() {
-  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium debootstrap nftables zsh fish mandoc man-db python3-yaml) missing=()
+  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium debootstrap nftables iptables procps zsh fish mandoc man-db python3-yaml) missing=()
   for package in "${wanted[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done

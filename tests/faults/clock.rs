@@ -3,30 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, TestNode};
-
-/// Where the library is, for any architecture.
-fn library() -> PathBuf {
-    let libraries = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
-    let candidates = libraries.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
-    candidates.into_iter().find(|file| file.exists()).expect("Debian's package faketime (./test.sh installs it)")
-}
-
-/// A command that gives the daemon this wall clock (syntax of `FAKETIME`) and leaves the monotonic clocks alone.
-pub(crate) fn clock(faketime: &str) -> [String; 5] {
-    [
-        "env".to_owned(),
-        format!("LD_PRELOAD={}", library().display()),
-        format!("FAKETIME={faketime}"),
-        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
-        "FAKETIME_NO_CACHE=1".to_owned(),
-    ]
-}
+use narmesh_tests::{TestMesh, TestNode, faketime};
 
 /// A wall clock that stands still at the present moment.
 pub(crate) fn frozen_clock() -> [String; 5] {
     let now = narmesh_tests::finish(std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S"));
-    clock(now.expect_success("date").trim())
+    faketime(now.expect_success("date").trim())
 }
 
 /// A node whose clock is right is promised to be heard within this.
@@ -54,7 +36,7 @@ impl Pair {
         let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
         let (app, shapes) = (a.store.build_one("app"), b.store.build_one("shapes"));
         let clock = mesh.path().join("clock");
-        let mut command = self::clock("");
+        let mut command = faketime("");
         command[2] = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
         a.run_under(&command.each_ref().map(String::as_str));
         TestMesh::introduce(&mut [&mut a, &mut b]);

@@ -432,7 +432,7 @@ fn a_peer_that_is_killed_hung_up_and_that_is_all() {
 #[test]
 fn help_names_every_command() {
     let said = finish(Command::new(narmesh_binary()).arg("--help")).expect_success("--help");
-    for command in ["init", "run", "id", "check-config", "status", "advertised", "why", "demo"] {
+    for command in ["init", "run", "id", "check-config", "doctor", "status", "advertised", "why", "demo"] {
         assert!(said.contains(command), "{command} is not in\n{said}");
     }
 }

@@ -46,6 +46,9 @@ impl Default for DecoderMemory {
 }
 
 impl DecoderMemory {
+    /// What all decoders together may take by default, bytes.
+    pub const ALL_BYTES_MAX: u64 = BYTES_MAX + ALL_SMALL_BYTES_MAX;
+
     /// Memory of `bytes_max` bytes for decoders; small ones have their own beside it.
     pub fn new(bytes_max: u64) -> Self {
         let semaphore = |bytes| Arc::new(Semaphore::new(kib(bytes) as usize));

@@ -16,6 +16,7 @@ use futures::StreamExt as _;
 use narmesh_protocol::{HashPart, NarInfo, Realisation, RealisationId, circle};
 use parking_lot::Mutex;
 use reqwest::StatusCode;
+use reqwest::header::{DATE, HeaderValue};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -64,6 +65,8 @@ pub struct CacheInfo {
     pub took: Duration,
     /// The id of the process that answered, if it is a narmesh daemon.
     pub daemon: Option<String>,
+    /// What time it is there, as the answer's `Date` says, unparsed.
+    pub date: Option<String>,
 }
 
 impl Upstream {
@@ -243,18 +246,22 @@ impl Upstream {
     /// The failure.
     pub async fn cache_info(&self) -> Result<Option<CacheInfo>, Failure> {
         let since = Instant::now();
-        let (text, daemon) = match &self.transport {
-            Transport::Directory(directory) => (directory.read("nix-cache-info", CACHE_INFO_BYTES_MAX).await?, None),
+        let (text, daemon, date) = match &self.transport {
+            Transport::Directory(directory) => {
+                (directory.read("nix-cache-info", CACHE_INFO_BYTES_MAX).await?, None, None)
+            }
             Transport::Http(http) => {
                 let response = http.get("nix-cache-info", None, 0, Purpose::Text).await?;
-                let id = response.headers().get(circle::ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
-                (text_of(response, "nix-cache-info", CACHE_INFO_BYTES_MAX).await?, id)
+                let header =
+                    |value: Option<&HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
+                let (id, date) = (header(response.headers().get(circle::ID)), header(response.headers().get(DATE)));
+                (text_of(response, "nix-cache-info", CACHE_INFO_BYTES_MAX).await?, id, date)
             }
         };
         let Some(text) = text else { return Ok(None) };
         let text = String::from_utf8_lossy(&text);
         let store_dir = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::to_owned);
-        Ok(Some(CacheInfo { store_dir, took: since.elapsed(), daemon }))
+        Ok(Some(CacheInfo { store_dir, took: since.elapsed(), daemon, date }))
     }
 
     async fn fetch_text(

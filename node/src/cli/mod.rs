@@ -6,7 +6,8 @@ mod check_config;
 mod client;
 mod completions;
 mod demo;
-mod finding;
+mod doctor;
+mod findings;
 mod id;
 mod init;
 mod join;
@@ -26,7 +27,6 @@ mod setup_nix;
 mod startable;
 mod status;
 mod token;
-mod upstream_findings;
 mod upstream_probe;
 mod why;
 
@@ -66,6 +66,8 @@ enum Command {
     /// Check the configuration, whether the daemon could start with it, and how it fits Nix's; with --probe, dial the
     /// peers
     CheckConfig(check_config::Arguments),
+    /// Look for everything that is commonly wrong on this machine, and name the command that mends each fault
+    Doctor(doctor::Arguments),
     /// Say whether peers get anything of this machine, or switch it on or off (on battery, on a metered line)
     Serve(serve::Arguments),
     /// Make, list and revoke the tokens of [[gateway.listener]] with a tokens_file
@@ -113,6 +115,7 @@ pub fn main(commit: Option<&str>) -> ExitCode {
         Command::Join(arguments) => join::join(&config, &arguments).map(|()| true),
         Command::Leave => mesh::leave(&config).map(|()| true),
         Command::CheckConfig(arguments) => check_config::check_config(&config, &arguments),
+        Command::Doctor(arguments) => doctor::doctor(&config, &arguments),
         Command::Serve(arguments) => serve::serve(&config, &arguments).map(|()| true),
         Command::Token(command) => token::token(&config, &command).map(|()| true),
         Command::Reload => reload::reload(&config).map(|()| true),

@@ -18,19 +18,21 @@ pub(super) struct NixSettings {
     pub(super) source: String,
     /// Files that could not be read.
     pub(super) unreadable: Vec<PathBuf>,
+    /// Files that were read; none if Nix was asked.
+    pub(super) files: Vec<PathBuf>,
     values: BTreeMap<String, String>,
 }
 
 impl NixSettings {
     /// The settings that Nix itself reports, if it is installed; else those of `nix.conf`.
     pub(super) fn effective() -> Self {
-        Self::from_programs().unwrap_or_else(|| Self::from_file(&Self::default_file()))
+        Self::from_programs().unwrap_or_else(|| Self::from_file(&default_file()))
     }
 
     /// The same; `None` if this machine has no Nix: no `nix` answers and there is no `nix.conf`.
     pub(super) fn of_this_machine() -> Option<Self> {
         Self::from_programs().or_else(|| {
-            let file = Self::default_file();
+            let file = default_file();
             file.exists().then(|| Self::from_file(&file))
         })
     }
@@ -38,12 +40,6 @@ impl NixSettings {
     fn from_programs() -> Option<Self> {
         Self::from_nix("nix config show", &["config", "show"])
             .or_else(|| Self::from_nix("nix show-config", &["show-config"]))
-    }
-
-    /// The file that Nix reads on this machine.
-    fn default_file() -> PathBuf {
-        let dir = std::env::var_os("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
-        dir.join("nix.conf")
     }
 
     /// Reads a `nix.conf` and what it includes, over Nix's defaults.
@@ -84,6 +80,7 @@ impl NixSettings {
             }
             return;
         };
+        self.files.push(path.to_owned());
         for line in text.lines() {
             let line = line.split('#').next().unwrap_or_default().trim();
             match line.split_once(char::is_whitespace) {
@@ -126,13 +123,19 @@ impl NixSettings {
     }
 }
 
+/// The file that Nix reads on this machine.
+pub(super) fn default_file() -> PathBuf {
+    let dir = std::env::var_os("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
+    dir.join("nix.conf")
+}
+
 /// A substituter URL without a final slash and parameters.
 pub(super) fn bare_url(url: &str) -> &str {
     url.split('?').next().unwrap_or_default().trim_end_matches('/')
 }
 
 /// Whether a substituter URL is our gateway, with or without a final slash and parameters.
-fn names_gateway(url: &str, gateway: SocketAddr) -> bool {
+pub(super) fn names_gateway(url: &str, gateway: SocketAddr) -> bool {
     let bare = bare_url(url);
     bare == format!("http://{gateway}") || bare == format!("http://localhost:{}", gateway.port())
 }

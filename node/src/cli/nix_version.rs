@@ -15,6 +15,9 @@ impl NixVersion {
     /// noexcept function (fixed by b8faa837 of 2022-05-30, not in 2.8.1).
     pub(super) const FALLBACK_WORKS: Self = Self { major: 2, minor: 9 };
 
+    /// The first series that goes on when a substituter refuses the connection (`docs/operations.md`, "Builds abort").
+    pub(super) const REFUSALS_ARE_BORNE: Self = Self { major: 2, minor: 32 };
+
     /// Asks `nix --version`; `None` if there is no Nix or its answer cannot be parsed.
     pub(super) fn installed() -> Option<Self> {
         let output = Command::new("nix").arg("--version").output().ok()?;

@@ -1,16 +1,15 @@
 //! `--setup-nix`: our part of nix.conf, between two marks, so that it can be taken out again.
 
-use super::nix_conf::NixSettings;
 use super::nix_substituters::NixSubstituters;
 use super::nix_version::NixVersion;
+use super::nix_conf::{NixSettings, default_file};
 use super::{emit, eprint_line};
 use crate::regular_file::replace_text;
 use crate::settings::Settings;
 use anyhow::Context as _;
-use std::env;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const BEGIN: &str =
@@ -22,11 +21,6 @@ const END: &str = "# end narmesh";
 pub(super) const PATIENCE: &str = "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
 /// Nix is to ask again at once for a path that was missing just now.
 pub(super) const FORGET_MISSES: &str = "narinfo-cache-negative-ttl = 0\n";
-
-/// The nix.conf of this machine, as Nix finds it.
-fn nix_conf() -> PathBuf {
-    env::var_os("NIX_CONF_DIR").map_or_else(|| "/etc/nix".into(), PathBuf::from).join("nix.conf")
-}
 
 /// Shows our part of nix.conf, writes it at the end of the file in place of an earlier one, and has nix-daemon read it.
 pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
@@ -50,7 +44,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     part += PATIENCE;
     part += FORGET_MISSES;
     part += fallback.map_or("", |_| "fallback = true\n");
-    let file = nix_conf();
+    let file = default_file();
     emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
     let before = read(&file)?;
     let after = with_part(&before, Some(&part));
@@ -66,7 +60,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
 
 /// Takes our part out of nix.conf, if it is there, and is of this node.
 pub(super) fn take_out(settings: &Settings) -> anyhow::Result<()> {
-    let file = nix_conf();
+    let file = default_file();
     let before = read(&file)?;
     if !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
         return Ok(());

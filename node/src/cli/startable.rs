@@ -114,7 +114,7 @@ fn ask_running(settings: &Settings) -> Result<Option<Running>, ControlError> {
 
 /// The addresses that `systemctl list-sockets` lists. A unit's socket is in use before the daemon starts, and is then
 /// handed to it.
-fn ask_systemd() -> Vec<String> {
+pub(super) fn ask_systemd() -> Vec<String> {
     let listed = Command::new("systemctl").args(["list-sockets", "--no-legend", "--plain", "--no-pager"]).output();
     let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()

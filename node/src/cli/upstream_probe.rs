@@ -40,7 +40,7 @@ pub(super) fn probe_upstreams(settings: &Settings, upstreams: &[Arc<Upstream>]) 
 }
 
 /// The id of the daemon that runs with this configuration, if one does.
-async fn find_own_id(gateway: SocketAddr) -> Option<String> {
+pub(super) async fn find_own_id(gateway: SocketAddr) -> Option<String> {
     let place = Place::parse(&format!("http://{gateway}")).ok()?;
     let settings = UpstreamSettings {
         name: "this gateway".to_owned(),
@@ -59,7 +59,7 @@ async fn find_own_id(gateway: SocketAddr) -> Option<String> {
 }
 
 /// Whether a cache that answers so can be used, and why, in words.
-fn judge_cache_info(
+pub(super) fn judge_cache_info(
     answer: Result<Option<CacheInfo>, Failure>,
     ours: &StoreDir,
     own_id: Option<&str>,
@@ -86,7 +86,7 @@ mod tests {
         let ours = StoreDir::parse("/nix/store").unwrap();
         let answer = |store_dir: Option<&str>| {
             let (store_dir, took) = (store_dir.map(str::to_owned), Duration::from_millis(7));
-            Ok(Some(CacheInfo { store_dir, took, daemon: Some("0123".to_owned()) }))
+            Ok(Some(CacheInfo { store_dir, took, daemon: Some("0123".to_owned()), date: None }))
         };
         assert_eq!(
             judge_cache_info(answer(Some("/nix/store")), &ours, Some("0000")),

@@ -234,7 +234,7 @@ const CREDENTIALS_DIR: &str = "/run/credentials";
 
 /// The permissions that a file with a secret must not have. Since 254, systemd gives a credential to the user of its service by
 /// an access control list, and then the mode shows the rights of that user as those of the group.
-fn forbidden_bits(path: &Path) -> u32 {
+pub(crate) fn forbidden_bits(path: &Path) -> u32 {
     if path.starts_with(CREDENTIALS_DIR) { 0o037 } else { 0o077 }
 }
 

@@ -1,7 +1,11 @@
 //! Each finding, from a configuration and the `nix.conf` beside it.
 
+use super::keys_of_nix::gateway_key_finding;
+use super::nix::nix_findings;
+use super::quorum::quorum_findings;
 use super::*;
 use crate::config::{BuilderConfig, Config, PeerConfig};
+use narmesh_protocol::NixSecretKey;
 
 fn public_key(name: &str, seed: u8) -> String {
     NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
@@ -19,7 +23,7 @@ fn findings_of(trusted: &[String], builder_key: Option<&str>, nix_conf: &str) ->
     config.trust.trusted_public_keys = trusted.to_vec();
     config.trust.builder_key_file = builder_key.map(Into::into);
     let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-    nix_findings(&settings, None, &NixSettings::from_file(&file), None)
+    nix_findings(&settings, None, &NixSettings::from_file(&file), None, &Mender::plain())
 }
 
 #[test]
@@ -36,22 +40,18 @@ fn upstreams_are_compared_with_what_nix_asks_and_trusts() {
     let settings = Settings::check(Config::parse(&text, &config).unwrap(), &config).unwrap();
     let found = |keys: &str| {
         std::fs::write(&file, nix_conf(keys)).unwrap();
-        nix_findings(&settings, None, &NixSettings::from_file(&file), None)
+        nix_findings(&settings, None, &NixSettings::from_file(&file), None, &Mender::plain())
     };
     let trusting = found(&key);
     assert_eq!(warnings(&trusting), Vec::<&str>::new());
-    let is_twice = |finding: &Finding| matches!(finding, Finding::Note(text) if text.contains("is asked once"));
+    let is_twice = |finding: &Finding| finding.severity == Severity::Note && finding.found.contains("is asked once");
     assert!(trusting.iter().any(is_twice), "{trusting:?}");
     assert!(warnings(&found(""))[0].contains(&key));
 }
 
 fn warnings(findings: &[Finding]) -> Vec<&str> {
-    let warning = |finding: &'_ Finding| matches!(finding, Finding::Warning(_));
-    findings
-        .iter()
-        .filter(|finding| warning(finding))
-        .map(|(Finding::Warning(text) | Finding::Note(text))| text.as_str())
-        .collect()
+    let is_warning = |finding: &&Finding| finding.severity == Severity::Warning;
+    findings.iter().filter(is_warning).map(|finding| finding.found.as_str()).collect()
 }
 
 #[test]
@@ -96,8 +96,8 @@ fn what_goes_past_a_policy_that_requires_agreement_is_named() {
         config.quorum.mode = mode.to_owned();
         config.quorum.k = Some(k);
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-        let gateway = NixPublicKey::parse(&gateway).unwrap();
-        quorum_findings(&settings, None, Some(&gateway), &NixSettings::from_file(&file)).unwrap()
+        let keys = OwnKeys { builder: None, gateway: NixPublicKey::parse(&gateway).ok() };
+        quorum_findings(&settings, &keys, &NixSettings::from_file(&file), &Mender::plain()).unwrap()
     };
     let found = |mode: &str, k| found_with(mode, k, true);
     assert_eq!(found("observe", 2), []);
@@ -107,7 +107,8 @@ fn what_goes_past_a_policy_that_requires_agreement_is_named() {
     let texts = warnings(&bypasses);
     assert!(texts.len() == 2 && texts[0].contains(url) && texts[1].contains(&key), "{texts:?}");
     write(&key);
-    let lacking = gateway_key_finding(NixPublicKey::parse(&gateway).ok().as_ref(), &NixSettings::from_file(&file));
+    let ours = NixPublicKey::parse(&gateway).ok();
+    let lacking = gateway_key_finding(ours.as_ref(), &NixSettings::from_file(&file), &Mender::plain());
     let lacking: Vec<_> = lacking.into_iter().collect();
     assert!(warnings(&lacking)[0].contains(&gateway) && warnings(&lacking)[0].contains("30 days"), "{lacking:?}");
     assert!(warnings(&found("observe", 1))[0].contains("quorum.k = 1 of 2"));
@@ -152,7 +153,7 @@ fn a_builder_key_is_worth_what_sandbox_and_trusted_users_are_worth() {
 fn gateway_missing_from_substituters_is_a_warning_and_others_are_a_note() {
     let found = findings(&[], "");
     assert!(warnings(&found)[0].contains("http://127.0.0.1:7281 is not among"), "{found:?}");
-    assert!(found.contains(&Finding::Note("Nix's other substituters: https://cache.nixos.org/".to_owned())));
+    assert!(found.contains(&Finding::note("Nix's other substituters: https://cache.nixos.org/")));
     for url in ["http://127.0.0.1:7281", "http://127.0.0.1:7281/", "http://localhost:7281?priority=5"] {
         assert_eq!(warnings(&findings(&[], &format!("extra-substituters = {url}"))), Vec::<&str>::new());
     }
@@ -166,8 +167,28 @@ fn fallback_on_an_old_nix_and_long_remembered_misses_are_reported() {
     std::fs::write(&file, "fallback = true\n").unwrap();
     let settings = Settings::check(Config::default(), &file).unwrap();
     let nix = NixSettings::from_file(&file);
-    let found = |version: &str| format!("{:?}", nix_findings(&settings, None, &nix, NixVersion::parse(version)));
+    let found = |version: &str| {
+        format!("{:?}", nix_findings(&settings, None, &nix, NixVersion::parse(version), &Mender::plain()))
+    };
     assert!(found("nix (Nix) 2.8.0").contains("makes Nix 2.8 abort"));
     assert!(!found("nix (Nix) 2.9.0").contains("abort"));
     assert!(found("").contains("3600 s"));
+}
+
+#[test]
+fn time_limits_of_nix_that_fail_builds_are_warnings_with_the_line_that_mends_them() {
+    let url = "extra-substituters = http://127.0.0.1:7281\n";
+    for (line, mend) in [
+        ("stalled-download-timeout = 30\ndownload-attempts = 5\nconnect-timeout = 5", None),
+        ("stalled-download-timeout = 10", Some("stalled-download-timeout = 30")),
+        ("download-attempts = 2", Some("download-attempts = 5")),
+    ] {
+        let found = findings(&[], &format!("{url}{line}\n"));
+        let mends: Vec<_> =
+            found.iter().filter(|it| it.severity == Severity::Warning).flat_map(|it| &it.mend).collect();
+        assert_eq!(mends.len(), mend.iter().len(), "{line}: {found:?}");
+        assert!(mend.is_none_or(|mend| mends[0].contains(mend)), "{line}: {mends:?}");
+    }
+    let endless = findings(&[], &format!("{url}connect-timeout = 0\n"));
+    assert!(endless.iter().any(|it| it.severity == Severity::Note && it.found.contains("without end")), "{endless:?}");
 }

@@ -1,6 +1,6 @@
-//! What `check-config` finds about the `[[upstream]]` entries without asking anybody.
+//! What the `[[upstream]]` entries show without asking anybody.
 
-use super::finding::Finding;
+use super::Finding;
 use crate::settings::{ListenerAddress, Settings};
 use narmesh_upstream::Place;
 use std::net::{IpAddr, SocketAddr};
@@ -14,25 +14,25 @@ pub(super) fn upstream_findings(settings: &Settings) -> Vec<Finding> {
         // Case, default ports and a last slash make no other cache.
         if let Some(first) = caches.clone().take(index).find(|first| first.place.to_string() == cache.place.to_string())
         {
-            findings.push(Finding::Warning(format!(
+            findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?} has the same url as {:?}, \"{}\": it is asked twice for what both may have. Remove one, or \
                  give them include and exclude patterns that divide what they are asked for",
                 first.name, cache.place
             )));
         }
         if cache.trusted.iter().next().is_none() {
-            findings.push(Finding::Warning(format!(
+            findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?} has no public_keys: of what it has, this node accepts only what is \
                  content-addressed. Set public_keys to the keys that sign its narinfos"
             )));
         }
         match &cache.place {
-            Place::Directory(path) if !path.is_dir() => findings.push(Finding::Warning(format!(
+            Place::Directory(path) if !path.is_dir() => findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?}: url = \"{}\" is no directory that this user can reach: it has nothing until that \
                  changes",
                 cache.place
             ))),
-            Place::Http(_) if leads_here(&cache.place, settings) => findings.push(Finding::Warning(format!(
+            Place::Http(_) if leads_here(&cache.place, settings) => findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?}: url = \"{}\" leads back to this gateway, which would ask itself. Remove the entry",
                 cache.place
             ))),
@@ -72,10 +72,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config: Config = toml::from_str(&format!("[[upstream]]\nname = 'x'\n{upstream}\n")).unwrap();
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-        let text = |finding| match finding {
-            Finding::Warning(text) | Finding::Note(text) => text,
-        };
-        upstream_findings(&settings).into_iter().map(text).collect()
+        upstream_findings(&settings).into_iter().map(|finding| finding.found).collect()
     }
 
     #[test]

@@ -1,0 +1,63 @@
+//! What the configuration shows by itself: peers, the roster, listeners, keys, the place of the store.
+
+use super::{Finding, Mender, OwnKeys};
+use crate::cli::nix_keys::warn_of_gateway_keys;
+use crate::cli::startable::Startable;
+use crate::settings::Settings;
+use jiff::Timestamp;
+use narmesh_store::NixStore;
+
+/// What prevents a start, and what only looks as if it did.
+pub(in crate::cli) fn startable_findings(startable: Startable) -> Vec<Finding> {
+    let problems = startable.problems.into_iter().map(Finding::error);
+    problems.chain(startable.notes.into_iter().map(Finding::note)).collect()
+}
+
+/// Warns if the store's directory or its Nix database is missing.
+pub(super) fn store_finding(settings: &Settings) -> Option<Finding> {
+    // `startable` reports a store that cannot be opened at all.
+    let gap = NixStore::open(settings.store.clone()).ok()?.gap()?.to_string();
+    Some(Finding::warning(format!("[store]: {gap}: until that changes, this node finds and offers no path")))
+}
+
+pub(super) fn own_findings(settings: &Settings, keys: &OwnKeys, mender: &Mender) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if settings.peers.is_empty() && settings.mesh.key.is_none() {
+        let alone = Finding::note("no [[peer]] is configured: this node shares with nobody yet");
+        findings.push(alone.mended_by(format!("{} # prints what the other machine needs", mender.narmesh("id"))));
+    }
+    if let (Some(mesh), None) = (&settings.mesh.key, &settings.mesh.roster) {
+        let lost = Finding::warning(format!(
+            "there is no roster of the mesh {mesh} here that can be read and names this machine: its members are no \
+             peers. `narmesh mesh export FILE` on a member and `narmesh mesh import FILE` here bring one"
+        ));
+        findings.push(lost.mended_by(mender.narmesh("mesh import FILE")));
+    }
+    for (index, listener) in settings.gateway.listeners.iter().enumerate() {
+        findings.extend(listener.warn_of_plain_tokens(index).map(Finding::warning));
+        // `startable` reports files that cannot be used.
+        if let Some(Ok(tls)) = listener.tls.as_ref().map(|files| files.read(index))
+            && let Some(why) = tls.why_not_valid(Timestamp::now())
+        {
+            findings.push(Finding::warning(format!(
+                "gateway.listener[{index}].tls_certificate_file: the certificate {why}, so clients refuse it"
+            )));
+        }
+    }
+    match (&settings.builder_key_file, &keys.builder) {
+        (None, _) => findings.push(
+            Finding::note("trust.builder_key_file is not set: nothing built here can be substituted elsewhere")
+                .mended_by(mender.edit("builder_key_file = \"builder.key\" below [trust]")),
+        ),
+        (Some(_), Some(key)) if settings.trusted.by_name(key.name()) != Some(key) => findings.push(
+            Finding::note(format!(
+                "trust.trusted_public_keys lacks our own builder key {key}: what was built here and then deleted cannot be \
+                 fetched back"
+            ))
+            .mended_by(mender.edit(&format!("\"{key}\" in trusted_public_keys"))),
+        ),
+        (Some(_), _) => {}
+    }
+    findings.extend(warn_of_gateway_keys(&settings.trusted).into_iter().map(Finding::warning));
+    findings
+}
