@@ -173,7 +173,7 @@ fn difference(now: &SourceTotal, before: &SourceTotal) -> Given {
         nars: now.nars.saturating_sub(before.nars),
         bytes: now.bytes.saturating_sub(before.bytes),
         received_bytes: now.received_bytes.saturating_sub(before.received_bytes),
-        waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
     }
 }
 
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn total(bytes: u64) -> SourceTotal {
-        SourceTotal { nars: 1, bytes, received_bytes: 2 * bytes, waited: Duration::from_millis(bytes) }
+        SourceTotal { nars: 1, bytes, received_bytes: 2 * bytes, waited: Duration::from_micros(bytes) }
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
         again.count(12 * DAY_S, BTreeMap::from([(peer, total(100))]), name);
         let (sources, days) = again.week(12 * DAY_S);
         assert_eq!(sources[&name(&peer)].bytes, 107);
-        assert_eq!(sources[&name(&cache)], Given { nars: 1, bytes: 3, received_bytes: 6, waited_ms: 3 });
+        assert_eq!(sources[&name(&cache)], Given { nars: 1, bytes: 3, received_bytes: 6, waited_us: 3 });
         let shown: Vec<_> = days.iter().map(|day| (day.day, day.from_peers, day.from_caches)).collect();
         assert_eq!(shown, [(6, 0, 0), (7, 0, 0), (8, 0, 0), (9, 0, 0), (10, 7, 3), (11, 0, 0), (12, 100, 0)]);
         again.count(17 * DAY_S, BTreeMap::new(), name);

@@ -65,7 +65,7 @@ pub(super) fn top(config: &Path) -> anyhow::Result<()> {
     thread::Builder::new().name("keys".to_owned()).spawn(move || {
         while !matches!(keys.read_key_raw(), Ok(Key::Char('q' | 'Q') | Key::CtrlC | Key::Escape) | Err(_)) {}
         // Fails if the screen is closed already.
-        drop(quit.send(()));
+        quit.send(()).ok();
     })?;
     let screen = Screen::open()?;
     let has_colours = has_colours();

@@ -224,6 +224,6 @@ fn given(total: &SourceTotal) -> Given {
         nars: total.nars,
         bytes: total.bytes,
         received_bytes: total.received_bytes,
-        waited_ms: u64::try_from(total.waited.as_millis()).unwrap_or(u64::MAX),
+        waited_us: u64::try_from(total.waited.as_micros()).unwrap_or(u64::MAX),
     }
 }

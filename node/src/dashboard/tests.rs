@@ -37,7 +37,7 @@ impl Scripted {
             ..UpstreamStatus::default()
         };
         status.upstreams = vec![cache];
-        let given = Given { nars: 1, bytes: 2 << 20, received_bytes: 2 << 20, waited_ms: 10 };
+        let given = Given { nars: 1, bytes: 2 << 20, received_bytes: 2 << 20, waited_us: 10 };
         let sources: Vec<_> =
             (0..peers).map(|number| SourceGiven { name: format!("{text}{number}"), is_peer: true, given }).collect();
         let nar = |number| {

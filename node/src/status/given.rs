@@ -37,8 +37,8 @@ pub struct Given {
     pub bytes: u64,
     /// All bytes of NARs that it sent, unpacked, also those that could not be used.
     pub received_bytes: u64,
-    /// How long requests waited for these, milliseconds; two at once count twice.
-    pub waited_ms: u64,
+    /// How long requests waited for these, microseconds; two at once count twice.
+    pub waited_us: u64,
 }
 
 /// What came on one day.
@@ -55,11 +55,11 @@ pub struct DayGiven {
 impl Given {
     /// Adds another.
     pub fn add(&mut self, other: &Self) {
-        let Self { nars, bytes, received_bytes, waited_ms } = other;
+        let Self { nars, bytes, received_bytes, waited_us } = other;
         self.nars = self.nars.saturating_add(*nars);
         self.bytes = self.bytes.saturating_add(*bytes);
         self.received_bytes = self.received_bytes.saturating_add(*received_bytes);
-        self.waited_ms = self.waited_ms.saturating_add(*waited_ms);
+        self.waited_us = self.waited_us.saturating_add(*waited_us);
     }
 
     /// Bytes per second of one request, on average; `None` if there were too few to tell.
@@ -69,7 +69,7 @@ impl Given {
         if self.received_bytes < TOO_FEW {
             return None;
         }
-        let rate = u128::from(self.received_bytes) * 1_000 / u128::from(self.waited_ms.max(1));
+        let rate = u128::from(self.received_bytes) * 1_000_000 / u128::from(self.waited_us.max(1));
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 }
