@@ -18,5 +18,7 @@ pub(crate) const INVITATIONS_FILE: &str = "invitations";
 pub(crate) const EDITS_FILE: &str = "mesh.edits";
 /// What those lock who change the four files above.
 pub(crate) const MESH_LOCK_FILE: &str = "mesh.lock";
+/// What came from each source on each day of the last week.
+pub(crate) const TOTALS_FILE: &str = "totals";
 /// The switch of `narmesh serve`: `on` or `off`; absent when the configuration decides.
 pub(crate) const SERVE_FILE: &str = "serve";

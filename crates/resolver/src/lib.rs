@@ -18,6 +18,7 @@ mod lookup_log;
 mod nar;
 mod narinfo;
 mod own_reads;
+mod request_log;
 mod shared;
 mod source;
 #[cfg(test)]
@@ -26,10 +27,11 @@ mod turns;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
-pub use lookup_log::{LookupEvent, LookupLog, NotFound};
+pub use lookup_log::{LookupEvent, LookupLog, LookupOutcome, LookupQuery, LookupRecord, NotFound};
 pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused, hedge_delay, pause_before_retry};
 pub use own_reads::Unread;
+pub use request_log::{LeftSource, NarOutcome, NarRecord, RequestLog, RequestQuery, Share, SourceTotal};
 pub use source::{
     Candidate, Candidates, Line, MeetingPlace, NarFeed, NoAnswer, Observation, Piece, SourceId, SourceTurn, Sources,
     TreeAnswer, UpstreamId,
@@ -164,6 +166,11 @@ impl Resolver {
     /// The latest decisions about each path.
     pub fn lookup_log(&self) -> &LookupLog {
         &self.shared.lookup_log
+    }
+
+    /// The NARs that Nix asked for, and what each source gave of them.
+    pub fn request_log(&self) -> &RequestLog {
+        &self.shared.request_log
     }
 
     /// Applies new settings. Every remembered answer is judged again before it is given.

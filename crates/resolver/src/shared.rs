@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use crate::lookup_log::LookupLog;
 use crate::own_reads::OwnReads;
+use crate::request_log::RequestLog;
 use crate::source::Sources;
 use crate::{ResolverCounters, ResolverSettings};
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) sources: Arc<dyn Sources>,
     /// What happened to each path, for `why`.
     pub(crate) lookup_log: Arc<LookupLog>,
+    /// The NARs that Nix asked for.
+    pub(crate) request_log: Arc<RequestLog>,
     /// The counters for `status` and `/metrics`.
     pub(crate) counters: ResolverCounters,
     settings: RwLock<Arc<ResolverSettings>>,
@@ -37,6 +40,7 @@ impl Shared {
             own_reads: OwnReads::default(),
             sources,
             lookup_log: Arc::default(),
+            request_log: Arc::default(),
             counters: ResolverCounters::default(),
             settings: RwLock::new(Arc::new(settings)),
         }

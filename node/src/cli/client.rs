@@ -19,6 +19,8 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
         ControlReply::Status(_)
         | ControlReply::Advertised(_)
         | ControlReply::Why(_)
+        | ControlReply::Log(_)
+        | ControlReply::Dashboard { .. }
         | ControlReply::Reloaded
         | ControlReply::Serve(_)
         | ControlReply::Probe(_) => Ok(reply),

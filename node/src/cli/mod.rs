@@ -5,6 +5,7 @@ mod advertised;
 mod check_config;
 mod client;
 mod completions;
+mod dashboard;
 mod demo;
 mod doctor;
 mod findings;
@@ -21,12 +22,14 @@ mod nix_substituters;
 mod nix_version;
 mod quorum;
 mod reload;
+mod requests;
 mod run;
 mod serve;
 mod setup_nix;
 mod startable;
 mod status;
 mod token;
+mod top;
 mod upstream_probe;
 mod why;
 
@@ -77,10 +80,21 @@ enum Command {
     Reload,
     /// Show the state of the running daemon: peers, summaries, requests, bytes
     Status(OutputArguments),
+    /// Show live what is on its way and from whom, and what has ended; q ends it. Without a terminal, print it once
+    Top,
     /// Show exactly what leaves this machine, and what is withheld and why
     Advertised(OutputArguments),
     /// Show what would happen if Nix asked for a store path now, and what happened the last time
     Why(why::Arguments),
+    /// Show what the resolver decided, and the NARs that Nix asked for: from whom each came, and how it ended
+    ///
+    /// Kept in memory, since the daemon started: the last 10,000 NARs, and the last decisions about 1,024 paths.
+    Log(requests::Arguments),
+    /// Print a link to pages about all this, on loopback; it can be opened once, within a minute
+    ///
+    /// For example xdg-open "$(narmesh dashboard)". What it opens lasts until it was not used for an hour. To see it from
+    /// another machine, forward its port: ssh -L PORT:127.0.0.1:PORT.
+    Dashboard(dashboard::Arguments),
     /// Compare what builders built: reports, attestations, the rules
     ///
     /// report, why, attest, export and import ask the running daemon. Whoever may use `status` may use them, except
@@ -120,8 +134,11 @@ pub fn main(commit: Option<&str>) -> ExitCode {
         Command::Token(command) => token::token(&config, &command).map(|()| true),
         Command::Reload => reload::reload(&config).map(|()| true),
         Command::Status(output) => status::status(&config, output.json).map(|()| true),
+        Command::Top => top::top(&config).map(|()| true),
         Command::Advertised(output) => advertised::advertised(&config, output.json).map(|()| true),
         Command::Why(arguments) => why::why(&config, &arguments).map(|()| true),
+        Command::Log(arguments) => requests::log(&config, &arguments).map(|()| true),
+        Command::Dashboard(arguments) => dashboard::dashboard(&config, &arguments).map(|()| true),
         Command::Quorum(command) => quorum::quorum(&config, &command),
         Command::Demo(arguments) => demo::demo(arguments).map(|()| true),
         Command::Completions(arguments) => completions::completions(Arguments::command(), &arguments).map(|()| true),

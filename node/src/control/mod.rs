@@ -17,6 +17,7 @@ use self::stream::Turns;
 use crate::account::look_up_group_id;
 use crate::attestations::Question;
 use crate::serving::{ServeState, ServeSwitch};
+use crate::status::log::{LogQuery, LogReport};
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
@@ -55,6 +56,10 @@ pub enum ControlRequest {
         /// Full store path, base name, or hash part.
         path: String,
     },
+    /// What the resolver decided, and the NARs that Nix asked for.
+    Log(LogQuery),
+    /// A link to the dashboard.
+    Dashboard,
     /// Read the configuration again, as SIGHUP does.
     Reload,
     /// Dial one peer, or all.
@@ -78,6 +83,13 @@ pub enum ControlReply {
     Advertised(AdvertisedReport),
     /// To `Why`.
     Why(Box<WhyReport>),
+    /// To `Log`.
+    Log(LogReport),
+    /// To `Dashboard`.
+    Dashboard {
+        /// Opens it once, within a minute.
+        link: String,
+    },
     /// To `Reload`: the new settings are in force.
     Reloaded,
     /// To `Serve`.
@@ -329,6 +341,8 @@ mod tests {
                 ControlRequest::Advertised => ControlReply::Advertised(AdvertisedReport::default()),
                 ControlRequest::Status
                 | ControlRequest::Why { .. }
+                | ControlRequest::Log(_)
+                | ControlRequest::Dashboard
                 | ControlRequest::Probe { .. }
                 | ControlRequest::Serve(_)
                 | ControlRequest::Quorum(_) => ControlReply::Refused { why: "not here".to_owned() },

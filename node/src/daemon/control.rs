@@ -29,6 +29,10 @@ impl ControlHandler for Daemon {
             ControlRequest::Status => assemble_status(self).await.map(|status| ControlReply::Status(Box::new(status))),
             ControlRequest::Advertised => self.collect_advertised().await.map(ControlReply::Advertised),
             ControlRequest::Why { path } => self.explain(path).await.map(|why| ControlReply::Why(Box::new(why))),
+            ControlRequest::Log(query) => self.find_in_log(&query).map(ControlReply::Log),
+            ControlRequest::Dashboard => {
+                self.link_asker.ask().await.map(|link| ControlReply::Dashboard { link }).map_err(Into::into)
+            }
             ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
             ControlRequest::Serve(switch) => self.serve_peers(switch).map(ControlReply::Serve),
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
@@ -98,7 +102,7 @@ impl Daemon {
         tokio::task::spawn_blocking(move || collect_advertised(&offer, &store)).await.map_err(Into::into)
     }
 
-    async fn explain(&self, asked: String) -> anyhow::Result<WhyReport> {
+    pub(super) async fn explain(&self, asked: String) -> anyhow::Result<WhyReport> {
         let settings = self.settings();
         let part = parse_path(&asked, &settings.store.store_dir)?;
         let names: BTreeMap<PeerId, String> =
@@ -151,7 +155,7 @@ impl Daemon {
 }
 
 /// The hash part of what the user gave: a full store path, a base name, or a bare hash part.
-fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
+pub(super) fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
     let base = asked.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(asked);
     let first = base.split('/').next().unwrap_or(base);
     StorePath::parse(first).map(|path| path.hash_part()).or_else(|_| HashPart::parse(first)).map_err(|_| {

@@ -6,7 +6,9 @@
 mod access;
 mod advertised;
 mod certificate;
+mod clock;
 mod control;
+mod dashboard;
 mod follow;
 mod lan;
 mod listener;
@@ -16,13 +18,16 @@ mod metrics;
 mod part_settings;
 mod process_metrics;
 mod publish;
+mod requests;
 mod signals;
 mod status;
 mod store;
 
 use crate::attestations::{Attestations, LiveLedger};
 use crate::control::ControlSocket;
+use crate::dashboard::{LinkAsker, link_askers};
 use crate::describe::describe;
+use crate::given_totals::GivenTotals;
 use crate::membership::files::MeshFiles;
 use crate::membership::joins::Admission;
 use crate::serving::{ServeState, Serving, minute_now};
@@ -33,6 +38,7 @@ use crate::substituter::{GatewaySubstituter, Scope};
 pub(crate) use members::with_members;
 
 use certificate::LiveCertificate;
+use clock::warn_if_clock_is_unset;
 use listener::HandedSockets;
 use listeners::{OpenListener, ShownListener};
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
@@ -61,9 +67,6 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 /// How long bodies that are being sent may take to end after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
-/// The start of 2020. No clock that was ever set is earlier; a machine without a battery for its clock starts in 1970.
-const CLOCK_MIN_UNIX_S: u64 = 1_577_836_800;
-
 /// The parts of a running daemon, and what they share.
 pub(crate) struct Daemon {
     config_file: PathBuf,
@@ -89,6 +92,8 @@ pub(crate) struct Daemon {
     partial_copies: PartialCopies,
     gateway_metrics: Arc<GatewayMetrics>,
     attestations: Attestations,
+    given_totals: GivenTotals,
+    link_asker: LinkAsker,
 }
 
 /// The settings in force.
@@ -188,11 +193,14 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let [gateway_metrics, others_metrics] = [(); 2].map(|()| Arc::new(GatewayMetrics::default()));
     let gateways = (&*gateway_metrics, &*others_metrics);
     let registry = metrics::registry(gateways, &attestations, &resolver, handle.statistics(), &upstreams);
+    let (link_asker, link_askers) = link_askers();
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
         lan: lan::Discovery::start(handle.clone(), secrets.peer_id(), &settings),
         secrets,
+        link_asker,
+        given_totals: GivenTotals::open(&settings.node.state_dir),
         in_force: RwLock::new(InForce {
             settings: Arc::new(settings),
             configured: Arc::new(configured),
@@ -225,6 +233,8 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
         mesh_task.abort_handle(),
         tokio::spawn(control.serve(Arc::clone(&daemon))).abort_handle(),
         tokio::spawn(Arc::clone(&daemon).follow_serving()).abort_handle(),
+        tokio::spawn(Arc::clone(&daemon).keep_totals()).abort_handle(),
+        tokio::spawn(crate::dashboard::run(Arc::clone(&daemon), link_askers)).abort_handle(),
         tokio::spawn(Arc::clone(&daemon).follow_roster(heard_rosters)).abort_handle(),
     ];
     let metrics = (gateway_metrics, others_metrics, Arc::new(registry));
@@ -242,6 +252,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     }
     gateways.end(&daemon.uploads).await?;
     background.iter().for_each(AbortHandle::abort);
+    daemon.keep_totals_now();
     tracing::info!(asked_by, after_ms = stopping.elapsed().as_millis(), "narmesh has stopped");
     Ok(())
 }
@@ -290,14 +301,6 @@ impl Gateways {
             tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut off");
         }
         Ok(local_ended?)
-    }
-}
-
-fn warn_if_clock_is_unset() {
-    if unix_s() < CLOCK_MIN_UNIX_S {
-        tracing::warn!(
-            "the clock is set to about 1970: until it is right, peers cannot be reached (their certificates are not yet valid)"
-        );
     }
 }
 

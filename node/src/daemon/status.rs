@@ -77,6 +77,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
             sent: peers.iter().map(|peer| peer.stats.bytes_out).sum(),
             gateway_out: counts.body_bytes,
         },
+        given: daemon.given(),
         quorum: quorum_status(daemon),
         builders: builder_statuses(daemon, &settings, &view),
         peers,

@@ -3,7 +3,7 @@
 use super::{CredentialsFile, ListenerAddress, Settings, SettingsError, refused};
 use crate::state_files::{
     EDITS_FILE, GATEWAY_KEY_FILE, INVITATIONS_FILE, LEDGER_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE,
-    SERVE_FILE, STATE_FILE, SUMMARIES_DIR,
+    SERVE_FILE, STATE_FILE, SUMMARIES_DIR, TOTALS_FILE,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -115,6 +115,7 @@ fn written(settings: &Settings) -> Vec<Place> {
     let others = [
         ("the summaries of peers in node.state_dir".to_owned(), dir.join(SUMMARIES_DIR)),
         ("the switch of `narmesh serve` in node.state_dir".to_owned(), dir.join(SERVE_FILE)),
+        ("what came this week in node.state_dir".to_owned(), dir.join(TOTALS_FILE)),
         ("the gateway key in node.state_dir".to_owned(), dir.join(GATEWAY_KEY_FILE)),
         ("the roster of the mesh in node.state_dir".to_owned(), dir.join(ROSTER_FILE)),
         ("the mesh key in node.state_dir".to_owned(), dir.join(MESH_KEY_FILE)),

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub mod given;
+pub mod log;
 pub mod text;
+pub mod warnings;
 
 /// `narmesh status --json`. All counters count since the start of the daemon.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -50,6 +53,9 @@ pub struct Status {
     pub requests: RequestStatus,
     /// NAR bytes received and sent.
     pub bytes: ByteStatus,
+    /// What Nix got from whom.
+    #[serde(default)]
+    pub given: given::GivenStatus,
     /// The quorum's policy and its results; absent with mode `off`.
     #[serde(default)]
     pub quorum: Option<QuorumStatus>,

@@ -50,6 +50,7 @@ use crate::ResolverCounters;
 use crate::lookup_log::{LookupEvent, LookupLog};
 use crate::narinfo::NarInfos;
 use crate::own_reads::NotNow;
+use crate::request_log::{NarOutcome, Origins, RequestLog};
 use crate::shared::Shared;
 use crate::source::{SourceId, Sources};
 use crate::turns::FindUser;
@@ -86,6 +87,7 @@ pub enum Compress {
 pub(crate) struct NarContext {
     pub(crate) sources: Arc<dyn Sources>,
     pub(crate) lookup_log: Arc<LookupLog>,
+    pub(crate) request_log: Arc<RequestLog>,
     pub(crate) counters: ResolverCounters,
     nar_faults: NarFaults,
     checkpoints: Checkpoints,
@@ -127,6 +129,7 @@ impl NarContext {
         Self {
             sources: Arc::clone(&shared.sources),
             lookup_log: Arc::clone(&shared.lookup_log),
+            request_log: Arc::clone(&shared.request_log),
             counters: shared.counters.clone(),
             nar_faults: NarFaults::default(),
             checkpoints: Checkpoints::default(),
@@ -192,15 +195,19 @@ impl Nars {
         resumed: bool,
         find_user: FindUser,
     ) -> Option<NarBody> {
+        let name = self.narinfos.name_in_memory(&url.hash_part);
+        let request = self.shared.request_log.begin(&url, first_byte, name);
         let body = match self.narinfos.admit_nar(&url, &find_user).await {
-            true => self.bring_admitted(url.nar(), first_byte, resumed, find_user).await,
+            true => self.bring_admitted(url.nar(), first_byte, resumed, find_user, request.origins()).await,
             false => None,
         };
-        if body.is_none() {
+        let Some(body) = body else {
             self.shared.counters.nars_absent.inc();
             self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
-        }
-        body
+            request.end(NarOutcome::NotFound);
+            return None;
+        };
+        Some(request.follow(body))
     }
 
     /// The bytes of a NAR of our own store that may leave this machine.
@@ -234,6 +241,7 @@ impl Nars {
         first_byte: u64,
         resumed: bool,
         find_user: FindUser,
+        origins: &Arc<Origins>,
     ) -> Option<NarBody> {
         if !self.may_begin(&url, first_byte, resumed) {
             return None;
@@ -243,12 +251,15 @@ impl Nars {
             false => Ok(None),
         };
         match own {
-            Ok(Some(body)) => Some(body),
-            Ok(None) => self.bring_from_sources(url, first_byte, find_user).await,
+            Ok(Some(body)) => {
+                origins.set_own();
+                Some(body)
+            }
+            Ok(None) => self.bring_from_sources(url, first_byte, find_user, origins).await,
             // Our own store is read again only after the sources: they may have it at once.
-            Err(NotNow) => match self.bring_from_sources(url, first_byte, find_user).await {
+            Err(NotNow) => match self.bring_from_sources(url, first_byte, find_user, origins).await {
                 Some(body) => Some(body),
-                None => self.own.wait_read(url, first_byte).await,
+                None => self.own.wait_read(url, first_byte).await.inspect(|_| origins.set_own()),
             },
         }
     }
@@ -258,10 +269,11 @@ impl Nars {
         url: NarUrl,
         first_byte: u64,
         find_user: FindUser,
+        origins: &Arc<Origins>,
     ) -> Option<NarBody> {
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
         let client = WaitingClient::new(client, first_byte);
-        tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user));
+        tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user, Arc::clone(origins)));
         // Waits for the first bytes, because 404 can be said only as long as no body has begun.
         let first = body.recv().await?.ok()?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
@@ -270,12 +282,20 @@ impl Nars {
 
     /// Brings a NAR to its client. It runs as a task of its own, so that the client can be kept waiting from the first
     /// moment.
-    async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut client: WaitingClient, find_user: FindUser) {
+    async fn deliver(
+        self: Arc<Self>,
+        url: NarUrl,
+        first_byte: u64,
+        mut client: WaitingClient,
+        find_user: FindUser,
+        origins: Arc<Origins>,
+    ) {
         if first_byte == 0
-            && let Some(reading) = self.ahead.take(url)
+            && let Some((reading, read_from)) = self.ahead.take(url)
         {
             let Ok(nar) = client.keep(reading).await else { return };
             if let Some(nar) = nar {
+                origins.take_over(&read_from);
                 self.shared.counters.ahead_used.inc();
                 if client.send(0, nar).await.is_ok() {
                     self.shared.counters.nars_complete.inc();
@@ -284,12 +304,13 @@ impl Nars {
             }
         }
         let Ok(holders) = client.keep(self.transfers.find_holders(&url)).await else { return };
-        let transfer = if first_byte == 0 {
+        let mut transfer = if first_byte == 0 {
             let Ok(transfer) = client.keep(self.transfers.begin_together(url, holders)).await else { return };
             transfer
         } else {
             self.transfers.begin(url, first_byte, holders)
         };
+        transfer.note_origins(origins);
         let context = Arc::clone(&self.context);
         // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.
         if (Delivery { context, url, transfer, client, find_user }).run().await == Ended::Gone {

@@ -12,6 +12,7 @@ use super::delivery::read_whole;
 use super::transfer::Transfer;
 use super::{CHECKED_FROM_BYTES, NarContext};
 use crate::narinfo::NarInfos;
+use crate::request_log::Origins;
 use crate::shared::Shared;
 use crate::source::SourceId;
 
@@ -89,9 +90,11 @@ impl Transfers {
     }
 
     /// Reads a small NAR that Nix has not asked for yet, if memory for it is free at once. `None` if it was not read.
-    pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
+    pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl, origins: Arc<Origins>) -> Option<Bytes> {
         let permit = self.context.buffers.try_take(url.nar_size)?;
         let holders = self.find_holders(&url).await;
-        read_whole(self.begin_together(url, holders).await, url, permit).await
+        let mut transfer = self.begin_together(url, holders).await;
+        transfer.note_origins(origins);
+        read_whole(transfer, url, permit).await
     }
 }

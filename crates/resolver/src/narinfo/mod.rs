@@ -133,6 +133,14 @@ impl NarInfos {
         })
     }
 
+    /// The name of a path whose narinfo is in memory.
+    pub(crate) fn name_in_memory(&self, part: &HashPart) -> Option<String> {
+        if let Some(answer) = self.answers.in_memory(part) {
+            return Some(answer.info.path.name().to_owned());
+        }
+        self.own.name_in_memory(part)
+    }
+
     /// The answers about these paths that are in memory.
     pub(crate) fn answers_in_memory<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Vec<Arc<Answer>> {
         parts.into_iter().filter_map(|part| self.answers.in_memory(part)).collect()

@@ -93,6 +93,14 @@ impl OwnAnswers {
         self.rendered.get(part).filter(|answer| answer.stamp == stamp)
     }
 
+    /// The name of a path in our own store whose narinfo is in memory.
+    pub(crate) fn name_in_memory(&self, part: &HashPart) -> Option<String> {
+        let rendered = self.in_memory(part)?.rendered;
+        let line = rendered.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"StorePath: "))?;
+        let base = str::from_utf8(line).ok()?.rsplit('/').next()?;
+        StorePath::parse(base).ok().map(|path| path.name().to_owned())
+    }
+
     pub(crate) fn invalidate(&self, parts: &[HashPart]) {
         parts.iter().for_each(|part| self.rendered.invalidate(part));
     }

@@ -2,6 +2,7 @@
 //! terminal.
 
 mod builders;
+mod remarks;
 
 use super::{
     AdvertisedReport, CandidateView, ListenerStatus, LookedUp, MeshStatus, PeerProbe, PeerStatus, QuorumStatus,
@@ -261,7 +262,7 @@ fn peer_table(peers: &[PeerStatus], is_in_mesh: bool) -> String {
     rows.extend(peers.iter().map(peer_row));
     text.push_str(&table(&rows, 2));
     for peer in peers {
-        for remark in peer_remarks(peer) {
+        for remark in peer.remarks() {
             text += &format!("  {}: {remark}\n", escaped(&peer.name));
         }
     }
@@ -328,31 +329,6 @@ fn summary(summary: &SummaryStatus) -> String {
         summary.seq,
         duration(summary.age_s)
     )
-}
-
-fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
-    let mut remarks = Vec::new();
-    if let Some(why) = &peer.stats.why {
-        remarks.push(escaped(why));
-    }
-    if let Some(relay) = &peer.relay_name {
-        let why = peer.stats.not_direct.as_deref().unwrap_or("no address was known");
-        remarks.push(format!("over the relay {}, because not directly: {}", escaped(relay), escaped(why)));
-    }
-    if peer.stats.allowed_there == Some(false) {
-        remarks.push("this node is not in its allowlist".to_owned());
-    }
-    if let Some(dir) = &peer.stats.store_dir_differs {
-        remarks.push(format!("its store directory is {}, so nothing can be shared", escaped(dir)));
-    }
-    if peer.stats.misdeeds > 0 {
-        let last = peer.stats.last_misdeed.as_deref().map(escaped).unwrap_or_default();
-        remarks.push(format!("misbehaved {} times, last: {last}", peer.stats.misdeeds));
-    }
-    if !peer.stats.connected && peer.stats.addresses.is_empty() {
-        remarks.push("no address known: none configured, none learned yet".to_owned());
-    }
-    remarks
 }
 
 impl AdvertisedReport {
@@ -499,4 +475,4 @@ fn now_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::serving::{ServeState, ServeSwitch};
+use crate::status::given::GivenStatus;
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
     RelayStatus, RememberedView, RequestStatus, RevokedStatus, RosterStatus, StoreStatus, TlsStatus,
@@ -28,7 +29,7 @@ fn the_mesh_is_named_with_its_roster_or_without_one() {
     );
 }
 
-fn status() -> Status {
+pub(crate) fn status() -> Status {
     Status {
         peer_id: "12D3KooWa".to_owned(),
         software: "narmesh/0.1.0".to_owned(),
@@ -92,6 +93,7 @@ fn status() -> Status {
         quorum: None,
         builders: Vec::new(),
         relay: Some(RelayStatus { circuits: 2, bytes: 3 << 20 }),
+        given: GivenStatus::default(),
         rss_bytes: 20 << 20,
     }
 }

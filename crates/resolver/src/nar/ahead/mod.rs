@@ -10,6 +10,7 @@ mod copy_order;
 
 use crate::nar::transfers::Transfers;
 use crate::narinfo::NarInfos;
+use crate::request_log::Origins;
 use crate::shared::Shared;
 use bytes::Bytes;
 use copy_order::copy_order;
@@ -60,6 +61,7 @@ struct Guesses {
 #[derive(Debug)]
 struct Reading {
     since: Instant,
+    origins: Arc<Origins>,
     task: JoinHandle<Option<Bytes>>,
 }
 
@@ -86,8 +88,11 @@ impl NarsAhead {
     }
 
     /// Takes the NAR that Nix asks for, if it is being read ahead, and begins to read the next ones. The future returns
-    /// `None` if it could not be read.
-    pub(super) fn take(self: &Arc<Self>, url: NarUrl) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
+    /// `None` if it could not be read; the origins say who sent it.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        url: NarUrl,
+    ) -> Option<(impl Future<Output = Option<Bytes>> + use<>, Arc<Origins>)> {
         let reading = {
             let mut guesses = self.guesses.lock();
             let plan = |expected: &HashSet<HashPart>| {
@@ -100,7 +105,8 @@ impl NarsAhead {
             reading
         };
         let mut reading = reading?;
-        Some(async move { (&mut reading.task).await.ok().flatten() })
+        let origins = Arc::clone(&reading.origins);
+        Some((async move { (&mut reading.task).await.ok().flatten() }, origins))
     }
 
     fn begin_reading(self: &Arc<Self>, guesses: &mut Guesses) {
@@ -108,8 +114,9 @@ impl NarsAhead {
             if self.shared.has(&next.hash_part) {
                 continue;
             }
-            let task = tokio::spawn(Arc::clone(&self.transfers).read_in_advance(next));
-            guesses.reading.insert(next, Reading { since: Instant::now(), task });
+            let origins = Arc::<Origins>::default();
+            let task = tokio::spawn(Arc::clone(&self.transfers).read_in_advance(next, Arc::clone(&origins)));
+            guesses.reading.insert(next, Reading { since: Instant::now(), origins, task });
         }
         if !guesses.is_tidied && !guesses.reading.is_empty() {
             guesses.is_tidied = true;

@@ -124,6 +124,7 @@ async fn deliver_from(
     let context = Arc::new(NarContext {
         sources: Arc::new(world),
         lookup_log: Arc::<LookupLog>::default(),
+        request_log: Arc::default(),
         counters: ResolverCounters::default(),
         nar_faults: NarFaults::default(),
         checkpoints: Checkpoints::default(),

@@ -127,6 +127,7 @@ impl Transfer {
 
     pub(super) fn begin_anew(&mut self, out: &mut Vec<u8>, first: Option<SourceId>) -> Step {
         out.clear();
+        self.origins.begin_anew();
         self.partial = None;
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;

@@ -11,12 +11,12 @@
 //! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
 
 mod finish;
+mod leaving;
 mod pace;
 mod referral;
 mod several;
 mod taking;
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
@@ -38,6 +38,7 @@ use crate::nar::roster::{Next, Roster};
 use crate::nar::runner::{Runner, Said};
 use crate::nar::transfer::referral::Meeting;
 use crate::nar::{Compress, NarContext};
+use crate::request_log::Origins;
 use crate::source::{Line, Observation, Piece, SourceId};
 
 /// How often a transfer looks at the pace of its sources.
@@ -105,6 +106,8 @@ pub(crate) struct Transfer {
     endurance: Endurance,
     /// What peers get of the NAR while it comes.
     partial: Option<PartialWriter>,
+    /// Who sent what of it, for people.
+    origins: Arc<Origins>,
     /// Set while the NAR comes from upstream caches alone, and neighbours who share our line may be fetching it, too.
     meeting: Option<Meeting>,
 }
@@ -184,8 +187,14 @@ impl Transfer {
             looked: Duration::ZERO,
             endurance: Endurance::default(),
             partial: None,
+            origins: Arc::default(),
             meeting: None,
         }
+    }
+
+    /// Has it noted here who sends what. To be called before the transfer begins.
+    pub(crate) fn note_origins(&mut self, origins: Arc<Origins>) {
+        self.origins = origins;
     }
 
     /// Passes on to peers what comes. To be called before the transfer begins, and only for a NAR that is read from its first byte.
@@ -429,68 +438,5 @@ impl Transfer {
             Said::Other(_) | Said::Broke(_) => {}
         }
         self.take_tail(out)
-    }
-
-    /// Whether a source that says this is left, and why. Blames it for what breaks a rule.
-    fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
-        let ends = |left, why: &str| Some((left, why.to_owned()));
-        match said {
-            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. } | Piece::Others(_) | Piece::NoMemory) => {
-                None
-            }
-            Said::Other(Piece::Absent) => ends(Left::SaidNo, "does not have this NAR (any more)"),
-            Said::Other(Piece::Failed) => ends(Left::SaidNo, "cannot finish it"),
-            Said::Other(Piece::Complete | Piece::Data) => {
-                self.context.sources.observe(source, Observation::FalseNar);
-                ends(Left::SaidNo, "said complete before the end")
-            }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.context.sources.observe(source, Observation::FalseNar);
-                ends(Left::SaidNo, &error.to_string())
-            }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
-            Said::Broke(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                ends(Left::FailedForNow, &error.to_string())
-            }
-            Said::Broke(error) => ends(Left::Broke, &error.to_string()),
-        }
-    }
-
-    /// Leaves this source; the transfer goes on without it.
-    fn leave(&mut self, at: usize, left: Left, why: String) {
-        let runner = self.runners.remove(at);
-        self.part_with(&runner, left, why);
-    }
-
-    fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
-        self.report_received(runner);
-        let has_failed = matches!(left, Left::Broke | Left::Stalled);
-        let is_fruitless = has_failed && self.endurance.on_broke_off(runner.source, runner.bytes());
-        let is_waited_for_in_vain = match left {
-            Left::Broke | Left::Stalled if is_fruitless => {
-                self.roster.rule_out(runner.source);
-                true
-            }
-            Left::SaidNo => {
-                self.roster.rule_out(runner.source);
-                false
-            }
-            Left::Referred => false,
-            Left::FailedForNow => !self.roster.on_failed_for_now(runner.source, Instant::now()),
-            // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
-            // still has the NAR.
-            Left::Broke => {
-                !self.roster.on_broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now())
-            }
-            Left::Stalled => {
-                self.roster.on_broke(runner.source, runner.bytes() > 0, Instant::now());
-                true
-            }
-        };
-        if is_waited_for_in_vain {
-            let observation = if left == Left::Stalled { Observation::TimedOut } else { Observation::Unfinished };
-            self.context.sources.observe(runner.source, observation);
-        }
-        self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
 }

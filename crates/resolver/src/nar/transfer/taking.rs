@@ -86,6 +86,7 @@ impl Transfer {
         if !is_nar {
             return Some(self.on_lie(out));
         }
+        self.origins.add(source, self.offset, bytes.len() as u64);
         self.offset += bytes.len() as u64;
         self.write_partial(&bytes);
         // If the caller's buffer has no memory yet, it takes this one, which saves a copy.
@@ -101,6 +102,7 @@ impl Transfer {
     pub(super) fn report_received(&self, runner: &Runner) {
         self.context.counters.bytes_in.inc_by(runner.wire_bytes());
         let (bytes, elapsed) = (runner.wire_bytes(), runner.age(self.waited));
+        self.context.request_log.add_received(runner.source, runner.bytes(), elapsed);
         let line_bytes = runner.line_bytes(&self.line(&runner.source)).max(bytes);
         self.context.sources.observe(runner.source, Observation::Received { bytes, line_bytes, elapsed });
     }

@@ -1,24 +1,16 @@
-//! What the resolver did last for each path, kept as sentences for `why`.
+//! What can happen in a lookup, as `why` and `log` tell it.
+
+use std::fmt;
+use std::time::Duration;
+
+use narmesh_protocol::NarHash;
+use narmesh_protocol::nar::DEPTH_MAX;
+use narmesh_quorum::Refusal;
 
 use crate::source::SourceId;
-use narmesh_protocol::nar::DEPTH_MAX;
-use narmesh_protocol::{HashPart, NarHash};
-use narmesh_quorum::Refusal;
-use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Paths remembered; the one noted first goes first.
-const PATHS_MAX: usize = 1_024;
-/// Events kept per path.
-const DECISIONS_MAX: usize = 32;
 /// Most bytes of a reason that is kept; longer ones lose their end.
 const REASON_BYTES_MAX: usize = 400;
-/// Paths answered from memory that are remembered. They are kept apart because Nix asks for thousands of paths that
-/// nobody has, which must not push out what was decided about a path that somebody has. Some 80 bytes each.
-const AT_ONCE_MAX: usize = 16_384;
-
 /// One thing that the resolver decided or found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LookupEvent {
@@ -72,8 +64,62 @@ pub enum LookupEvent {
 }
 
 impl LookupEvent {
+    /// What came of the lookup, if this ends it.
+    pub(super) fn outcome(&self) -> Option<LookupOutcome> {
+        match self {
+            Self::OwnStore | Self::Remembered | Self::Holder(..) => Some(LookupOutcome::Found),
+            Self::Deadline(_) | Self::NotFound(_) => Some(LookupOutcome::NotFound),
+            Self::Refused(..) | Self::NarRefused => Some(LookupOutcome::Refused),
+            Self::Asked(_)
+            | Self::Absent(_)
+            | Self::Distrusted(..)
+            | Self::NoAnswer(..)
+            | Self::NarFrom(..)
+            | Self::NarBroken(..)
+            | Self::NarVerified(..)
+            | Self::NarLie(_)
+            | Self::NarTooDeep(_)
+            | Self::NarMixedLie(_)
+            | Self::NarTree(_)
+            | Self::NarLeafRefused(..)
+            | Self::NarLeafLie(_)
+            | Self::NarTreeLie(_)
+            | Self::NarGone
+            | Self::NarCutShort(_) => None,
+        }
+    }
+
+    /// The source that it is about.
+    pub(super) fn source(&self) -> Option<SourceId> {
+        match self {
+            Self::Asked(source)
+            | Self::Absent(source)
+            | Self::Distrusted(source, _)
+            | Self::NoAnswer(source, _)
+            | Self::Holder(source, _)
+            | Self::NarFrom(source, _)
+            | Self::NarBroken(source, _, _)
+            | Self::NarVerified(source, _, _)
+            | Self::NarLie(source)
+            | Self::NarTooDeep(source)
+            | Self::NarTree(source)
+            | Self::NarLeafRefused(source, _)
+            | Self::NarLeafLie(source)
+            | Self::NarTreeLie(source) => Some(*source),
+            Self::OwnStore
+            | Self::Remembered
+            | Self::Refused(..)
+            | Self::NarRefused
+            | Self::Deadline(_)
+            | Self::NotFound(_)
+            | Self::NarMixedLie(_)
+            | Self::NarGone
+            | Self::NarCutShort(_) => None,
+        }
+    }
+
     /// Keeps only the beginning of a long reason: a source may have written part of it.
-    fn shorten(&mut self) {
+    pub(super) fn shorten(&mut self) {
         let (Self::Distrusted(_, why) | Self::NoAnswer(_, why) | Self::NarBroken(_, _, why)) = self else { return };
         if why.len() > REASON_BYTES_MAX {
             why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
@@ -81,6 +127,17 @@ impl LookupEvent {
             why.shrink_to_fit();
         }
     }
+}
+
+/// What came of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupOutcome {
+    /// Nix got the narinfo.
+    Found,
+    /// Nix was told 404.
+    NotFound,
+    /// The policy did not let Nix have it.
+    Refused,
 }
 
 /// Why Nix was told that a path is not here, although a filter claims it or our own store holds it.
@@ -105,6 +162,15 @@ pub(crate) enum AtOnce {
     Remembered,
     /// 404: the path is not here, no filter says maybe, and no upstream cache can be asked.
     NotClaimed,
+}
+
+impl AtOnce {
+    pub(super) fn outcome(self) -> LookupOutcome {
+        match self {
+            Self::OwnStore | Self::Remembered => LookupOutcome::Found,
+            Self::NotClaimed => LookupOutcome::NotFound,
+        }
+    }
 }
 
 impl fmt::Display for AtOnce {
@@ -186,165 +252,5 @@ impl fmt::Display for LookupEvent {
             Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or asks elsewhere"),
             Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or asks elsewhere"),
         }
-    }
-}
-
-/// The last events of each path.
-#[derive(Debug, Default)]
-pub struct LookupLog {
-    log: Mutex<Log>,
-    at_once: Mutex<AnswersAtOnce>,
-}
-
-#[derive(Debug, Default)]
-struct Log {
-    by_path: HashMap<HashPart, VecDeque<(u64, LookupEvent)>>,
-    order: VecDeque<HashPart>,
-    has_forgotten: bool,
-}
-
-/// The last answer that was given about each path from memory.
-#[derive(Debug, Default)]
-struct AnswersAtOnce {
-    by_path: HashMap<HashPart, GivenAtOnce>,
-    order: VecDeque<HashPart>,
-    has_forgotten: bool,
-}
-
-#[derive(Debug)]
-struct GivenAtOnce {
-    what: AtOnce,
-    last_unix_ms: u64,
-    /// How many times in a row this answer was given.
-    times: u64,
-}
-
-impl LookupLog {
-    /// Notes a decision about a path.
-    pub(crate) fn note(&self, hash_part: HashPart, mut decision: LookupEvent) {
-        decision.shorten();
-        tracing::debug!(%hash_part, %decision, "resolver");
-        let at_unix_ms = unix_ms();
-        let mut log = self.log.lock();
-        let Log { by_path, order, has_forgotten } = &mut *log;
-        let lookup_log = by_path.entry(hash_part).or_insert_with(|| {
-            order.push_back(hash_part);
-            VecDeque::new()
-        });
-        if lookup_log.len() == DECISIONS_MAX {
-            lookup_log.pop_front();
-        }
-        lookup_log.push_back((at_unix_ms, decision));
-        if order.len() > PATHS_MAX
-            && let Some(oldest) = order.pop_front()
-        {
-            by_path.remove(&oldest);
-            *has_forgotten = true;
-        }
-    }
-
-    /// Notes an answer from memory. Must be as cheap as such an answer, which reads no disk and waits for nobody.
-    pub(crate) fn note_at_once(&self, hash_part: HashPart, what: AtOnce) {
-        let last_unix_ms = unix_ms();
-        let mut answers = self.at_once.lock();
-        let AnswersAtOnce { by_path, order, has_forgotten } = &mut *answers;
-        // The path keeps its place in the order: moving it to the end would cost a search for each answer.
-        if let Some(given) = by_path.get_mut(&hash_part) {
-            let times = if given.what == what { given.times + 1 } else { 1 };
-            *given = GivenAtOnce { what, last_unix_ms, times };
-            return;
-        }
-        if order.len() == AT_ONCE_MAX
-            && let Some(oldest) = order.pop_front()
-        {
-            by_path.remove(&oldest);
-            *has_forgotten = true;
-        }
-        order.push_back(hash_part);
-        by_path.insert(hash_part, GivenAtOnce { what, last_unix_ms, times: 1 });
-    }
-
-    /// The latest events of a path, oldest first: milliseconds since 1970, and a sentence.
-    pub fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
-        let mut told: Vec<_> = {
-            let log = self.log.lock();
-            let lookup_log = log.by_path.get(hash_part).into_iter().flatten();
-            lookup_log.map(|(at, decision)| (*at, decision.to_string())).collect()
-        };
-        if let Some(given) = self.at_once.lock().by_path.get(hash_part) {
-            let before = match given.times {
-                1 => String::new(),
-                2 => "; the same as once before".to_owned(),
-                times => format!("; the same as {} times before", times - 1),
-            };
-            told.push((given.last_unix_ms, format!("{}{before}", given.what)));
-            told.sort_by_key(|(at, _)| *at);
-        }
-        told
-    }
-
-    /// Whether anything noted was forgotten: if so, a path without a record may have been asked for all the same.
-    pub fn has_forgotten(&self) -> bool {
-        self.log.lock().has_forgotten || self.at_once.lock().has_forgotten
-    }
-}
-
-fn unix_ms() -> u64 {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    u64::try_from(at).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn part(number: u32) -> HashPart {
-        let mut bytes = [0; 20];
-        bytes[..4].copy_from_slice(&number.to_le_bytes());
-        HashPart(bytes)
-    }
-
-    fn sentences(lookup_log: &LookupLog, number: u32) -> Vec<String> {
-        lookup_log.of(&part(number)).into_iter().map(|(_, sentence)| sentence).collect()
-    }
-
-    #[test]
-    fn repeated_miss_from_memory_is_one_sentence_with_its_count() {
-        let lookup_log = LookupLog::default();
-        assert!(sentences(&lookup_log, 1).is_empty());
-        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
-        let miss = "answered 404 at once, and nobody was asked: no peer's filter said maybe, and no upstream cache may have it";
-        assert_eq!(sentences(&lookup_log, 1), [miss]);
-        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
-        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
-        assert_eq!(sentences(&lookup_log, 1), [format!("{miss}; the same as 2 times before")]);
-        lookup_log.note_at_once(part(1), AtOnce::OwnStore);
-        assert_eq!(sentences(&lookup_log, 1), ["answered from memory: our own store has the path"]);
-        assert!(lookup_log.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
-    }
-
-    #[test]
-    fn long_reason_of_a_source_is_cut() {
-        let lookup_log = LookupLog::default();
-        let source = SourceId::random();
-        let event = [LookupEvent::NoAnswer, LookupEvent::Distrusted];
-        for event in event {
-            lookup_log.note(part(1), event(source, "ö".repeat(1 << 20)));
-        }
-        lookup_log.note(part(1), LookupEvent::NarBroken(source, 0, "x".repeat(1 << 20)));
-        assert!(sentences(&lookup_log, 1).iter().all(|sentence| sentence.len() < 600));
-    }
-
-    #[test]
-    fn many_misses_are_bounded_and_push_out_no_decision() {
-        let lookup_log = LookupLog::default();
-        lookup_log.note(part(0), LookupEvent::NotFound(NotFound::Nobody));
-        assert!(!lookup_log.has_forgotten());
-        for number in (0..).take(AT_ONCE_MAX + 1) {
-            lookup_log.note_at_once(part(number), AtOnce::NotClaimed);
-        }
-        assert_eq!(lookup_log.at_once.lock().by_path.len(), AT_ONCE_MAX);
-        assert_eq!(sentences(&lookup_log, 0).len(), 1, "the decision is kept, the miss is forgotten");
-        assert!(lookup_log.has_forgotten());
     }
 }
