@@ -262,6 +262,7 @@ impl Mesh {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.listeners.on_address(listener_id);
                 tracing::info!(%address, "listening for peers");
+                self.dials.on_new_address();
                 self.tell_addresses();
             }
             SwarmEvent::ExpiredListenAddr { .. } => {
