@@ -29,6 +29,7 @@ mod peer;
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod quorum_wire;
 mod report;
+mod second_connection;
 mod several;
 mod simulated;
 mod sites;

@@ -8,6 +8,7 @@
 mod namespace;
 mod nat;
 mod shaped;
+mod walls;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,6 +23,7 @@ use crate::process::finish;
 
 pub use namespace::{Namespace, Traffic};
 pub use nat::{Nat, Place};
+pub use walls::Wall;
 
 use namespace::{NAMESPACES, ip_batch};
 

@@ -319,7 +319,7 @@ impl Mesh {
         tracing::info!(%peer, why, "disconnected");
         self.nars.on_disconnected(&peer);
         self.dials.on_disconnected(&peer);
-        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.context.statistics.update(&peer, |stats| stats.on_lost(why));
         self.context.gossip.handle(now(), Input::Disconnected(peer));
         self.attestations.on_disconnected(peer);
         self.rosters.on_disconnected(&mut self.context, peer);

@@ -66,6 +66,17 @@ const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 #[error("the body of a NAR cannot be finished")]
 pub struct BodyAborted;
 
+/// Why there is no body of a NAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoNar {
+    /// Nobody has it (any more), or it may not be given.
+    #[error("the NAR is gone")]
+    Gone,
+    /// Who holds it is there, and could not be asked: whoever asks again may get it.
+    #[error("the NAR cannot be had now")]
+    NotNow,
+}
+
 /// The body of a NAR: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last
 /// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
@@ -183,20 +194,19 @@ impl Nars {
         self.ahead.expect(part);
     }
 
-    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
-    /// range.
+    /// The bytes of a NAR from `first_byte` on. `resumed` says that Nix asked for a range.
     pub(crate) async fn bring(
         self: &Arc<Self>,
         url: NarUrl,
         first_byte: u64,
         resumed: bool,
         find_user: FindUser,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         let body = match self.narinfos.admit_nar(&url, &find_user).await {
             true => self.bring_admitted(url.nar(), first_byte, resumed, find_user).await,
-            false => None,
+            false => Err(NoNar::Gone),
         };
-        if body.is_none() {
+        if matches!(body, Err(NoNar::Gone)) {
             self.shared.counters.nars_absent.inc();
             self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
         }
@@ -234,21 +244,21 @@ impl Nars {
         first_byte: u64,
         resumed: bool,
         find_user: FindUser,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         if !self.may_begin(&url, first_byte, resumed) {
-            return None;
+            return Err(NoNar::Gone);
         }
         let own = match self.shared.has(&url.hash_part) {
             true => self.own.read(url, first_byte).await,
             false => Ok(None),
         };
         match own {
-            Ok(Some(body)) => Some(body),
+            Ok(Some(body)) => Ok(body),
             Ok(None) => self.bring_from_sources(url, first_byte, find_user).await,
             // Our own store is read again only after the sources: they may have it at once.
             Err(NotNow) => match self.bring_from_sources(url, first_byte, find_user).await {
-                Some(body) => Some(body),
-                None => self.own.wait_read(url, first_byte).await,
+                Ok(body) => Ok(body),
+                Err(why) => self.own.wait_read(url, first_byte).await.ok_or(why),
             },
         }
     }
@@ -258,14 +268,15 @@ impl Nars {
         url: NarUrl,
         first_byte: u64,
         find_user: FindUser,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
         let client = WaitingClient::new(client, first_byte);
         tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user));
-        // Waits for the first bytes, because 404 can be said only as long as no body has begun.
-        let first = body.recv().await?.ok()?;
+        // Waits for the first bytes, because the reason can be said only as long as no body has begun.
+        let first = body.recv().await.unwrap_or(Err(NoNar::Gone))?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
-        Some(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
+        let rest = rest.map(|bytes| bytes.map_err(|_| BodyAborted));
+        Ok(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
     }
 
     /// Brings a NAR to its client. It runs as a task of its own, so that the client can be kept waiting from the first

@@ -11,12 +11,12 @@
 //! are asked last for every NAR. Where a holder signed the tree of a NAR, none of this is left to its end: see [`proofs`](crate::nar::proofs).
 
 mod finish;
+mod leaving;
 mod pace;
 mod referral;
 mod several;
 mod taking;
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
@@ -36,6 +36,7 @@ use crate::nar::proofs::Proofs;
 use crate::nar::race::{RACE_AFTER, Race};
 use crate::nar::roster::{Next, Roster};
 use crate::nar::runner::{Runner, Said};
+use crate::nar::transfer::leaving::Left;
 use crate::nar::transfer::referral::Meeting;
 use crate::nar::{Compress, NarContext};
 use crate::source::{Line, Observation, Piece, SourceId};
@@ -59,6 +60,8 @@ pub(crate) enum Step {
     BegunAnew,
     /// Nobody can send the rest, or what was sent is not the promised NAR.
     Gone,
+    /// Nobody can send the rest now, and a source is there that may send it later.
+    Unreached,
 }
 
 /// How a transfer treats its sources.
@@ -117,21 +120,6 @@ enum Heard {
     Worker(usize, Said),
     /// This holder has signed the tree of the NAR.
     Tree(SourceId),
-}
-
-/// Why a source is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// It said no, or broke a rule.
-    SaidNo,
-    /// It named others.
-    Referred,
-    /// It failed in a way that may be over in a moment.
-    FailedForNow,
-    /// Its connection broke.
-    Broke,
-    /// Nothing moves for us.
-    Stalled,
 }
 
 impl Transfer {
@@ -338,7 +326,7 @@ impl Transfer {
                     // While sources are gathering, `step` comes back here at the next look.
                     let may_more_come = !self.is_closed && self.context.sources.are_gathering();
                     if self.roster.len() == before && !may_more_come {
-                        return Some(Step::Gone);
+                        return Some(self.how_it_ends());
                     }
                 }
             }
@@ -405,7 +393,7 @@ impl Transfer {
         let (line, waited) = (self.line(&source), self.waited);
         let runner = self.runners.get_mut(at)?;
         match said {
-            Said::Opened => {}
+            Said::Opened => self.roster.on_reached(&source),
             Said::Other(Piece::NotNow { place }) => runner.on_queued(place, waited, &line),
             Said::Other(Piece::NoMemory) => runner.on_held_up(waited, &line),
             Said::Data(bytes) => {
@@ -426,71 +414,8 @@ impl Transfer {
                 }
                 return self.judge_race(out);
             }
-            Said::Other(_) | Said::Broke(_) => {}
+            Said::Other(_) | Said::Unsent(_) | Said::Broke(_) => {}
         }
         self.take_tail(out)
-    }
-
-    /// Whether a source that says this is left, and why. Blames it for what breaks a rule.
-    fn ending(&self, source: SourceId, said: &Said) -> Option<(Left, String)> {
-        let ends = |left, why: &str| Some((left, why.to_owned()));
-        match said {
-            Said::Opened | Said::Data(_) | Said::Other(Piece::NotNow { .. } | Piece::Others(_) | Piece::NoMemory) => {
-                None
-            }
-            Said::Other(Piece::Absent) => ends(Left::SaidNo, "does not have this NAR (any more)"),
-            Said::Other(Piece::Failed) => ends(Left::SaidNo, "cannot finish it"),
-            Said::Other(Piece::Complete | Piece::Data) => {
-                self.context.sources.observe(source, Observation::FalseNar);
-                ends(Left::SaidNo, "said complete before the end")
-            }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.context.sources.observe(source, Observation::FalseNar);
-                ends(Left::SaidNo, &error.to_string())
-            }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
-            Said::Broke(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                ends(Left::FailedForNow, &error.to_string())
-            }
-            Said::Broke(error) => ends(Left::Broke, &error.to_string()),
-        }
-    }
-
-    /// Leaves this source; the transfer goes on without it.
-    fn leave(&mut self, at: usize, left: Left, why: String) {
-        let runner = self.runners.remove(at);
-        self.part_with(&runner, left, why);
-    }
-
-    fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
-        self.report_received(runner);
-        let has_failed = matches!(left, Left::Broke | Left::Stalled);
-        let is_fruitless = has_failed && self.endurance.on_broke_off(runner.source, runner.bytes());
-        let is_waited_for_in_vain = match left {
-            Left::Broke | Left::Stalled if is_fruitless => {
-                self.roster.rule_out(runner.source);
-                true
-            }
-            Left::SaidNo => {
-                self.roster.rule_out(runner.source);
-                false
-            }
-            Left::Referred => false,
-            Left::FailedForNow => !self.roster.on_failed_for_now(runner.source, Instant::now()),
-            // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
-            // still has the NAR.
-            Left::Broke => {
-                !self.roster.on_broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now())
-            }
-            Left::Stalled => {
-                self.roster.on_broke(runner.source, runner.bytes() > 0, Instant::now());
-                true
-            }
-        };
-        if is_waited_for_in_vain {
-            let observation = if left == Left::Stalled { Observation::TimedOut } else { Observation::Unfinished };
-            self.context.sources.observe(runner.source, observation);
-        }
-        self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
 }
