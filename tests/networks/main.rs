@@ -21,6 +21,7 @@ mod links;
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod log_wire;
 mod moved;
+mod moved_in_nar;
 mod nat;
 #[path = "../hostile/peer.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
