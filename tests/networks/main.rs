@@ -23,6 +23,7 @@ mod links;
 mod log_wire;
 mod members;
 mod moved;
+mod moved_in_nar;
 mod nat;
 #[path = "../hostile/peer.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
@@ -31,6 +32,7 @@ mod peer;
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod quorum_wire;
 mod report;
+mod second_connection;
 mod several;
 mod simulated;
 mod sites;

@@ -14,7 +14,7 @@ const UPGRADED: Duration = Duration::from_secs(12);
 const NAR_BYTES: u64 = 64 << 10;
 
 /// Nodes that all know the addresses of the relays, and of nobody else. The relays come first.
-fn meet(network: &Network, mesh: &TestMesh, relays: usize, names: &[&str]) -> Vec<TestNode> {
+pub fn meet(network: &Network, mesh: &TestMesh, relays: usize, names: &[&str]) -> Vec<TestNode> {
     let mut nodes: Vec<_> = names.iter().map(|name| mesh.node(name)).collect();
     TestMesh::introduce(&mut nodes.iter_mut().collect::<Vec<_>>());
     for (node, machine) in nodes.iter_mut().zip(network.machines()) {
@@ -32,7 +32,7 @@ fn meet(network: &Network, mesh: &TestMesh, relays: usize, names: &[&str]) -> Ve
 }
 
 /// Which way `from` reaches `to` now.
-fn way(from: &TestNode, to: &str) -> Option<String> {
+pub fn way(from: &TestNode, to: &str) -> Option<String> {
     Some(from.status().peer(to)?["way"].as_str()?.to_owned())
 }
 

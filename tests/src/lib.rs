@@ -61,7 +61,7 @@ pub use gate::GatedProxy;
 pub use handed_socket::HandedSocket;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};
-pub use network::{BareMachine, Namespace, Nat, Network, Place, Traffic};
+pub use network::{BareMachine, Namespace, Nat, Network, Place, Traffic, Wall};
 pub use nix::{
     CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, NixVersion, PathRow, hash_part, nix_client_environment, nix_homes,
     with_gateway,

@@ -13,6 +13,7 @@ use hyper::header::{
 
 use narmesh_protocol::circle;
 
+use crate::nar_body::NoNar;
 use crate::store_files::Busy;
 
 static NARMESH_CIRCLE: HeaderName = HeaderName::from_static(circle::CIRCLE);
@@ -55,12 +56,24 @@ pub enum GatewayError {
     /// Too many answers of this kind are under way.
     #[error("too many such answers are under way")]
     Busy,
+    /// The NAR cannot be had now, and may be had by whoever asks again.
+    #[error("who holds the NAR is there, and could not be asked")]
+    NotNow,
 }
 
 /// The beginning of a path or method, escaped for the log: the text is a stranger's and can be as long as a head.
 pub(crate) fn shown(text: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 200;
     text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
+}
+
+impl From<NoNar> for GatewayError {
+    fn from(why: NoNar) -> Self {
+        match why {
+            NoNar::Gone => Self::NotFound,
+            NoNar::NotNow => Self::NotNow,
+        }
+    }
 }
 
 impl From<Busy> for GatewayError {
@@ -79,7 +92,8 @@ impl GatewayError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UnexpectedBody => StatusCode::BAD_REQUEST,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::Busy | Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
+            // The one client error besides 408 after which every Nix asks again.
+            Self::Busy | Self::NotNow | Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -111,7 +125,7 @@ impl GatewayError {
                 // Of Basic alone: curl, which Nix uses, takes the password from a netrc file for it.
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"narmesh\""));
             }
-            Self::Busy | Self::TooManyTries => {
+            Self::Busy | Self::NotNow | Self::TooManyTries => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Circle => {

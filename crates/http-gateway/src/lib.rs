@@ -53,7 +53,7 @@ pub use gateway::{ConnectionCount, Gateway};
 pub use limits::GatewayLimits;
 pub use listener::{Listener, TlsSettings};
 pub use metrics::{GatewayMetrics, RequestCounts};
-pub use nar_body::{BodyAborted, NarBody};
+pub use nar_body::{BodyAborted, NarBody, NoNar};
 pub use proxies::{Network, TrustedProxies};
 pub use role::{Endpoints, HostCheck, ListenerRole};
 pub use serve::serve;

@@ -9,6 +9,17 @@ use futures::Stream;
 /// [`BodyAborted`] as its last item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
 
+/// Why there is no body of a NAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoNar {
+    /// The path is gone.
+    #[error("the NAR is gone")]
+    Gone,
+    /// It cannot be had now, and whoever asks again may get it.
+    #[error("the NAR cannot be had now")]
+    NotNow,
+}
+
 /// The body cannot be finished. The gateway then closes the connection before Content-Length is reached, which makes Nix
 /// resume with a `Range` request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -219,7 +219,7 @@ impl<S: Substituter> Endpoint<S> {
             Response::new(Body::empty())
         } else {
             let permit = self.encoders.take().await.ok_or(GatewayError::Busy)?;
-            let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await.ok_or(GatewayError::NotFound)?;
+            let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await?;
             let mut stream = compress(nar, url.nar_size, permit);
             let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
             let metrics = Arc::clone(&self.metrics);
@@ -245,8 +245,7 @@ impl<S: Substituter> Endpoint<S> {
                 });
             }
         };
-        let body = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await;
-        let mut stream = body.ok_or(GatewayError::NotFound)?;
+        let mut stream = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await?;
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let metrics = Arc::clone(&self.metrics);
         let body = StreamedBody::new(RequestKind::Nar, first, stream, Some(length), metrics);
@@ -338,7 +337,8 @@ fn outcome(error: GatewayError) -> Outcome {
         | GatewayError::MethodNotAllowed
         | GatewayError::UnexpectedBody
         | GatewayError::RangeNotSatisfiable { .. }
-        | GatewayError::Busy => Outcome::Refused,
+        | GatewayError::Busy
+        | GatewayError::NotNow => Outcome::Refused,
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use narmesh_protocol::{HashPart, NarUrl, RealisationId, StoreDir, StorePath};
 
-use crate::nar_body::NarBody;
+use crate::nar_body::{NarBody, NoNar};
 use crate::store_files::{BuildLog, Busy, EntryPath, StoreEntry, TreeListing};
 
 /// Answers the questions behind Nix's HTTP requests. The node implements it over the mesh, tests over memory.
 ///
 /// Nothing here can fail: an internal failure must be answered as an absent path, because any other answer makes Nix retry
-/// for seconds and then, up to 2.31, abort the whole build.
+/// for seconds and then, up to 2.31, abort the whole build. Only a NAR whose holder is there, and cannot be asked now, is to
+/// be asked for again: a build would do for nothing what the next try brings.
 pub trait Substituter: Send + Sync + 'static {
     /// The settings in `/nix-cache-info`.
     fn cache_info(&self) -> CacheInfo;
@@ -28,17 +29,17 @@ pub trait Substituter: Send + Sync + 'static {
     /// Whether [`Self::fetch_nar`] would find a body now.
     fn has_nar(&self, url: NarUrl, client: ClientUser) -> impl Future<Output = bool> + Send;
 
-    /// The bytes of a NAR from `first_byte` on, or `None` if the path is gone.
+    /// The bytes of a NAR from `first_byte` on.
     ///
-    /// `resumed` says that the request had a `Range` header. After a body that was closed early, `None` then tells Nix that
-    /// the path is gone and that it should build it. `client` tells which user asks, if that matters.
+    /// `resumed` says that the request had a `Range` header. After a body that was closed early, [`NoNar::Gone`] then tells
+    /// Nix that the path is gone and that it should build it, [`NoNar::NotNow`] that it should ask again. `client` tells which user asks, if that matters.
     fn fetch_nar(
         &self,
         url: NarUrl,
         first_byte: u64,
         resumed: bool,
         client: ClientUser,
-    ) -> impl Future<Output = Option<NarBody>> + Send;
+    ) -> impl Future<Output = Result<NarBody, NoNar>> + Send;
 
     /// Whether there is a store to answer from, and what may leave it is known. From memory.
     fn is_ready(&self) -> bool;

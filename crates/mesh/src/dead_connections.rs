@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use super::addresses::socket_address;
-use super::circuits::Way;
+use super::addresses::{find_outward_v4, find_outward_v6, socket_address};
+use super::circuits::{Way, relay_of};
 use super::connection_rule::ConnectionRule;
 
 /// Two nodes that dial each other at once have two connections, and neither is dead: the other side dialled before it
@@ -73,7 +73,22 @@ impl DeadConnections {
             || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled && !line.relayed).map(|(id, _)| *id);
         let relayed = Way::of(endpoint.get_remote_address()) == Way::Relayed;
         let beside = if dialled { None } else { ours() };
-        self.open.insert(id, OpenConnection { peer, since: now, dialled, relayed, local: local_end(endpoint), beside });
+        let local = self.local_end(endpoint);
+        self.open.insert(id, OpenConnection { peer, since: now, dialled, relayed, local, beside });
+    }
+
+    /// Our address of a connection, if it can be found.
+    fn local_end(&self, endpoint: &ConnectedPoint) -> Option<IpAddr> {
+        let remote = endpoint.get_remote_address();
+        match Way::of(remote) {
+            Way::Direct => local_of_direct(endpoint),
+            // Its bytes go to the relay from where all others to the relay do.
+            Way::Relayed => {
+                let relay = relay_of(remote)?;
+                self.open.values().find(|line| line.peer == relay && !line.relayed)?.local
+            }
+            Way::Met => find_outward_v4().or_else(find_outward_v6),
+        }
     }
 
     fn on_closed(&mut self, now: Instant, id: ConnectionId) {
@@ -126,7 +141,7 @@ impl ConnectionRule for DeadConnections {
     }
 }
 
-fn local_end(endpoint: &ConnectedPoint) -> Option<IpAddr> {
+fn local_of_direct(endpoint: &ConnectedPoint) -> Option<IpAddr> {
     match endpoint {
         ConnectedPoint::Listener { local_addr, .. } => socket_address(local_addr).map(|address| address.ip()),
         // libp2p does not say which of our addresses it used. This sends nothing: the kernel only chooses the address
@@ -144,6 +159,7 @@ fn local_end(endpoint: &ConnectedPoint) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::circuits::over_relay;
     use libp2p::core::Endpoint;
     use libp2p::core::transport::PortUse;
 
@@ -167,6 +183,18 @@ mod tests {
 
     fn ids<const N: usize>() -> [ConnectionId; N] {
         std::array::from_fn(ConnectionId::new_unchecked)
+    }
+
+    #[test]
+    fn a_circuit_ends_with_the_address_from_which_its_relay_is_reached() {
+        let [relay, peer] = [(); 2].map(|()| PeerId::random());
+        let mut connections = DeadConnections::default();
+        let [to_relay, circuit] = ids();
+        connections.on_opened(Instant::now(), to_relay, relay, &here());
+        let (local_addr, send_back_addr) = (over_relay(relay), over_relay(relay));
+        connections.on_opened(Instant::now(), circuit, peer, &ConnectedPoint::Listener { local_addr, send_back_addr });
+        connections.on_expired(&"/ip4/192.0.2.1/tcp/1".parse().unwrap());
+        assert_eq!(closing(&mut connections), [to_relay, circuit]);
     }
 
     #[test]
@@ -223,7 +251,7 @@ mod tests {
     fn a_direct_connection_comes_beside_a_relayed_one_which_ends_without_it() {
         let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
         let [relayed, direct] = ids();
-        let over_relay = crate::circuits::over_relay(PeerId::random());
+        let over_relay = over_relay(PeerId::random());
         let endpoint =
             ConnectedPoint::Dialer { address: over_relay, role_override: Endpoint::Dialer, port_use: PortUse::New };
         dead_connections.on_opened(start, relayed, peer, &endpoint);

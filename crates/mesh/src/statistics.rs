@@ -19,6 +19,9 @@ const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A peer that usually takes longer for a narinfo is not near: an upstream cache may be nearer.
 const NEAR_MAX: Duration = Duration::from_millis(20);
+/// A peer whose connection ended within this may be on its way to another network, or be restarting (a guess: a laptop
+/// takes some ten seconds from one Wi-Fi to the next).
+const LATELY: Duration = Duration::from_secs(15);
 /// The newest sample is one part in this many of the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
@@ -36,6 +39,8 @@ pub struct Responsiveness {
     pub latency: Option<Duration>,
     /// A connection is open.
     pub is_connected: bool,
+    /// There is a connection, or there was one within [`LATELY`].
+    pub is_there: bool,
     /// It is passed over for a while, because it did not answer.
     pub is_paused: bool,
 }
@@ -96,6 +101,9 @@ pub struct PeerStats {
     /// Until when it is asked nothing because it lied.
     #[serde(skip)]
     pub set_aside_until: Option<Instant>,
+    /// When its last connection ended.
+    #[serde(skip)]
+    pub lost: Option<Instant>,
     /// Its timeouts since it last answered; those that are close together count as one.
     #[serde(skip)]
     pub timeouts_in_a_row: u32,
@@ -113,6 +121,17 @@ impl PeerStats {
         self.set_aside_until
             .and_then(|until| until.checked_duration_since(Instant::now()))
             .filter(|left| !left.is_zero())
+    }
+
+    /// Whether there is a connection, or one ended a moment ago and not because the peer was caught lying.
+    fn is_there(&self) -> bool {
+        let was_there = self.lost.is_some_and(|lost| lost.elapsed() < LATELY);
+        self.connected || (was_there && self.set_aside_left().is_none())
+    }
+
+    /// Notes that its last connection ended, and why.
+    pub(super) fn on_lost(&mut self, why: String) {
+        (self.connected, self.why, self.lost) = (false, Some(why), Some(Instant::now()));
     }
 
     /// Whether it is passed over for a while because it did not answer.
@@ -281,6 +300,7 @@ impl PeerStatistics {
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
             is_connected: stats.connected,
+            is_there: stats.is_there(),
             is_paused: stats.is_paused(),
         })
     }

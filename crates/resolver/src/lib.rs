@@ -28,7 +28,7 @@ mod turns;
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, LookupOutcome, LookupQuery, LookupRecord, NotFound};
-pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
+pub use nar::{BodyAborted, Compress, NarBody, NoNar, TransferSettings};
 pub use narinfo::{Reason, Refused, hedge_delay, pause_before_retry};
 pub use own_reads::Unread;
 pub use request_log::{LeftSource, NarOutcome, NarRecord, RequestLog, RequestQuery, Share, SourceTotal};
@@ -271,7 +271,13 @@ impl Resolver {
     ///
     /// Waits for as long as a live source may still send it, and for memory. A client that has to wait gets the first
     /// bytes of the NAR meanwhile. When memory is short, the users that `find_user` finds take turns.
-    pub async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, find_user: FindUser) -> Option<NarBody> {
+    pub async fn fetch_nar(
+        &self,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        find_user: FindUser,
+    ) -> Result<NarBody, NoNar> {
         self.nars.bring(url, first_byte, resumed, find_user).await
     }
 

@@ -102,6 +102,9 @@ pub struct Line {
     /// Whether its answer is waited for until the latest deadline: it is not connected yet because we started a moment
     /// ago, or it is an upstream cache, to which a connection may take seconds.
     pub is_awaited: bool,
+    /// Whether it is a peer with which there is a connection, or was one a moment ago: a request that cannot be sent to it
+    /// now can be sent soon.
+    pub is_there: bool,
     /// Whether it kept us waiting lately, so that all others are asked first.
     pub is_paused: bool,
     /// Whether it sends NARs only if no other source does: the preference of this machine.

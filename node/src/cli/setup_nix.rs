@@ -1,8 +1,8 @@
 //! `--setup-nix`: our part of nix.conf, between two marks, so that it can be taken out again.
 
+use super::nix_conf::{NixSettings, default_file};
 use super::nix_substituters::NixSubstituters;
 use super::nix_version::NixVersion;
-use super::nix_conf::{NixSettings, default_file};
 use super::{emit, eprint_line};
 use crate::regular_file::replace_text;
 use crate::settings::Settings;

@@ -101,6 +101,7 @@ fn nar_outcome(outcome: NarOutcome) -> LogOutcome {
         NarOutcome::Running => LogOutcome::Running,
         NarOutcome::Delivered => LogOutcome::Delivered,
         NarOutcome::NotFound => LogOutcome::Gone,
+        NarOutcome::NotNow => LogOutcome::NotNow,
         NarOutcome::CutShort => LogOutcome::CutShort,
         NarOutcome::ClientLeft => LogOutcome::Left,
     }

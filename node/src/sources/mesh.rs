@@ -136,6 +136,7 @@ impl MeshSources {
             in_flight: view.in_flight,
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
+            is_there: stats.is_there,
             is_paused: stats.is_paused,
             is_reserve: false,
             is_awaited: !stats.is_connected && self.since.elapsed() < AWAITED,

@@ -176,6 +176,7 @@ impl UpstreamSources {
             rate_bytes_s: source.rate_bytes_s(),
             latency: source.upstream.latency().map(|latency| latency.mean()),
             is_awaited: true,
+            is_there: false,
             is_reserve: false,
             is_paused: source.upstream.is_silent() || source.keeps_nars_waiting(),
             tier: source.upstream.settings().tier,

@@ -153,6 +153,8 @@ pub enum LogOutcome {
     Delivered,
     /// Nix was told that the NAR is not here.
     Gone,
+    /// Nix was told to ask again for the NAR: who holds it is there, and could not be asked.
+    NotNow,
     /// The NAR ended short.
     CutShort,
     /// Nix hung up.
@@ -169,6 +171,7 @@ impl LogOutcome {
             Self::Running => "running",
             Self::Delivered => "delivered",
             Self::Gone => "gone",
+            Self::NotNow => "not now",
             Self::CutShort => "cut short",
             Self::Left => "Nix left",
         }
@@ -264,6 +267,9 @@ impl NarEntry {
             LogOutcome::Delivered => format!("{size} in {seconds:.2} s, {rate}/s, from {}", self.from()),
             LogOutcome::CutShort | LogOutcome::Left => {
                 format!("after {} of {size} and {seconds:.2} s, from {}", bytes(self.given_bytes), self.from())
+            }
+            LogOutcome::NotNow => {
+                format!("{size}, after {seconds:.2} s: who holds it is there, and could not be asked; Nix asks again")
             }
             LogOutcome::Gone | LogOutcome::Found | LogOutcome::NotFound | LogOutcome::Refused => {
                 format!("{size}, after {seconds:.2} s: nobody could send it")

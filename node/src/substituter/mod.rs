@@ -8,7 +8,7 @@ use bytes::Bytes;
 use files::LogPlaces;
 use futures::StreamExt;
 use narmesh_http_gateway::{
-    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, Lookup, NarBody, StoreEntry, Substituter,
+    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, Lookup, NarBody, NoNar, StoreEntry, Substituter,
     TreeListing,
 };
 use narmesh_mesh::MeshHandle;
@@ -204,7 +204,13 @@ impl Substituter for GatewaySubstituter {
         }
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
+    async fn fetch_nar(
+        &self,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        client: ClientUser,
+    ) -> Result<NarBody, NoNar> {
         let body = match self.source(&url.hash_part) {
             Source::Nobody => None,
             Source::Offer => {
@@ -213,10 +219,14 @@ impl Substituter for GatewaySubstituter {
             }
             Source::Resolver => {
                 let body = Arc::clone(&self.resolver).fetch_nar(url, first_byte, resumed, user_finder(client)).await;
-                self.unless_private(&url.hash_part, body)
+                let body = body.map_err(|why| match why {
+                    narmesh_resolver::NoNar::Gone => NoNar::Gone,
+                    narmesh_resolver::NoNar::NotNow => NoNar::NotNow,
+                });
+                self.unless_private(&url.hash_part, Some(body?))
             }
         };
-        Some(Box::pin(body?.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
+        Ok(Box::pin(body.ok_or(NoNar::Gone)?.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
     }
 }
 

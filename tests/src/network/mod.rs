@@ -9,6 +9,7 @@ mod bare_machine;
 mod namespace;
 mod nat;
 mod shaped;
+mod walls;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +25,7 @@ use crate::process::finish;
 pub use bare_machine::BareMachine;
 pub use namespace::{Namespace, Traffic};
 pub use nat::{Nat, Place};
+pub use walls::Wall;
 
 use namespace::{NAMESPACES, ip_batch};
 

@@ -87,6 +87,20 @@ impl Network {
         network
     }
 
+    /// Takes a machine out of the network that it is in, into the home of another one, which is behind a router.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn take_into_home(&mut self, number: usize, of: usize) -> Namespace {
+        let name = self.machine(number).name().to_owned();
+        ip_batch(Some(&name), &["link delete eth0".to_owned()]);
+        let home = format!("{}-home{of}", self.prefix);
+        wire((&name, "eth0"), (&home, LAN));
+        let machine = join_home(&name, of, byte(100 + number));
+        self.machines.get_mut(number).expect("looked up above").clone_from(&machine);
+        machine
+    }
+
     /// Machines with IPv6 alone: those for which this says so behind a firewall that lets nobody in.
     ///
     /// # Panics
@@ -160,6 +174,11 @@ fn make_home(name: &str, number: usize, outside: (&str, &str), address: (Ipv4Add
 /// A machine in the home of this number.
 fn settle(name: &str, home: &str, number: usize, host: u8) -> Namespace {
     plug(name, home, LAN);
+    join_home(name, number, host)
+}
+
+/// Gives a machine an address in the home of this number, and the way out.
+fn join_home(name: &str, number: usize, host: u8) -> Namespace {
     let machine = Namespace::up(name, Ipv4Addr::new(192, 168, byte(number), host).into(), HOME_BITS);
     ip_batch(Some(name), &[format!("route add default via 192.168.{number}.1")]);
     machine
@@ -182,7 +201,7 @@ fn translate(router: &str, nat: Nat, outside: Ipv4Addr) {
     load_rules(router, &rules);
 }
 
-fn load_rules(namespace: &str, rules: &str) {
+pub(super) fn load_rules(namespace: &str, rules: &str) {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, "nft", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("Debian's package iproute2 (./test.sh installs it)");

@@ -6,7 +6,7 @@ use axum::http::{Method, Request, Uri};
 use bytes::Bytes;
 use futures::FutureExt;
 use narmesh_http_gateway::{
-    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, GatewayMetrics, Lookup, NarBody, StoreEntry,
+    BodyAborted, BuildLog, Busy, CacheInfo, ClientUser, EntryPath, GatewayMetrics, Lookup, NarBody, NoNar, StoreEntry,
     StoreFile, Substituter, TreeListing,
 };
 use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StoreDir, StorePath};
@@ -139,12 +139,12 @@ impl Substituter for Everything {
         })))
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool, _: ClientUser) -> Option<NarBody> {
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool, _: ClientUser) -> Result<NarBody, NoNar> {
         assert!(first_byte < url.nar_size, "never asked for what is not there");
         if url.nar_size != NAR_BYTES {
-            return None;
+            return Err(NoNar::Gone);
         }
-        Some(body(first_byte))
+        Ok(body(first_byte))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use narmesh_http_gateway::{GatewayLimits, ListenerRole};
+use narmesh_http_gateway::{GatewayLimits, ListenerRole, NoNar};
 
 use crate::client::{TestGateway, nar_url, part, pattern, request};
 use crate::memory::{Fault, MemorySubstituter, Nar};
@@ -91,13 +91,22 @@ async fn range_beyond_the_end_is_refused() {
 #[tokio::test]
 async fn path_gone_when_resumed_is_404() {
     let fault = Some((1_000_000, Fault::Abort));
-    let gateway = gateway_with(Nar { fault, gone_when_resumed: true, ..Nar::good(pattern(SIZE)) }).await;
+    let nar = Nar { fault, none_when_resumed: Some(NoNar::Gone), ..Nar::good(pattern(SIZE)) };
+    let gateway = gateway_with(nar).await;
     let answer = gateway.get(&url()).await;
     assert!(answer.is_short);
     let answer = gateway.get_with(&url(), &["Range: bytes=1000000-"]).await;
     assert_eq!(answer.status, 404);
     let counts = gateway.metrics.counts();
     assert_eq!((counts.nar_served, counts.nar_aborted, counts.nar_absent), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn nar_that_cannot_be_had_now_is_to_be_asked_for_again() {
+    let nar = Nar { none_when_resumed: Some(NoNar::NotNow), ..Nar::good(pattern(SIZE)) };
+    let gateway = gateway_with(nar).await;
+    let answer = gateway.get_with(&url(), &["Range: bytes=1000000-"]).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (429, "1"));
 }
 
 #[tokio::test]

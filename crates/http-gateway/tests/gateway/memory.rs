@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
 use narmesh_http_gateway::{
-    BodyAborted, BuildLog, Busy, CacheInfo, Caller, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, RowKind,
-    StoreDirectory, StoreEntry, StoreFile, Substituter, TreeListing,
+    BodyAborted, BuildLog, Busy, CacheInfo, Caller, ClientUser, DirectoryRow, EntryPath, Lookup, NarBody, NoNar,
+    RowKind, StoreDirectory, StoreEntry, StoreFile, Substituter, TreeListing,
 };
 use narmesh_protocol::{HashPart, NarHash, NarUrl, RealisationId, StoreDir, StorePath};
 
@@ -42,8 +42,8 @@ pub(crate) struct Nar {
     pub(crate) chunk_bytes: usize,
     /// The fault that happens after this many bytes of the NAR; it does not happen for a request with a range.
     pub(crate) fault: Option<(u64, Fault)>,
-    /// Whether a request with a range is answered as if the path were gone.
-    pub(crate) gone_when_resumed: bool,
+    /// Why a request with a range gets nothing.
+    pub(crate) none_when_resumed: Option<NoNar>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(crate) enum Fault {
 
 impl Nar {
     pub(crate) fn good(bytes: impl Into<Bytes>) -> Self {
-        Self { bytes: bytes.into(), chunk_bytes: 64 * 1024, fault: None, gone_when_resumed: false }
+        Self { bytes: bytes.into(), chunk_bytes: 64 * 1024, fault: None, none_when_resumed: None }
     }
 
     fn stream(self, first_byte: u64) -> NarBody {
@@ -161,14 +161,20 @@ impl Substituter for MemorySubstituter {
         })))
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
+    async fn fetch_nar(
+        &self,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        client: ClientUser,
+    ) -> Result<NarBody, NoNar> {
         self.callers.lock().unwrap().push(client.find());
         self.nar_calls.lock().unwrap().push((first_byte, resumed));
-        let nar = self.nars.get(&url)?;
-        if resumed && nar.gone_when_resumed {
-            return None;
+        let nar = self.nars.get(&url).ok_or(NoNar::Gone)?;
+        if let Some(why) = nar.none_when_resumed.filter(|_| resumed) {
+            return Err(why);
         }
         let fault = nar.fault.filter(|_| !resumed);
-        Some(Nar { fault, ..nar.clone() }.stream(first_byte))
+        Ok(Nar { fault, ..nar.clone() }.stream(first_byte))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use narmesh_http_gateway::NoNar;
 use narmesh_protocol::{NarHash, NarInfo, NarUrl, NixSecretKey, StoreDir, StorePath};
 use tempfile::TempDir;
 
@@ -94,7 +95,7 @@ fn serving(path: &StorePath, bytes: &[u8], fault: Option<(u64, Fault)>, gone_whe
         content_address: None,
     };
     info.signatures.push(key().sign(&info.fingerprint(&store_dir)));
-    let nar = Nar { fault, gone_when_resumed, ..Nar::good(bytes.to_vec()) };
+    let nar = Nar { fault, none_when_resumed: gone_when_resumed.then_some(NoNar::Gone), ..Nar::good(bytes.to_vec()) };
     MemorySubstituter {
         narinfos: HashMap::from([(path.hash_part(), info.render(&store_dir, &url.to_string()).into())]),
         nars: HashMap::from([(url, nar)]),

@@ -221,7 +221,12 @@ impl Bulk {
     fn on_control_closed(&self, peer: &PeerId, id: ConnectionId) {
         let mut table = self.0.table.lock();
         let Some(known) = table.peers.get_mut(peer) else { return };
-        known.control.remove(&id);
+        let closed = known.control.remove(&id).map(|control| control.way);
+        if closed >= known.best_way() {
+            // Another one has taken its place, mostly because this one was dead, and the bulk connections that went the same
+            // way are dead, too. If they are not, what is under way on them goes on.
+            known.connections.iter().for_each(Connection::retire);
+        }
         if known.control.is_empty() {
             known.end("its control connection was closed");
         }

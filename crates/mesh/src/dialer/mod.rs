@@ -1,8 +1,8 @@
 //! Decides which peers to dial, when, and at which addresses. It has no sockets: the driver does the dialling.
 //!
 //! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are not
-//! trusted: each is dialled at most once a minute, unless the peer was just reached there, and for gossip only while
-//! there are fewer connections than wanted. Addresses that were found on the local network are dialled as soon as they are
+//! trusted: each is dialled at most once a minute, except the one at which the peer was last reached, and for gossip only
+//! while there are fewer connections than wanted. Addresses that were found on the local network are dialled as soon as they are
 //! heard of (`found.rs`).
 
 mod found;
@@ -26,6 +26,12 @@ const PAUSE_MAX_MS: u64 = 4_000;
 const FAILURES_SOON_MAX: u32 = 150;
 /// The pause of a peer that has been gone for long.
 const PAUSE_GONE_MS: u64 = 30_000;
+/// The longest pause between two dials of a relay while there is no connection with anybody: then it is our own line that
+/// is cut, and a member behind a NAT is reached by nobody before it has its relay back. With the 3 s that a dial takes at
+/// the most, of which the last packet is sent after one, it is back within 5 s.
+const PAUSE_CUT_OFF_MS: u64 = 2_000;
+/// Other addresses of ours end pauses at most this often.
+const MOVED_PAUSE_MS: u64 = 4_000;
 /// A learned address is dialled at most once in this time, and at most [`ADDRESSES_MAX`] of a peer are, whatever its
 /// summaries say meanwhile: otherwise a peer that names other addresses again and again has us dial them without end.
 const LEARNED_PAUSE_MS: u64 = 60_000;
@@ -71,6 +77,8 @@ struct Target {
     configured: Vec<Multiaddr>,
     /// Where it says that it can be reached.
     learned: Vec<Multiaddr>,
+    /// The one of them at which we last reached it: there it proved who it is.
+    proven: Option<Multiaddr>,
     /// The learned addresses that were dialled in the last [`LEARNED_PAUSE_MS`], perhaps no longer in `learned`.
     tried: Vec<(Multiaddr, Moment)>,
     /// Where it was found on the local network.
@@ -127,13 +135,15 @@ pub(super) struct Dialer {
     connections_wanted: usize,
     /// When a peer that was cut off last returned.
     returned: Option<Moment>,
+    /// When another address of ours last ended the pauses.
+    moved: Option<Moment>,
     /// Every node has an order of its own, so that a large mesh has no hubs, and no PeerId can be ground to become one.
     order: RandomState,
 }
 
 impl Dialer {
     pub(super) fn new(connections_wanted: usize) -> Self {
-        Self { targets: BTreeMap::new(), connections_wanted, returned: None, order: RandomState::new() }
+        Self { targets: BTreeMap::new(), connections_wanted, returned: None, moved: None, order: RandomState::new() }
     }
 
     /// Makes the plan cover exactly `peers`; a new one is due at once.
@@ -183,6 +193,7 @@ impl Dialer {
             target.next = target.next.min(Moment(now.0 + LEARNED_DELAY_MS));
         }
         target.learned = addresses.into_iter().take(ADDRESSES_MAX).collect();
+        target.proven.take_if(|proven| !target.learned.contains(proven));
     }
 
     /// Takes addresses at which a peer was found on the local network. Returns what is to be dialled at once, if it is: also
@@ -220,6 +231,8 @@ impl Dialer {
             target.found.prove(via);
             // The address is proven now: it may be dialled again if this connection is refused.
             target.tried.retain(|(address, _)| socket_address(address) != Some(via));
+            let is_it = |address: &&Multiaddr| socket_address(address) == Some(via);
+            target.proven = target.learned.iter().find(is_it).cloned().or(target.proven.take());
         }
         // The network may have healed, so the pauses of all others end now.
         if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
@@ -235,6 +248,17 @@ impl Dialer {
     pub(super) fn on_moved(&mut self, now: Moment) {
         for target in self.targets.values_mut() {
             (target.short, target.since) = (0, Moment(now.0.saturating_sub(SHORT_MS)));
+        }
+    }
+
+    /// This machine has another address, so what failed before may not fail now: the pauses end.
+    pub(super) fn on_new_address(&mut self, now: Moment) {
+        if self.moved.is_some_and(|before| now.since(before) < MOVED_PAUSE_MS) {
+            return;
+        }
+        self.moved = Some(now);
+        for target in self.targets.values_mut().filter(|target| target.failures > 0 && !target.connected) {
+            target.next = target.next.min(now);
         }
     }
 
@@ -258,6 +282,7 @@ impl Dialer {
 
     pub(super) fn on_failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         let are_returning = self.returned.is_some_and(|since| now.since(since) < RETURNS_MS);
+        let are_cut_off = self.targets.values().all(|target| !target.connected);
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
             target.is_relays_turn = !target.was_relayed && !target.relays.is_empty();
@@ -265,7 +290,11 @@ impl Dialer {
                 target.next = now;
                 return;
             }
-            let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
+            let longest = match target.failures < FAILURES_SOON_MAX {
+                _ if target.is_kept && are_cut_off => PAUSE_CUT_OFF_MS,
+                true => PAUSE_MAX_MS,
+                false => PAUSE_GONE_MS,
+            };
             let growth = if are_returning { 0 } else { target.failures.min(16) };
             let mut pause = (PAUSE_MIN_MS << growth).min(longest);
             if let Some(gone) = target.lost.map(|lost| now.since(lost)).filter(|gone| *gone < BACK_SOON_MS) {
@@ -390,6 +419,7 @@ impl Target {
     /// Its addresses, or the relays if it is their turn or there is no address.
     fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
         let mut addresses = self.configured.clone();
+        add_new(&mut addresses, &self.proven);
         add_new(&mut addresses, self.found.dialable(now));
         add_new(&mut addresses, &self.learned_untried(now));
         if addresses.is_empty() || (self.is_relays_turn && !self.relays.is_empty()) {
@@ -402,9 +432,14 @@ impl Target {
     fn learned_untried(&self, now: Moment) -> Vec<Multiaddr> {
         let recent = || self.tried.iter().filter(|(_, at)| now.since(*at) < LEARNED_PAUSE_MS);
         let may_be_dialled =
-            |address: &&Multiaddr| !self.configured.contains(address) && recent().all(|(tried, _)| tried != *address);
+            |address: &&Multiaddr| !self.is_redialled(address) && recent().all(|(tried, _)| tried != *address);
         let left = ADDRESSES_MAX.saturating_sub(recent().count());
         self.learned.iter().filter(may_be_dialled).take(left).cloned().collect()
+    }
+
+    /// Whether an address is dialled again for ever.
+    fn is_redialled(&self, address: &Multiaddr) -> bool {
+        self.configured.contains(address) || self.proven.as_ref() == Some(address)
     }
 
     fn start(&mut self, now: Moment) {

@@ -124,6 +124,70 @@ fn each_node_dials_peers_in_an_order_of_its_own() {
     assert!(dialled.len() > 90);
 }
 
+/// The longest pause between two of this many dials that fail.
+fn longest_pause(dialer: &mut Dialer, now: &mut Moment, failures: u32) -> u64 {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let mut longest = 0;
+    for _ in 0..failures {
+        let next = dialer.deadline().unwrap();
+        longest = longest.max(next.since(*now));
+        *now = next.max(*now);
+        for (peer, _) in dialer.take_due(*now) {
+            dialer.on_failed(*now, &peer, &mut rng);
+        }
+    }
+    longest
+}
+
+#[test]
+fn a_machine_that_reaches_nobody_tries_its_relay_every_few_seconds_however_long_it_was_cut_off() {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let [relay, other] = [(); 2].map(|()| PeerId::random());
+    let mut dialer = Dialer::new(32);
+    dialer.set_peers(Moment(0), &BTreeMap::from([(relay, vec![address(1)]), (other, Vec::new())]), 32);
+    dialer.set_relays(Moment(0), &BTreeSet::from([relay]), &BTreeSet::new());
+    let mut now = Moment(0);
+    dialer.on_connected(now, &other, None);
+    assert!(longest_pause(&mut dialer, &mut now, 2 * FAILURES_SOON_MAX) > PAUSE_MAX_MS, "others are there: it is gone");
+    dialer.on_disconnected(now, &other, &mut rng);
+    now = dialer.targets[&relay].next;
+    dialer.take_due(now);
+    dialer.on_failed(now, &relay, &mut rng);
+    let pause = dialer.targets[&relay].next.since(now);
+    assert!((PAUSE_CUT_OFF_MS / 2..=PAUSE_CUT_OFF_MS * 5 / 4).contains(&pause), "{pause} ms");
+}
+
+#[test]
+fn another_address_of_ours_ends_the_pauses_but_not_again_and_again() {
+    let peer = PeerId::random();
+    let mut dialer = Dialer::new(32);
+    dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+    let mut now = Moment(0);
+    longest_pause(&mut dialer, &mut now, 2 * FAILURES_SOON_MAX);
+    dialer.on_new_address(now);
+    assert_eq!(dialer.take_due(now).len(), 1);
+    dialer.on_failed(now, &peer, &mut rand::rngs::StdRng::seed_from_u64(1));
+    dialer.on_new_address(Moment(now.0 + MOVED_PAUSE_MS - 1));
+    assert!(dialer.take_due(Moment(now.0 + MOVED_PAUSE_MS - 1)).is_empty());
+}
+
+#[test]
+fn a_learned_address_at_which_a_peer_was_reached_is_redialled_until_the_peer_tells_others() {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let peer = PeerId::random();
+    let mut dialer = Dialer::new(32);
+    dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
+    dialer.learn(Moment(0), &peer, vec![address(1), address(2)]);
+    let mut now = Moment(LEARNED_DELAY_MS);
+    assert_eq!(dialer.take_due(now).len(), 1);
+    dialer.on_connected(now, &peer, Some(&address(2)));
+    now = Moment(now.0 + 2 * LEARNED_PAUSE_MS);
+    dialer.on_disconnected(now, &peer, &mut rng);
+    assert!(longest_pause(&mut dialer, &mut now, 40) <= PAUSE_MAX_MS * 5 / 4);
+    dialer.learn(now, &peer, vec![address(3)]);
+    assert!(!dialer.targets[&peer].dialable(now).contains(&address(2)));
+}
+
 #[test]
 fn a_learned_address_is_dialled_once_a_minute() {
     let mut rng = rand::rngs::StdRng::seed_from_u64(1);

@@ -240,6 +240,11 @@ impl Dials {
         self.dialer.on_moved(now().moment);
     }
 
+    /// Notes that this machine has another address, at which peers may reach it or from which it may reach them.
+    pub(super) fn on_new_address(&mut self) {
+        self.dialer.on_new_address(now().moment);
+    }
+
     /// Does not dial a peer for a while.
     pub(super) fn leave(&mut self, peer: &PeerId, lasting: Duration) {
         self.dialer.leave(now().moment, peer, lasting);

@@ -262,6 +262,7 @@ impl Mesh {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.listeners.on_address(listener_id);
                 tracing::info!(%address, "listening for peers");
+                self.dials.on_new_address();
                 self.tell_addresses();
             }
             SwarmEvent::ExpiredListenAddr { .. } => {
@@ -318,7 +319,7 @@ impl Mesh {
         tracing::info!(%peer, why, "disconnected");
         self.nars.on_disconnected(&peer);
         self.dials.on_disconnected(&peer);
-        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.context.statistics.update(&peer, |stats| stats.on_lost(why));
         self.context.gossip.handle(now(), Input::Disconnected(peer));
         self.attestations.on_disconnected(peer);
         self.rosters.on_disconnected(&mut self.context, peer);

@@ -64,7 +64,7 @@ struct Idle {
 #[derive(Debug, thiserror::Error)]
 pub enum NarRequestError {
     /// There is no bulk connection with that peer, and none could be made.
-    #[error("not connected: {0}")]
+    #[error("{0}")]
     NotConnected(String),
     /// The connection failed.
     #[error("connection")]

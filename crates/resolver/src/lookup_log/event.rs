@@ -40,6 +40,8 @@ pub enum LookupEvent {
     NarFrom(SourceId, u64),
     /// The NAR cannot be continued from this source, at this byte and for this reason.
     NarBroken(SourceId, u64, String),
+    /// This source is there, but the request for the NAR cannot be sent to it now, for this reason.
+    NarUnsent(SourceId, String),
     /// The NAR arrived whole and its hash is right: the last source, the size in bytes and the time it took.
     NarVerified(SourceId, u64, Duration),
     /// This source alone sent something else than the NAR that was promised.
@@ -61,6 +63,8 @@ pub enum LookupEvent {
     NarGone,
     /// The body was closed short at this byte, so that Nix asks again and then builds.
     NarCutShort(u64),
+    /// Nix was told to ask again for the NAR from this byte on: a source is there that could not be asked.
+    NarNotNow(u64),
 }
 
 impl LookupEvent {
@@ -76,6 +80,7 @@ impl LookupEvent {
             | Self::NoAnswer(..)
             | Self::NarFrom(..)
             | Self::NarBroken(..)
+            | Self::NarUnsent(..)
             | Self::NarVerified(..)
             | Self::NarLie(_)
             | Self::NarTooDeep(_)
@@ -85,7 +90,8 @@ impl LookupEvent {
             | Self::NarLeafLie(_)
             | Self::NarTreeLie(_)
             | Self::NarGone
-            | Self::NarCutShort(_) => None,
+            | Self::NarCutShort(_)
+            | Self::NarNotNow(_) => None,
         }
     }
 
@@ -99,6 +105,7 @@ impl LookupEvent {
             | Self::Holder(source, _)
             | Self::NarFrom(source, _)
             | Self::NarBroken(source, _, _)
+            | Self::NarUnsent(source, _)
             | Self::NarVerified(source, _, _)
             | Self::NarLie(source)
             | Self::NarTooDeep(source)
@@ -114,13 +121,18 @@ impl LookupEvent {
             | Self::NotFound(_)
             | Self::NarMixedLie(_)
             | Self::NarGone
-            | Self::NarCutShort(_) => None,
+            | Self::NarCutShort(_)
+            | Self::NarNotNow(_) => None,
         }
     }
 
     /// Keeps only the beginning of a long reason: a source may have written part of it.
     pub(super) fn shorten(&mut self) {
-        let (Self::Distrusted(_, why) | Self::NoAnswer(_, why) | Self::NarBroken(_, _, why)) = self else { return };
+        let (Self::Distrusted(_, why) | Self::NoAnswer(_, why) | Self::NarBroken(_, _, why) | Self::NarUnsent(_, why)) =
+            self
+        else {
+            return;
+        };
         if why.len() > REASON_BYTES_MAX {
             why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
             why.push('…');
@@ -219,6 +231,12 @@ impl fmt::Display for LookupEvent {
             Self::NotFound(why) => write!(f, "answered 404: {why}"),
             Self::NarFrom(peer, offset) => write!(f, "NAR from {peer}, starting at byte {offset}"),
             Self::NarBroken(peer, offset, why) => write!(f, "NAR from {peer} broke off at byte {offset}: {why}"),
+            Self::NarUnsent(source, why) => {
+                write!(
+                    f,
+                    "{source} is there, but the connection for NARs cannot be opened now: {why}; it is tried again"
+                )
+            }
             Self::NarVerified(peer, bytes, elapsed) => {
                 let rate = *bytes as f64 / 1e6 / elapsed.as_secs_f64().max(1e-6);
                 write!(f, "NAR of {bytes} bytes from {peer}, {rate:.0} MB/s, hash verified")
@@ -250,6 +268,12 @@ impl fmt::Display for LookupEvent {
             Self::NarLeafLie(peer) => write!(f, "{peer} sent a part that is not of the NAR"),
             Self::NarTreeLie(peer) => write!(f, "{peer} signed parts that are not those of the NAR"),
             Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or asks elsewhere"),
+            Self::NarNotNow(at) => {
+                write!(
+                    f,
+                    "told Nix to ask again for the NAR, from byte {at} on: who holds it is there, but could not be asked"
+                )
+            }
             Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or asks elsewhere"),
         }
     }

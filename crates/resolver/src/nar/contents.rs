@@ -49,7 +49,7 @@ impl ContentsCheck {
                     }
                     return matches;
                 }
-                Step::BegunAnew | Step::Gone => return false,
+                Step::BegunAnew | Step::Gone | Step::Unreached => return false,
             }
         }
     }

@@ -13,7 +13,7 @@ use super::buffers::{HeldBytes, Share};
 use super::checkpoints::Trail;
 use super::transfer::{Step, Transfer};
 use super::waiting_client::{HungUp, WaitingClient};
-use super::{HoldLimits, NarContext};
+use super::{HoldLimits, NarContext, NoNar};
 use crate::lookup_log::LookupEvent;
 use crate::turns::FindUser;
 
@@ -28,6 +28,8 @@ pub(super) enum Ended {
     Complete,
     /// Nobody can send the rest, so what was remembered of the path is no longer true.
     Gone,
+    /// Nobody can send the rest now, and what was remembered of the path is still true.
+    NotNow,
     /// Nix hung up.
     HungUp,
 }
@@ -39,7 +41,7 @@ pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, share: Share
         match transfer.step(&mut nar).await {
             Step::Data | Step::BegunAnew => {}
             Step::Verified => return Some(HeldBytes::new(nar, Some(share)).into_bytes()),
-            Step::Gone => return None,
+            Step::Gone | Step::Unreached => return None,
         }
     }
 }
@@ -75,7 +77,17 @@ impl Delivery {
                     self.context.counters.nars_aborted.inc();
                     self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarCutShort(at));
                 }
-                self.client.abort().await;
+                self.client.abort(NoNar::Gone).await;
+            }
+            Ended::NotNow => {
+                let at = self.transfer.offset();
+                drop(self.transfer);
+                if self.client.has_told_something() {
+                    self.context.counters.nars_aborted.inc();
+                }
+                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarNotNow(at));
+                // Nix asks again for what it has not got: nothing is noted that would have that answered 404.
+                self.client.abort(NoNar::NotNow).await;
             }
         }
         ended
@@ -165,6 +177,7 @@ impl Delivery {
             match step {
                 Step::Data | Step::BegunAnew => {}
                 Step::Gone => return Ended::Gone,
+                Step::Unreached => return Ended::NotNow,
                 Step::Verified => {
                     let nar = HeldBytes::new(nar, Some(share)).into_bytes();
                     return ended(self.client.send(0, nar).await);
@@ -203,6 +216,7 @@ impl Delivery {
                 Step::Data => {}
                 Step::BegunAnew => from = 0,
                 Step::Gone => return Ended::Gone,
+                Step::Unreached => return Ended::NotNow,
                 Step::Verified => {
                     let last = std::mem::take(&mut held);
                     let sent = self.client.send(from, Bytes::from(last)).await;

@@ -22,6 +22,8 @@ pub(super) struct Endurance {
     pace: Option<SourcePace>,
     /// How often in a row each source broke off without having sent much.
     fruitless: Vec<(SourceId, u32)>,
+    /// Why each source could not be asked, as last seen.
+    unreached: Vec<(SourceId, String)>,
 }
 
 /// The pace of one source over all its connections.
@@ -66,6 +68,21 @@ impl Endurance {
         let Some((_, times)) = self.fruitless.get_mut(at) else { return false };
         *times = if bytes < FRUIT_BYTES { *times + 1 } else { 0 };
         *times > FRUITLESS_MAX
+    }
+
+    /// Notes why a source cannot be asked. Returns whether that is another reason than the last time.
+    pub(super) fn note_unreached(&mut self, source: SourceId, why: &str) -> bool {
+        match self.unreached.iter_mut().find(|(known, _)| *known == source) {
+            Some((_, before)) if before == why => false,
+            Some((_, before)) => {
+                why.clone_into(before);
+                true
+            }
+            None => {
+                self.unreached.push((source, why.to_owned()));
+                true
+            }
+        }
     }
 
     /// Forgets the pace, because the NAR is begun anew.

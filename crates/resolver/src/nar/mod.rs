@@ -67,6 +67,17 @@ const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 #[error("the body of a NAR cannot be finished")]
 pub struct BodyAborted;
 
+/// Why there is no body of a NAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoNar {
+    /// Nobody has it (any more), or it may not be given.
+    #[error("the NAR is gone")]
+    Gone,
+    /// Who holds it is there, and could not be asked: whoever asks again may get it.
+    #[error("the NAR cannot be had now")]
+    NotNow,
+}
+
 /// The body of a NAR: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last
 /// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
@@ -186,28 +197,33 @@ impl Nars {
         self.ahead.expect(part);
     }
 
-    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
-    /// range.
+    /// The bytes of a NAR from `first_byte` on. `resumed` says that Nix asked for a range.
     pub(crate) async fn bring(
         self: &Arc<Self>,
         url: NarUrl,
         first_byte: u64,
         resumed: bool,
         find_user: FindUser,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         let name = self.narinfos.name_in_memory(&url.hash_part);
         let request = self.shared.request_log.begin(&url, first_byte, name);
         let body = match self.narinfos.admit_nar(&url, &find_user).await {
             true => self.bring_admitted(url.nar(), first_byte, resumed, find_user, request.origins()).await,
-            false => None,
+            false => Err(NoNar::Gone),
         };
-        let Some(body) = body else {
-            self.shared.counters.nars_absent.inc();
-            self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
-            request.end(NarOutcome::NotFound);
-            return None;
-        };
-        Some(request.follow(body))
+        match body {
+            Ok(body) => Ok(request.follow(body)),
+            Err(NoNar::Gone) => {
+                self.shared.counters.nars_absent.inc();
+                self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
+                request.end(NarOutcome::NotFound);
+                Err(NoNar::Gone)
+            }
+            Err(NoNar::NotNow) => {
+                request.end(NarOutcome::NotNow);
+                Err(NoNar::NotNow)
+            }
+        }
     }
 
     /// The bytes of a NAR of our own store that may leave this machine.
@@ -242,9 +258,9 @@ impl Nars {
         resumed: bool,
         find_user: FindUser,
         origins: &Arc<Origins>,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         if !self.may_begin(&url, first_byte, resumed) {
-            return None;
+            return Err(NoNar::Gone);
         }
         let own = match self.shared.has(&url.hash_part) {
             true => self.own.read(url, first_byte).await,
@@ -253,13 +269,13 @@ impl Nars {
         match own {
             Ok(Some(body)) => {
                 origins.set_own();
-                Some(body)
+                Ok(body)
             }
             Ok(None) => self.bring_from_sources(url, first_byte, find_user, origins).await,
             // Our own store is read again only after the sources: they may have it at once.
             Err(NotNow) => match self.bring_from_sources(url, first_byte, find_user, origins).await {
-                Some(body) => Some(body),
-                None => self.own.wait_read(url, first_byte).await.inspect(|_| origins.set_own()),
+                Ok(body) => Ok(body),
+                Err(why) => self.own.wait_read(url, first_byte).await.inspect(|_| origins.set_own()).ok_or(why),
             },
         }
     }
@@ -270,14 +286,15 @@ impl Nars {
         first_byte: u64,
         find_user: FindUser,
         origins: &Arc<Origins>,
-    ) -> Option<NarBody> {
+    ) -> Result<NarBody, NoNar> {
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
         let client = WaitingClient::new(client, first_byte);
         tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user, Arc::clone(origins)));
-        // Waits for the first bytes, because 404 can be said only as long as no body has begun.
-        let first = body.recv().await?.ok()?;
+        // Waits for the first bytes, because the reason can be said only as long as no body has begun.
+        let first = body.recv().await.unwrap_or(Err(NoNar::Gone))?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
-        Some(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
+        let rest = rest.map(|bytes| bytes.map_err(|_| BodyAborted));
+        Ok(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
     }
 
     /// Brings a NAR to its client. It runs as a task of its own, so that the client can be kept waiting from the first

@@ -4,7 +4,7 @@
 //! connection broke in the middle of a body is tried again for a while: a daemon that restarts means *not now*, not
 //! *no*.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,6 +18,9 @@ const RETURN_MAX: Duration = Duration::from_secs(3);
 /// The same of an upstream cache, also if it failed before it sent anything, for as long as it may be back in a moment: Nix
 /// itself asks a cache again for some 4 s.
 const MOMENT_MAX: Duration = Duration::from_millis(9_500);
+/// How long a source is tried again that is there, and that our request cannot be sent to: a firewall, a full table, a slow
+/// machine. Nix's clients bear 30 s without a byte, and ask again four times when this is over.
+const UNREACHED_MAX: Duration = Duration::from_secs(20);
 /// The first pause before such a source is asked again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause before a source is asked again.
@@ -71,13 +74,15 @@ pub(super) struct Roster {
     named: Vec<SourceId>,
     /// Sources that have named others.
     referred: HashSet<SourceId>,
+    /// Sources that are there and could not be asked, and until when they are tried again.
+    unreached: HashMap<SourceId, Instant>,
 }
 
 impl Roster {
     /// `preferred` is asked first, then the others by their lines; of equals, the first one given.
     pub(super) fn new(sources: impl IntoIterator<Item = SourceId>, preferred: Option<SourceId>) -> Self {
-        let (suspects, referred) = (HashSet::new(), HashSet::new());
-        let mut roster = Self { entries: Vec::new(), preferred, suspects, named: Vec::new(), referred };
+        let (suspects, referred, unreached) = (HashSet::new(), HashSet::new(), HashMap::new());
+        let mut roster = Self { entries: Vec::new(), preferred, suspects, named: Vec::new(), referred, unreached };
         roster.add(sources);
         roster
     }
@@ -233,6 +238,7 @@ impl Roster {
 
     /// Notes that it is not asked again: it said no, was proven wrong, or broke off too often.
     pub(super) fn rule_out(&mut self, source: SourceId) {
+        self.unreached.remove(&source);
         self.change(source, |state| *state = State::Out);
     }
 
@@ -250,6 +256,30 @@ impl Roster {
     /// Notes that an upstream cache failed in a way that may be over in a moment. Returns whether it is asked again.
     pub(super) fn on_failed_for_now(&mut self, source: SourceId, now: Instant) -> bool {
         self.ask_later(source, MOMENT_MAX, false, now)
+    }
+
+    /// Notes that a source is there, but that our request, which was begun then, could not be sent to it.
+    pub(super) fn on_unreached(&mut self, source: SourceId, begun: Instant, now: Instant) {
+        let until = *self.unreached.entry(source).or_insert(begun + UNREACHED_MAX);
+        self.change(source, |state| {
+            let pause = match *state {
+                State::Returning { pause, .. } => (pause * 2).min(PAUSE_MAX),
+                State::Fresh | State::UnderWay | State::PutBy | State::Referred | State::Out => PAUSE_MIN,
+            };
+            let next = now + pause;
+            *state = if next <= until { State::Returning { next, until, pause } } else { State::Out };
+        });
+    }
+
+    /// Notes that a source was asked, and answered.
+    pub(super) fn on_reached(&mut self, source: &SourceId) {
+        self.unreached.remove(source);
+    }
+
+    /// The sources that are not asked any more only because no request could be sent to them.
+    pub(super) fn unreached(&self) -> impl Iterator<Item = SourceId> {
+        let is_out = |entry: &&(SourceId, State)| entry.1 == State::Out && self.unreached.contains_key(&entry.0);
+        self.entries.iter().filter(is_out).map(|(source, _)| *source)
     }
 
     /// Has a source asked again after a pause, for as long as is `granted`: from the first failure on, or from this one on if
@@ -415,6 +445,30 @@ mod tests {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.rule_out(expected);
         }
+    }
+
+    #[test]
+    fn source_that_cannot_be_asked_is_tried_again_for_a_while_and_then_it_is_known_why() {
+        let source = SourceId::random();
+        let begun = Instant::now();
+        let (mut now, mut asked) = (begun, 0);
+        let mut roster = Roster::new([source], None);
+        loop {
+            match roster.next(now, 1, |_| Line::default()) {
+                Next::Ask(_) => {
+                    asked += 1;
+                    roster.on_asked(source);
+                    roster.on_unreached(source, now, now);
+                }
+                Next::Wait(until) => now = until,
+                Next::Nobody => break,
+            }
+        }
+        assert!((20..30).contains(&asked), "{asked}");
+        assert!(now - begun <= UNREACHED_MAX && now - begun > UNREACHED_MAX - 2 * PAUSE_MAX);
+        assert_eq!(roster.unreached().collect::<Vec<_>>(), [source]);
+        roster.rule_out(source);
+        assert_eq!(roster.unreached().count(), 0, "it said no");
     }
 
     #[test]

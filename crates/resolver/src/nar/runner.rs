@@ -27,6 +27,9 @@ const PASSED_OVER_CHUNKS: u64 = 8;
 /// A request that has not been sent yet is left when nothing moves for this many stall timeouts: a dial that fails
 /// takes one, and a second dial is worth waiting for.
 const OPENING_STALLS: u32 = 3;
+/// A request to a source that is there is sent anew when it could not be sent for this long: twice within the time for which
+/// such a source is tried.
+const OPENING_MAX: Duration = Duration::from_secs(10);
 /// A request in a queue is left when nothing moves there for this many stall timeouts.
 const QUEUE_STALLS: u32 = 6;
 
@@ -58,6 +61,8 @@ pub(super) enum Said {
     Data(Vec<u8>),
     /// The source said something else.
     Other(Piece),
+    /// The request could not be sent.
+    Unsent(io::Error),
     /// The connection or the protocol broke.
     Broke(io::Error),
 }
@@ -130,7 +135,7 @@ impl Runner {
                         self.activity = Activity::Opening(opening);
                         return Poll::Pending;
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Said::Broke(error)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Said::Unsent(error)),
                     Poll::Ready(Ok(feed)) => {
                         self.activity = Activity::Resting(feed);
                         return Poll::Ready(Said::Opened);
@@ -170,7 +175,7 @@ impl Runner {
     /// Reads to the end mark, after which the stream can serve the next request. Returns the error if one came instead.
     pub(super) async fn end(mut self) -> Option<io::Error> {
         match std::future::poll_fn(|context| self.poll(context, 0)).await {
-            Said::Broke(error) => Some(error),
+            Said::Unsent(error) | Said::Broke(error) => Some(error),
             Said::Opened | Said::Data(_) | Said::Other(_) => None,
         }
     }
@@ -233,7 +238,9 @@ impl Runner {
         }
         let is_silent = line.last_received.is_none_or(|at| at.elapsed() >= stall);
         if self.is_opening() {
-            let is_dead = is_silent && idle >= stall * OPENING_STALLS;
+            let longest = stall * OPENING_STALLS;
+            let longest = if line.is_there { longest.min(OPENING_MAX) } else { longest };
+            let is_dead = is_silent && idle >= longest;
             return is_dead.then(|| format!("cannot be asked for {idle:.0?}"));
         }
         if is_silent {

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::BodyAborted;
+use super::NoNar;
 
 /// How every NAR begins: `nix-archive-1`, `(` and `type`, each with its length and padding.
 pub(crate) const NAR_PREFIX: &[u8; 56] =
@@ -35,7 +35,7 @@ pub(super) struct HungUp;
 /// A client that waits for a NAR; see the module.
 #[derive(Debug)]
 pub(super) struct WaitingClient {
-    client: mpsc::Sender<Result<Bytes, BodyAborted>>,
+    client: mpsc::Sender<Result<Bytes, NoNar>>,
     first_byte: u64,
     /// The next byte of the NAR that the client gets.
     next_byte: u64,
@@ -44,7 +44,7 @@ pub(super) struct WaitingClient {
 
 impl WaitingClient {
     /// The client wants the NAR from `first_byte` on.
-    pub(super) fn new(client: mpsc::Sender<Result<Bytes, BodyAborted>>, first_byte: u64) -> Self {
+    pub(super) fn new(client: mpsc::Sender<Result<Bytes, NoNar>>, first_byte: u64) -> Self {
         let has_bursts = first_byte < NAR_PREFIX.len() as u64;
         let first = if has_bursts { HEAD_AFTER } else { BURST_PAUSE };
         Self { client, first_byte, next_byte: first_byte, burst_at: Instant::now() + first }
@@ -111,10 +111,10 @@ impl WaitingClient {
         self.client.send(Ok(bytes)).await.map_err(|_| HungUp)
     }
 
-    /// Ends the body short.
-    pub(super) async fn abort(self) {
+    /// Ends the body short, for this reason.
+    pub(super) async fn abort(self, why: NoNar) {
         // This fails only if the client hung up first.
-        drop(self.client.send(Err(BodyAborted)).await);
+        drop(self.client.send(Err(why)).await);
     }
 }
 

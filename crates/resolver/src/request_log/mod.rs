@@ -38,6 +38,8 @@ pub enum NarOutcome {
     Delivered,
     /// Nix was told 404, and builds or asks elsewhere.
     NotFound,
+    /// Nix was told to ask again: who holds it is there, and could not be asked.
+    NotNow,
     /// The body ended short, because nobody could send the rest.
     CutShort,
     /// Nix hung up.

@@ -13,7 +13,7 @@ use narmesh_store::{NixStore, StoreLocation};
 use super::Nothing;
 use crate::builders::Builders;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
-use crate::{Compress, FindUser, Lookup, Resolver, ResolverSettings, TransferSettings};
+use crate::{Compress, FindUser, Lookup, NoNar, Resolver, ResolverSettings, TransferSettings};
 
 /// One source, which claims the path whose hash part begins with 1 and does not have it.
 struct Claims {
@@ -90,6 +90,6 @@ async fn one_request_is_one_lookup_whoever_claims_the_path() {
     assert_eq!(resolver.find_narinfo(claimed, &nobody).await, None);
     assert_eq!(counted(), 0, "the same request goes on");
     let url = NarUrl::new(claimed, NarHash([1; 32]), 1_024);
-    assert!(resolver.fetch_nar(url, 0, false, Arc::new(|| None)).await.is_none());
+    assert!(matches!(resolver.fetch_nar(url, 0, false, Arc::new(|| None)).await, Err(NoNar::Gone)));
     assert_eq!(counted(), 0, "its narinfo was a request before");
 }

@@ -39,7 +39,7 @@ pub(super) enum Kind {
 pub(super) fn outcome(outcome: LogOutcome) -> Markup {
     let kind = match outcome {
         LogOutcome::Delivered | LogOutcome::Found => Kind::Good,
-        LogOutcome::CutShort | LogOutcome::Refused => Kind::Bad,
+        LogOutcome::CutShort | LogOutcome::NotNow | LogOutcome::Refused => Kind::Bad,
         LogOutcome::Running => Kind::Busy,
         LogOutcome::Gone | LogOutcome::NotFound | LogOutcome::Left => Kind::Plain,
     };

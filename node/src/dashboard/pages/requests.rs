@@ -7,8 +7,14 @@ use clap::ValueEnum as _;
 use maud::{Markup, html};
 
 /// How a NAR can have ended.
-const OUTCOMES: [LogOutcome; 5] =
-    [LogOutcome::Running, LogOutcome::Delivered, LogOutcome::Gone, LogOutcome::CutShort, LogOutcome::Left];
+const OUTCOMES: [LogOutcome; 6] = [
+    LogOutcome::Running,
+    LogOutcome::Delivered,
+    LogOutcome::Gone,
+    LogOutcome::NotNow,
+    LogOutcome::CutShort,
+    LogOutcome::Left,
+];
 
 /// The latest NARs, the newest first.
 pub(super) fn latest<S: DashboardSource>(source: &S, most: usize) -> anyhow::Result<Vec<NarEntry>> {

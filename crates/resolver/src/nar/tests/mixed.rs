@@ -82,6 +82,7 @@ fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_of_all_kinds_do() 
                 assert!(outcome.body.len() < wanted.len() && outcome.aborted, "a complete body: {}", told());
                 assert!(may_be_misled || !is_reliable, "gone although a source sends it: {}", told());
             }
+            Ended::NotNow => panic!("nobody is there and cannot be asked: {}", told()),
             Ended::HungUp => panic!("nobody hung up: {}", told()),
         }
         for (source, script) in order.iter().zip(&scripts) {

@@ -42,6 +42,45 @@ async fn only_source_is_waited_for_however_slow_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn source_that_is_there_is_waited_for_until_it_can_be_asked() {
+    let nar = nar_of(1_500, 1);
+    for failures in [1, 4, 12] {
+        let mut acts = vec![Act::Unreachable; failures];
+        acts.push(Act::Send { chunk: 64, pause: Duration::from_millis(1), flips: None });
+        let (order, outcome) = deliver(&nar, vec![Script::acting(acts)], 0).await;
+        assert_exact(&outcome, &nar);
+        assert_eq!(outcome.requests[&order[0]].len(), failures + 1);
+        let said = outcome.told.iter().filter(|said| said.contains("the connection for NARs cannot be opened now"));
+        assert_eq!(said.count(), 1, "said once: {:?}", outcome.told);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nar_of_a_source_that_is_there_and_is_never_reached_is_not_gone() {
+    let nar = nar_of(1_500, 1);
+    for opens_after in [Duration::from_millis(5), Duration::from_secs(3), Duration::from_secs(60)] {
+        let script = Script { opens_after, ..Script::acting(vec![Act::Unreachable]) };
+        let (order, outcome) = deliver(&nar, vec![script], 0).await;
+        assert_eq!((outcome.ended, outcome.aborted), (Ended::NotNow, true));
+        // Nix's clients bear 30 s.
+        assert!((Duration::from_secs(16)..Duration::from_secs(30)).contains(&outcome.elapsed), "{:?}", outcome.elapsed);
+        assert!(!has_timed_out(&outcome, order[0]), "it answers narinfos, and is asked for more");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_sources_are_asked_before_one_that_cannot_be_reached_is_asked_again() {
+    let nar = nar_of(1_500, 1);
+    let slow = Script { opens_after: Duration::from_secs(3), ..Script::acting(vec![Act::Unreachable]) };
+    for first in [Script::acting(vec![Act::Unreachable]), slow] {
+        let (order, outcome) = deliver(&nar, vec![first, Script::honest(1, 64)], 0).await;
+        assert_exact(&outcome, &nar);
+        assert_eq!(outcome.requests[&order[0]].len(), 1);
+        assert!(outcome.elapsed < Duration::from_secs(4), "{:?}", outcome.elapsed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn place_in_a_queue_is_kept_while_the_queue_moves() {
     let nar = nar_of(1_500, 1);
     let queue = (1..200).rev().map(|place| (Duration::from_secs(2), place)).collect();
@@ -320,7 +359,8 @@ fn random_script(rng: &mut ChaCha8Rng, size: u64) -> Script {
     let chunk = rng.random_range(1..512)
         + usize::try_from(size).unwrap() * usize::try_from(pause.as_millis()).unwrap() / 60_000;
     let flips = rng.random_bool(0.15).then(|| rng.random_range(0..size));
-    let act = |rng: &mut ChaCha8Rng| match rng.random_range(0..13) {
+    let act = |rng: &mut ChaCha8Rng| match rng.random_range(0..14) {
+        13 => Act::Unreachable,
         12 => Act::FailForNow,
         0 => Act::Silent,
         1 => Act::Absent,
@@ -373,6 +413,11 @@ fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_do() {
                 let may_be_spoilt = is_streamed && scripts.iter().any(Script::lies);
                 let is_reliable = scripts.iter().any(Script::is_reliable);
                 assert!(may_be_spoilt || !is_reliable, "reported as gone although a source sends it: {told}");
+            }
+            Ended::NotNow => {
+                assert!(outcome.body.len() < wanted.len() && outcome.aborted, "a complete body: {told}");
+                assert!(scripts.iter().any(Script::is_unreachable), "nobody is there and cannot be asked: {told}");
+                assert!(!scripts.iter().any(Script::is_reliable), "although a source sends it: {told}");
             }
             Ended::HungUp => panic!("nobody hung up: {told}"),
         }

@@ -31,6 +31,8 @@ pub(super) enum Act {
     Absent,
     /// Cannot be reached.
     Refuse,
+    /// Is there, but cannot be asked.
+    Unreachable,
     /// Fails in a way that may be over in a moment.
     FailForNow,
 }
@@ -88,17 +90,28 @@ impl Script {
         let acts = self.acts.iter();
         let sends = |act: &Act| match act {
             Act::Send { flips: None, pause, .. } | Act::Name { pause, .. } => *pause < STALL / 2,
-            Act::Send { .. } | Act::Break { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::FailForNow => false,
+            Act::Send { .. }
+            | Act::Break { .. }
+            | Act::Silent
+            | Act::Absent
+            | Act::Refuse
+            | Act::Unreachable
+            | Act::FailForNow => false,
         };
         acts.clone().all(sends)
             && self.queue.iter().all(|(pause, _)| *pause < STALL / 2)
             && self.opens_after < STALL / 2
     }
 
+    /// Whether it is there, and cannot always be asked.
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.acts.iter().any(|act| matches!(act, Act::Unreachable))
+    }
+
     pub(super) fn lies(&self) -> bool {
         let flips = |act: &Act| match act {
             Act::Send { flips, .. } | Act::Break { flips, .. } => flips.is_some(),
-            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::FailForNow => false,
+            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::Unreachable | Act::FailForNow => false,
         };
         self.acts.iter().any(flips)
     }
@@ -179,7 +192,7 @@ impl Sources for World {
         Box::pin(async move {
             tokio::time::sleep(script.opens_after).await;
             match act {
-                Act::Refuse => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Act::Refuse | Act::Unreachable => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Act::FailForNow => return Err(io::ErrorKind::ResourceBusy.into()),
                 _ => {}
             }
@@ -216,7 +229,8 @@ impl Sources for World {
     }
 
     fn line(&self, source: &SourceId) -> Line {
-        self.state.lock().lines.get(source).copied().unwrap_or_default()
+        let line = self.state.lock().lines.get(source).copied().unwrap_or_default();
+        Line { is_there: self.scripts[source].is_unreachable(), ..line }
     }
 
     fn observe(&self, source: SourceId, observation: Observation) {
@@ -282,7 +296,7 @@ impl Feed {
         }
         let (chunk, pause, until, flips, how) = match self.act.clone() {
             Act::Silent => return std::future::pending().await,
-            Act::Absent | Act::Refuse | Act::FailForNow => return Ok(Piece::Absent),
+            Act::Absent | Act::Refuse | Act::Unreachable | Act::FailForNow => return Ok(Piece::Absent),
             Act::Name { .. } => return Ok(Piece::Others(std::mem::take(&mut self.names))),
             Act::Send { chunk, pause, flips } => (chunk, pause, u64::MAX, flips, Break::Closed),
             Act::Break { chunk, pause, after, flips, how } => (chunk, pause, after, flips, how),

@@ -1,13 +1,35 @@
-//! When a source is left, and what follows from it.
+//! Why a source is left, and whether it is asked again.
 
 use std::io;
 
 use tokio::time::Instant;
 
-use super::{Left, Transfer};
+use super::{Step, Transfer};
 use crate::lookup_log::LookupEvent;
 use crate::nar::runner::{Runner, Said};
-use crate::source::{Observation, Piece, SourceId};
+use crate::source::{Line, Observation, Piece, SourceId};
+
+/// Why a source is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It said no, or broke a rule.
+    SaidNo,
+    /// It named others.
+    Referred,
+    /// It failed in a way that may be over in a moment.
+    FailedForNow,
+    /// It is there, and our request could not be sent.
+    Unreached,
+    /// Its connection broke.
+    Broke,
+    /// Nothing moves for us.
+    Stalled,
+}
+
+/// As what a source is left for which nothing moves.
+pub(super) fn how_stalled(runner: &Runner, line: &Line) -> Left {
+    if runner.is_opening() && line.is_there { Left::Unreached } else { Left::Stalled }
+}
 
 impl Transfer {
     /// Whether a source that says this is left, and why. Blames it for what breaks a rule.
@@ -23,15 +45,18 @@ impl Transfer {
                 self.context.sources.observe(source, Observation::FalseNar);
                 ends(Left::SaidNo, "said complete before the end")
             }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Said::Unsent(error) if self.line(&source).is_there => ends(Left::Unreached, &error.to_string()),
+            Said::Unsent(error) | Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
                 self.context.sources.observe(source, Observation::FalseNar);
                 ends(Left::SaidNo, &error.to_string())
             }
-            Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => ends(Left::SaidNo, &error.to_string()),
-            Said::Broke(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            Said::Unsent(error) | Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                ends(Left::SaidNo, &error.to_string())
+            }
+            Said::Unsent(error) | Said::Broke(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 ends(Left::FailedForNow, &error.to_string())
             }
-            Said::Broke(error) => ends(Left::Broke, &error.to_string()),
+            Said::Unsent(error) | Said::Broke(error) => ends(Left::Broke, &error.to_string()),
         }
     }
 
@@ -44,6 +69,8 @@ impl Transfer {
     pub(super) fn part_with(&mut self, runner: &Runner, left: Left, why: String) {
         self.report_received(runner);
         let has_failed = matches!(left, Left::Broke | Left::Stalled);
+        // It is said once, and not with each of many trials.
+        let is_known = left == Left::Unreached && !self.endurance.note_unreached(runner.source, &why);
         let is_fruitless = has_failed && self.endurance.on_broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
             Left::Broke | Left::Stalled if is_fruitless => {
@@ -55,6 +82,14 @@ impl Transfer {
                 false
             }
             Left::Referred => false,
+            // That a connection of its own cannot be had says nothing about how it answers, so it is not passed over for
+            // narinfos: that would be told as absent paths.
+            Left::Unreached => {
+                let now = Instant::now();
+                let begun = now.checked_sub(runner.age(self.waited)).unwrap_or(now);
+                self.roster.on_unreached(runner.source, begun, now);
+                false
+            }
             Left::FailedForNow => !self.roster.on_failed_for_now(runner.source, Instant::now()),
             // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
             // still has the NAR.
@@ -70,7 +105,23 @@ impl Transfer {
             let observation = if left == Left::Stalled { Observation::TimedOut } else { Observation::Unfinished };
             self.context.sources.observe(runner.source, observation);
         }
-        self.origins.leave(runner.source, self.offset, &why);
-        self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
+        if !is_known {
+            self.origins.leave(runner.source, self.offset, &why);
+        }
+        let event = match left {
+            Left::Unreached => LookupEvent::NarUnsent(runner.source, why),
+            Left::SaidNo | Left::Referred | Left::FailedForNow | Left::Broke | Left::Stalled => {
+                LookupEvent::NarBroken(runner.source, self.offset, why)
+            }
+        };
+        if !is_known {
+            self.context.lookup_log.note(self.url.hash_part, event);
+        }
+    }
+
+    /// How a transfer ends that has nobody left to ask.
+    pub(super) fn how_it_ends(&self) -> Step {
+        let is_there = |source: SourceId| self.line(&source).is_there;
+        if self.roster.unreached().any(is_there) { Step::Unreached } else { Step::Gone }
     }
 }

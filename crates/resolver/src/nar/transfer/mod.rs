@@ -36,6 +36,7 @@ use crate::nar::proofs::Proofs;
 use crate::nar::race::{RACE_AFTER, Race};
 use crate::nar::roster::{Next, Roster};
 use crate::nar::runner::{Runner, Said};
+use crate::nar::transfer::leaving::Left;
 use crate::nar::transfer::referral::Meeting;
 use crate::nar::{Compress, NarContext};
 use crate::request_log::Origins;
@@ -60,6 +61,8 @@ pub(crate) enum Step {
     BegunAnew,
     /// Nobody can send the rest, or what was sent is not the promised NAR.
     Gone,
+    /// Nobody can send the rest now, and a source is there that may send it later.
+    Unreached,
 }
 
 /// How a transfer treats its sources.
@@ -120,21 +123,6 @@ enum Heard {
     Worker(usize, Said),
     /// This holder has signed the tree of the NAR.
     Tree(SourceId),
-}
-
-/// Why a source is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// It said no, or broke a rule.
-    SaidNo,
-    /// It named others.
-    Referred,
-    /// It failed in a way that may be over in a moment.
-    FailedForNow,
-    /// Its connection broke.
-    Broke,
-    /// Nothing moves for us.
-    Stalled,
 }
 
 impl Transfer {
@@ -347,7 +335,7 @@ impl Transfer {
                     // While sources are gathering, `step` comes back here at the next look.
                     let may_more_come = !self.is_closed && self.context.sources.are_gathering();
                     if self.roster.len() == before && !may_more_come {
-                        return Some(Step::Gone);
+                        return Some(self.how_it_ends());
                     }
                 }
             }
@@ -414,7 +402,7 @@ impl Transfer {
         let (line, waited) = (self.line(&source), self.waited);
         let runner = self.runners.get_mut(at)?;
         match said {
-            Said::Opened => {}
+            Said::Opened => self.roster.on_reached(&source),
             Said::Other(Piece::NotNow { place }) => runner.on_queued(place, waited, &line),
             Said::Other(Piece::NoMemory) => runner.on_held_up(waited, &line),
             Said::Data(bytes) => {
@@ -435,7 +423,7 @@ impl Transfer {
                 }
                 return self.judge_race(out);
             }
-            Said::Other(_) | Said::Broke(_) => {}
+            Said::Other(_) | Said::Unsent(_) | Said::Broke(_) => {}
         }
         self.take_tail(out)
     }

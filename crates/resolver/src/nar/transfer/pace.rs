@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Left, Step, Transfer};
+use super::leaving::{Left, how_stalled};
+use super::{Step, Transfer};
 use crate::lookup_log::LookupEvent;
 use crate::nar::race::{RACE_AFTER, RACE_CACHES_AFTER, RACE_RELATED_AFTER};
 use crate::nar::roster::expected_duration;
@@ -22,7 +23,8 @@ impl Transfer {
             let Some(runner) = self.runners.get(at) else { continue };
             let line = self.line(&runner.source);
             if let Some(why) = runner.why_stalled(&line, self.waited, self.settings.stall_timeout) {
-                self.leave(at, Left::Stalled, why);
+                let left = how_stalled(runner, &line);
+                self.leave(at, left, why);
             }
         }
         if self.runners.len() > 1 {

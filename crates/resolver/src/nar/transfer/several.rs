@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Left, Step, Transfer};
+use super::leaving::{Left, how_stalled};
+use super::{Step, Transfer};
 use crate::lookup_log::LookupEvent;
 use crate::nar::parallel::{
     Order, Parallel, ReadyLeaf, SHARE_MIN, Tick, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, WORTH_IT, Worker,
@@ -121,7 +122,8 @@ impl Transfer {
                 parallel.on_data(number, &bytes, waited, &line);
                 self.prove(number, source);
             }
-            Said::Opened | Said::Other(_) | Said::Broke(_) => {}
+            Said::Opened => self.roster.on_reached(&source),
+            Said::Other(_) | Said::Unsent(_) | Said::Broke(_) => {}
         }
     }
 
@@ -188,12 +190,12 @@ impl Transfer {
         let why_stalled = |worker: &Worker| {
             let line = self.line(&worker.runner.source);
             let why = worker.runner.why_stalled(&line, waited, self.settings.stall_timeout)?;
-            Some((worker.runner.source, why))
+            Some((worker.runner.source, how_stalled(&worker.runner, &line), why))
         };
         let stalled: Vec<_> =
             self.parallel.iter().flat_map(|parallel| &parallel.workers).filter_map(why_stalled).collect();
-        for (source, why) in stalled {
-            self.lose(source, Left::Stalled, why);
+        for (source, left, why) in stalled {
+            self.lose(source, left, why);
         }
         let Some(Tick { let_go, may_join }) = self.parallel.as_mut().and_then(|parallel| parallel.tick(offset, waited))
         else {
