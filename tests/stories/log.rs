@@ -37,7 +37,7 @@ fn a_path_that_came_from_a_peer_is_in_the_log_with_who_sent_it() {
     let nar = wait_for("the NAR has ended", promised(SHOWN), || {
         entries(&client, &["--path", &lib, "--outcome", "delivered"]).pop()
     });
-    let size = u64::try_from(holder.store.row(&lib).unwrap().nar_size).unwrap();
+    let size = holder.store.row(&lib).unwrap().nar_size;
     assert_eq!((text(&nar, "/kind"), text(&nar, "/name")), ("nar", "mesh-lib-1.0"));
     assert_eq!((number(&nar, "/nar_size"), number(&nar, "/given_bytes")), (size, size));
     assert_eq!((text(&nar, "/sources/0/source"), number(&nar, "/sources/0/bytes")), ("holder", size));
@@ -152,7 +152,7 @@ fn a_path_of_an_upstream_cache_counts_for_the_cache() {
     let mesh = TestMesh::new();
     let [holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
     let lib = holder.store.build_one("lib");
-    let cache = PlainCache::on_loopback(&holder, &[lib.clone()], "none");
+    let cache = PlainCache::on_loopback(&holder, std::slice::from_ref(&lib), "none");
     client.config.more = cache.upstream("cache", &holder);
     client.config.trusted_public_keys.push(holder.builder_key());
     client.start();

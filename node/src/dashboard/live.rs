@@ -1,8 +1,8 @@
 //! What changes in an open page, as server-sent events: the part of the page that changes is rendered again, and sent if it
 //! is another one.
 
+use super::answers::{Body, Site, with_headers};
 use super::pages::{self, View};
-use super::server::{Body, Site, with_headers};
 use super::{DashboardSource, Sessions};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};

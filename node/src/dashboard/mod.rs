@@ -8,6 +8,7 @@
 //! Invariants: a page changes nothing in the daemon; each text goes through maud, which escapes it; a page asks nobody but
 //! this server for anything. Bounds: [`CONNECTIONS_MAX`], and those of [`sessions`], [`pages`] and [`live`].
 
+mod answers;
 mod guard;
 mod live;
 mod pages;
@@ -18,8 +19,8 @@ mod tests;
 
 use crate::status::log::{LogQuery, LogReport};
 use crate::status::{Status, WhyReport};
+use answers::Site;
 use parking_lot::Mutex;
-use server::Site;
 use sessions::Sessions;
 use std::future::Future;
 use std::io;

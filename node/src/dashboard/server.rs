@@ -1,22 +1,19 @@
 //! Answers one connection of a browser.
 
+use super::answers::{Body, Site, with_headers};
 use super::pages::{self, View};
-use super::sessions::{COOKIE, PREFIX, Sessions};
+use super::sessions::{COOKIE, PREFIX};
 use super::{DashboardSource, guard, live};
 use crate::describe::describe;
 use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
@@ -24,26 +21,6 @@ use tokio::net::TcpStream;
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Nothing comes from anywhere but this server, nothing of a page is run, and no other page shows one of these.
-const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; \
-                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-/// What a connection needs to be answered.
-#[derive(Debug)]
-pub(super) struct Site<S> {
-    pub(super) source: Arc<S>,
-    pub(super) sessions: Arc<Mutex<Sessions>>,
-    /// The address that the server listens on.
-    pub(super) address: SocketAddr,
-}
-
-impl<S> Clone for Site<S> {
-    fn clone(&self) -> Self {
-        Self { source: Arc::clone(&self.source), sessions: Arc::clone(&self.sessions), address: self.address }
-    }
-}
 
 pub(super) async fn serve<S: DashboardSource>(stream: TcpStream, site: Site<S>) {
     let service = service_fn(move |request| {
@@ -126,22 +103,4 @@ fn refusal(status: StatusCode, why: &str) -> Response<Body> {
 
 fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Body> {
     with_headers(status, kind, Full::new(Bytes::from(text)).boxed_unsync())
-}
-
-/// The response with what every response says.
-pub(super) fn with_headers(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let said: [(HeaderName, &'static str); 8] = [
-        (header::CONTENT_TYPE, kind),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("x-frame-options"), "DENY"),
-    ];
-    response.headers_mut().extend(said.map(|(name, value)| (name, HeaderValue::from_static(value))));
-    response
 }
