@@ -24,6 +24,7 @@ mod like_a_cache;
 mod local_users;
 mod logs_of_peers;
 mod membership;
+mod mesh_key;
 mod metrics;
 mod names;
 mod nixos;

@@ -9,10 +9,10 @@ use narmesh_tests::{TestMesh, TestNode, finish, free_address, narmesh_binary, pr
 use serde_json::Value;
 
 /// A member is on everybody's allowlist, or off it, within this.
-const HEARD: Duration = Duration::from_secs(2);
+pub(crate) const HEARD: Duration = Duration::from_secs(2);
 
 /// A machine that `init` made, with a port that others may be told, and that knows nobody.
-fn machine(mesh: &TestMesh, name: &str) -> TestNode {
+pub(crate) fn machine(mesh: &TestMesh, name: &str) -> TestNode {
     let mut node = mesh.node(name);
     node.config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", free_address().port())];
     node.config.sign = true;
@@ -21,23 +21,23 @@ fn machine(mesh: &TestMesh, name: &str) -> TestNode {
 }
 
 /// A running machine that made a mesh.
-fn founder(mesh: &TestMesh) -> TestNode {
+pub(crate) fn founder(mesh: &TestMesh) -> TestNode {
     let mut founder = machine(mesh, "founder");
     founder.start();
     founder.narmesh(&["mesh", "create", "home"]).expect_success("mesh create");
     founder
 }
 
-fn invite(founder: &TestNode, arguments: &[&str]) -> String {
+pub(crate) fn invite(founder: &TestNode, arguments: &[&str]) -> String {
     founder.narmesh(&[&["mesh", "invite"], arguments].concat()).expect_success("mesh invite")
 }
 
-fn join(node: &TestNode, token: &str) {
+pub(crate) fn join(node: &TestNode, token: &str) {
     node.narmesh(&["join", token]).expect_success("join");
 }
 
 /// Waits until both have a connection with each other.
-fn wait_met(one: &TestNode, other: &TestNode) {
+pub(crate) fn wait_met(one: &TestNode, other: &TestNode) {
     for (node, peer) in [(one, other), (other, one)] {
         node.wait_status(&format!("met {}", peer.name), promised(HEARD), |status| {
             status.connected(&peer.name) && status.summary_paths(&peer.name).is_some()
@@ -45,12 +45,12 @@ fn wait_met(one: &TestNode, other: &TestNode) {
     }
 }
 
-fn list(node: &TestNode) -> Value {
+pub(crate) fn list(node: &TestNode) -> Value {
     let text = node.narmesh(&["mesh", "list", "--json"]).expect_success("mesh list");
     serde_json::from_str(&text).expect("JSON")
 }
 
-fn names(node: &TestNode) -> Vec<String> {
+pub(crate) fn names(node: &TestNode) -> Vec<String> {
     let list = list(node);
     let members = list.pointer("/members").and_then(Value::as_array).expect("members").clone();
     members.iter().map(|member| member["name"].as_str().expect("a name").to_owned()).collect()
