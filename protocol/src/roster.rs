@@ -105,7 +105,7 @@ pub struct Roster {
 pub struct EditCount {
     /// The Ed25519 key of its PeerId.
     pub signer: [u8; 32],
-    /// The number of its last edit; each signer numbers its own from 1.
+    /// The number of its last edit; each signer numbers its own upwards.
     pub count: u64,
 }
 

@@ -306,7 +306,10 @@ mod tests {
             refused(&key(2), &[1, 2], 10).contains("the lineage does not lead"),
             "not newer than the last one of the old key"
         );
-        assert!(refused(&key(3), &[1, 2], 11).contains("the lineage does not lead"), "the lineage leads to another key");
+        assert!(
+            refused(&key(3), &[1, 2], 11).contains("the lineage does not lead"),
+            "the lineage leads to another key"
+        );
     }
 
     #[test]

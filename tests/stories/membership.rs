@@ -265,3 +265,50 @@ fn two_machines_that_sign_at_once_lose_no_edit() {
     assert_eq!(list(&one)["version"], list(&other)["version"]);
     one.wait_logged(&["another machine signed at the same time"]);
 }
+
+#[test]
+fn what_a_restored_machine_changes_is_not_lost() {
+    let mesh = TestMesh::new();
+    let (mut one, mut other) = (founder(&mesh), machine(&mesh, "other"));
+    other.start();
+    join(&other, &invite(&one, &[]));
+    wait_met(&one, &other);
+    let kept = ["roster", "mesh.edits"].map(|name| one.dir().join("state").join(name));
+    let backup = kept.each_ref().map(|file| fs::read(file).expect("a file"));
+    join(&machine(&mesh, "c"), &invite(&one, &[]));
+    join(&machine(&mesh, "d"), &invite(&one, &[]));
+    wait_until("the newest roster is heard", promised(HEARD), || names(&other).len() == 4);
+    one.kill();
+    kept.iter().zip(backup).for_each(|(file, bytes)| fs::write(file, bytes).unwrap());
+    one.narmesh(&["mesh", "rename", "other", "renamed"]).expect_success("mesh rename");
+    one.start_as_written(None);
+    let has_all = |node: &TestNode| names(node) == ["c", "d", "founder", "renamed"];
+    wait_until("both have what was changed before and after", promised(HEARD), || has_all(&one) && has_all(&other));
+}
+
+#[test]
+fn what_is_so_already_changes_nothing_and_names_hide_nothing() {
+    let mesh = TestMesh::new();
+    let founder = founder(&mesh);
+    let version = || list(&founder)["version"].as_u64().expect("a number");
+    let (before, run) = (version(), |arguments: &[&str]| founder.narmesh(arguments));
+    for same in [["mesh", "rename", "founder", "founder"], ["mesh", "role", "founder", "builder"]] {
+        let told = run(&same);
+        assert!(told.stderr.contains("is that already"), "{}", told.stderr);
+    }
+    assert_eq!(version(), before);
+    let hidden = "foun\u{202e}der";
+    for arguments in [&["mesh", "rename", "founder", hidden][..], &["mesh", "invite", "--name", hidden]] {
+        let refused = run(arguments).expect_failure("a name that hides something");
+        assert!(refused.contains("foun\\u{202e}der") && refused.contains("accepted: 1 to 64 bytes"), "{refused}");
+    }
+    let token = invite(&founder, &[]);
+    let node = machine(&mesh, "node");
+    let refused =
+        node.narmesh(&["join", &token, "--name", "b\u{200b}ox"]).expect_failure("a name that hides something");
+    assert!(refused.contains("b\\u{200b}ox") && refused.contains("accepted: 1 to 64 bytes"), "{refused}");
+    join(&node, &token);
+    invite(&founder, &[]);
+    let closed = run(&["mesh", "close-invitations"]);
+    assert!(closed.stderr.contains("1 invitations of this machine were closed"), "{}", closed.stderr);
+}

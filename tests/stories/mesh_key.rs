@@ -47,8 +47,8 @@ fn a_stolen_mesh_key_decides_nothing_after_a_rekey_not_even_for_who_was_away() {
     stolen.kill();
     away.kill();
     // The thief signs as well, and more often than the owner.
-    for name in ["a", "b", "c", "d"] {
-        stolen.narmesh(&["mesh", "rename", "stolen", name]).expect_success("rename by the thief");
+    for [from, to] in [["stolen", "a"], ["a", "b"], ["b", "c"], ["c", "stolen"]] {
+        stolen.narmesh(&["mesh", "rename", from, to]).expect_success("rename by the thief");
     }
     stolen.narmesh(&["mesh", "export", text(&taken)]).expect_success("mesh export");
 
@@ -140,7 +140,9 @@ fn two_keys_in_the_place_of_one_are_shown_and_a_person_decides() {
     let bundle = mesh.path().join("bundle");
     founder.narmesh(&["mesh", "export", text(&bundle)]).expect_success("mesh export");
     let other = machine(&mesh, "other");
-    other.narmesh(&["mesh", "import", text(&bundle)]).expect_failure("a machine of no mesh");
+    let refused = other.narmesh(&["mesh", "import", text(&bundle)]).expect_failure("a machine of no mesh");
+    let bytes = ours.split_once(':').expect("name and key").1;
+    assert!(refused.contains(&format!("mesh import FILE --accept mesh:{bytes}")), "the key is named: {refused}");
     let refused = member.narmesh(&["mesh", "import", text(&bundle), "--accept", &theirs]).expect_failure("another key");
     assert!(refused.contains("roster of another mesh"), "{refused}");
     member.narmesh(&["mesh", "rekey", "--accept", &ours]).expect_success("the key that counts");

@@ -5,19 +5,20 @@ use super::mesh_list::MeshReport;
 use super::mesh_place::Place;
 use super::rekey::{self, Rekey};
 use super::{emit, emit_report, eprint_line, setup_nix};
-use crate::control::ControlRequest;
+use crate::control::{ControlReply, ControlRequest};
 use crate::describe::describe;
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::{MeshFiles, no_roster};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
-use crate::membership::joins::{find_name_in_use, higher, put_member};
+use crate::membership::joins::{check_new, find_name_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
-use crate::settings::may_be_dialled;
+use crate::settings::{may_be_dialled, socket_address};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
 use narmesh_protocol::{Member, MemberRole, NixSecretKey, node_key_of};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// Longest time that an invitation is open, or that an ephemeral member may be away.
@@ -123,7 +124,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
         Command::Remove { name } => remove(config, name),
         Command::Rename { name, new_name } => edit_member(config, name, |member| {
             member.name.clone_from(new_name);
-            Ok(())
+            check_new(member)
         }),
         Command::Role { name, role } => {
             let role = role_of(role)?;
@@ -141,11 +142,13 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
         }
         Command::CloseInvitations => {
             let place = Place::find(config)?;
-            place.files.change_invitations(|invitations| {
+            let open = place.files.change_invitations(|invitations| {
+                let open = invitations.count_open(Timestamp::now());
                 invitations.close_all();
-                Ok(())
+                Ok(open)
             })?;
-            tell_daemon(config, "no invitation is open");
+            let whose = "; each machine with the mesh key closes its own";
+            tell_daemon(config, &format!("{open} invitations of this machine were closed{whose}"));
             Ok(())
         }
         Command::Admit { file, role } => admit(config, file, role_of(role)?),
@@ -196,7 +199,7 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
         config.display()
     );
     let this = place.as_member(MemberRole::Builder)?;
-    this.check()?;
+    check_new(&this)?;
     config_file::ensure_writable(config)?;
     place.files.forget()?;
     place.files.create_key(&key)?;
@@ -228,14 +231,14 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let until = now + duration_of("--for", &invite.good_for)?;
     let ephemeral = invite.ephemeral.as_deref().map(|text| duration_of("--ephemeral", text)).transpose()?;
     if let Some(name) = &invite.name {
-        Member { name: name.clone(), ..place.as_member(role)? }.check()?;
+        check_new(&Member { name: name.clone(), ..place.as_member(role)? })?;
     }
-    let addresses = match &invite.address {
-        none if none.is_empty() => {
-            let guessed = place.as_member(role)?.addresses;
-            guessed.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect()
-        }
-        given => given.clone(),
+    let guessed: Vec<Multiaddr> =
+        place.as_member(role)?.addresses.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect();
+    let (addresses, are_in_roster) = match &invite.address {
+        none if none.is_empty() && guessed.is_empty() => (listened(config), false),
+        none if none.is_empty() => (guessed, true),
+        given => (given.clone(), false),
     };
     if let Some(bad) = addresses.iter().find(|address| !may_be_dialled(&address.to_string())) {
         anyhow::bail!(
@@ -244,7 +247,8 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     }
     anyhow::ensure!(
         (1..=ADDRESSES_MAX).contains(&addresses.len()),
-        "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address",
+        "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address (without it, while the \
+         daemon runs, those of its interfaces)",
         addresses.len()
     );
     let mut secret = [0; SECRET_BYTES];
@@ -254,7 +258,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     invitation.name.clone_from(&invite.name);
     let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
     let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
-    if !invite.address.is_empty() {
+    if !are_in_roster {
         place.note_addresses(&token.addresses)?;
     }
     place.files.change_invitations(|invitations| invitations.add(now, invitation))?;
@@ -267,6 +271,21 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     ));
     tell_daemon(config, "the invitation is open");
     Ok(())
+}
+
+/// Where the running daemon listens, for a machine whose addresses no default route tells: those of its interfaces.
+fn listened(config: &Path) -> Vec<Multiaddr> {
+    let Ok(ControlReply::Status(status)) = ask(config, &ControlRequest::Status) else { return Vec::new() };
+    let is_reached = |address: &Multiaddr| {
+        let ip = socket_address(address).map(|address| address.ip());
+        let is_link_local = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        ip.is_some_and(|ip| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip))
+    };
+    let listened = status.listen.iter().filter_map(|text| text.parse().ok());
+    listened.filter(is_reached).take(ADDRESSES_MAX).collect()
 }
 
 fn list(config: &Path, json: bool) -> anyhow::Result<()> {
@@ -297,10 +316,19 @@ fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
 
 fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let place = Place::find(config)?;
+    let mut is_changed = false;
     let roster = place.edit(|roster| {
         let at = find_member(&roster.members, name)?;
-        roster.members.get_mut(at).map_or(Ok(()), edit)
+        let Some(member) = roster.members.get_mut(at) else { return Ok(()) };
+        let before = member.clone();
+        edit(member)?;
+        is_changed = *member != before;
+        Ok(())
     })?;
+    if !is_changed {
+        eprint_line(&format!("{name:?} is that already: the roster stays as it is"));
+        return Ok(());
+    }
     tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
     Ok(())
 }
@@ -342,7 +370,7 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
     if let Some(name) = name {
         name.clone_into(&mut member.name);
     }
-    member.check()?;
+    check_new(&member)?;
     request_file::write(file, &place.secrets.keypair, &member)?;
     eprint_line(&format!("wrote {}; on the machine with the mesh key: narmesh mesh admit FILE", file.display()));
     Ok(())

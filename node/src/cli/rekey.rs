@@ -5,7 +5,7 @@ use super::mesh_place::Place;
 use super::{emit, eprint_line};
 use crate::describe::describe;
 use crate::membership::config_file::replace_mesh_key;
-use crate::membership::files::read_roster_file;
+use crate::membership::files::{read_roster_file, read_unknown};
 use crate::membership::rekey::Taken;
 use anyhow::Context as _;
 use narmesh_protocol::{MemberRole, NixPublicKey, SignedRoster, node_key_of};
@@ -112,7 +112,7 @@ pub(super) fn import(config: &Path, file: &Path, accepted: Option<&str>) -> anyh
         );
         return put_accepted(config, &place, &roster);
     }
-    let mesh = place.mesh()?;
+    let Some(mesh) = place.settings.mesh.key.clone() else { return Err(explain_no_mesh(config, file)) };
     let roster = read_roster_file(&mesh, file)?.with_context(absent)?;
     let version = roster.roster().version;
     match place.files.take(&mesh, &roster)? {
@@ -127,6 +127,19 @@ pub(super) fn import(config: &Path, file: &Path, accepted: Option<&str>) -> anyh
     }
     tell_daemon(config, &format!("roster version {version} is in force"));
     Ok(())
+}
+
+/// What to do with a roster where the configuration names no mesh: nothing here says that its key is the right one.
+fn explain_no_mesh(config: &Path, file: &Path) -> anyhow::Error {
+    match read_unknown(file) {
+        Ok(roster) => anyhow::anyhow!(
+            "{} names no mesh. {} is signed by {key}; if that is the mesh key: `narmesh mesh import FILE --accept {key}`",
+            config.display(),
+            file.display(),
+            key = roster.key()
+        ),
+        Err(error) => error,
+    }
 }
 
 fn parse_key(option: &str, text: &str) -> anyhow::Result<NixPublicKey> {

@@ -91,7 +91,7 @@ impl MeshFiles {
     }
 
     /// Changes the newest roster, which is the kept one or the `given` one, signs it as the next version, and keeps it. Others
-    /// who change it at the same time wait. If `change` fails, nothing is written.
+    /// who change it at the same time wait. If `change` fails or changes nothing, nothing is written.
     ///
     /// # Errors
     /// When this machine does not have the mesh key, or has another one, or no roster, or the change makes no valid one. A
@@ -106,12 +106,22 @@ impl MeshFiles {
         let _lock = self.lock()?;
         let before = newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?;
         let key = self.key_of(&before)?;
+        anyhow::ensure!(
+            Self::is_on(&before, signer),
+            "this machine is not on roster version {} of the mesh: it was removed, and changes nothing any more. \
+             `narmesh join TOKEN` makes it a member again",
+            before.roster().version
+        );
         let signer = node_key_of(signer).context("the node key is no Ed25519 key")?;
         let mut journal = self.read_journal();
         // A machine that got a new mesh key later than it heard of it may have edits that are in no roster of that key.
         let known = journal.complete(signer, before.roster()).unwrap_or_else(|| before.roster().clone());
         let mut roster = known.clone();
         let changed = change(&mut roster)?;
+        if roster == *before.roster() {
+            return Ok((before, changed));
+        }
+        roster.issued_at_ms = unix_ms();
         journal.note(signer, &known, &mut roster);
         let signed = self.sign_as_next(&key, &before, roster)?;
         // After the roster: what is noted was done.
@@ -251,6 +261,12 @@ pub(crate) fn read_roster_file(mesh: &NixPublicKey, file: &Path) -> anyhow::Resu
     Ok(Some(opened.with_context(|| format!("{} is refused", file.display()))?))
 }
 
+/// Reads a signed roster of whatever mesh; its key gets the name `mesh`.
+pub(crate) fn read_unknown(file: &Path) -> anyhow::Result<SignedRoster> {
+    let bytes = read_roster_bytes(file)?.with_context(|| format!("{} is not there", file.display()))?;
+    SignedRoster::open_unknown("mesh", &bytes).with_context(|| format!("{} is refused", file.display()))
+}
+
 fn read_roster_bytes(file: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     match read_bounded(file, SignedRoster::BYTES_MAX as u64) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -310,7 +326,7 @@ mod tests {
         }
     }
 
-    /// This machine, which is no member in most of these tests.
+    /// This machine, which made the mesh.
     fn me() -> PeerId {
         peer(9)
     }
@@ -329,7 +345,7 @@ mod tests {
         let files = MeshFiles::new(&dir.path().join("state"));
         let key = NixSecretKey::from_seed("home", &[1; 32]).unwrap();
         files.create_key(&key).unwrap();
-        files.create_roster(&key, member(100)).unwrap();
+        files.create_roster(&key, Member { node_key: node_key_of(&me()).unwrap(), ..member(100) }).unwrap();
         (dir, files, key.public())
     }
 
@@ -371,6 +387,17 @@ mod tests {
         assert!(refused.contains("mesh import"), "{refused}");
         let (next, ()) = files.edit(&mesh, &me(), Some(&roster), |roster| add(roster, 2)).unwrap();
         assert_eq!((next.roster().version, next.roster().members.len()), (3, 3));
+    }
+
+    #[test]
+    fn an_edit_that_changes_nothing_makes_no_version_and_a_removed_machine_makes_none() {
+        let (_dir, files, mesh) = files();
+        let (first, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 1)).unwrap();
+        let (same, ()) = files.edit(&mesh, &me(), None, |_| Ok(())).unwrap();
+        assert_eq!(same, first);
+        let refused = format!("{:#}", files.edit(&mesh, &peer(8), None, |roster| add(roster, 2)).unwrap_err());
+        assert!(refused.contains("not on roster version 2") && refused.contains("narmesh join"), "{refused}");
+        assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), first);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::state_files::{NEXT_MESH_KEY_FILE, OTHER_ROSTER_FILE};
 use anyhow::Context as _;
 use libp2p::PeerId;
 use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, SignedRoster, Standing, Succession, node_key_of};
-use std::fs;
 use std::path::PathBuf;
+use std::{fs, io};
 
 /// What became of a roster that was to be kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +87,7 @@ impl MeshFiles {
             roster.put(this);
         }
         change(&mut roster)?;
+        roster.issued_at_ms = unix_ms();
         journal.note(signer, &known, &mut roster);
         let mut seed = [0; 32];
         rand::fill(&mut seed);
@@ -95,7 +96,6 @@ impl MeshFiles {
         let succession = Succession::sign(&old, &key.public().bytes(), version);
         let lineage = before.lineage().continued(succession).context("there is no higher version of this roster")?;
         roster.version = version.checked_add(1).context("there is no higher version of this roster")?;
-        roster.issued_at_ms = unix_ms();
         let signed = SignedRoster::sign_with_lineage(&key, &lineage, roster)?;
         self.write(&self.next_key_file(), format!("{}\n", key.expose_secret()).as_bytes())?;
         self.write_roster(Some(&before), &signed)?;
@@ -106,9 +106,12 @@ impl MeshFiles {
 
     fn put_next_key_in_place(&self) -> anyhow::Result<()> {
         let file = self.key_file();
-        fs::rename(self.next_key_file(), &file)
-            .and_then(|()| self.sync_state_dir())
-            .with_context(|| format!("cannot write {}", file.display()))
+        let renamed = match fs::rename(self.next_key_file(), &file) {
+            // Another command has done so meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        };
+        renamed.and_then(|()| self.sync_state_dir()).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Keeps a roster unless a newer one is kept already.
