@@ -1,7 +1,7 @@
 //! The roster of a mesh: who its members are, signed by the mesh key.
 
+use crate::NixPublicKey;
 use crate::codec::CodecError;
-use crate::{NixPublicKey, SignedRoster};
 use libp2p_identity::{PeerId, PublicKey, ed25519};
 use std::collections::BTreeSet;
 
@@ -112,6 +112,8 @@ pub struct EditCount {
 impl Roster {
     /// Most members: as many as the audience of a summary holds, without its owner.
     pub const MEMBERS_MAX: usize = crate::Summary::AUDIENCE_MAX - 1;
+    /// Largest signed roster, bytes: 2,047 members of 500 bytes.
+    pub const SIGNED_BYTES_MAX: usize = 1 << 20;
     /// Most machines that sign.
     pub const SIGNERS_MAX: usize = 64;
 
@@ -178,8 +180,8 @@ impl Roster {
 /// Why a roster is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RosterError {
-    /// Longer than [`SignedRoster::BYTES_MAX`] or shorter than its header of 97 bytes.
-    #[error("roster of {bytes} bytes, expected 97 to {}", SignedRoster::BYTES_MAX)]
+    /// Longer than [`Roster::SIGNED_BYTES_MAX`] or shorter than its header of 97 bytes.
+    #[error("roster of {bytes} bytes, expected 97 to {}", Roster::SIGNED_BYTES_MAX)]
     Length {
         /// The length found.
         bytes: usize,
@@ -256,7 +258,7 @@ pub enum RosterError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::NixSecretKey;
+    use crate::{NixSecretKey, SignedRoster};
 
     fn key() -> NixSecretKey {
         NixSecretKey::from_seed("home", &[1; 32]).unwrap()

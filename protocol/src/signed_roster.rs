@@ -57,8 +57,8 @@ pub struct SignedRoster {
 }
 
 impl SignedRoster {
-    /// Largest roster, bytes: 2,047 members of 500 bytes.
-    pub const BYTES_MAX: usize = 1 << 20;
+    /// Largest roster, bytes.
+    pub const BYTES_MAX: usize = Roster::SIGNED_BYTES_MAX;
 
     /// Signs a roster of a mesh whose key has replaced no other one. Its members are put in order. If more have signed than
     /// are counted, those who are no members are not counted any more.

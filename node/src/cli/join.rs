@@ -1,7 +1,8 @@
 //! `narmesh join`.
 
 use super::id::{introduced, own_name};
-use super::mesh::{tell_daemon, write_request};
+use super::mesh::write_request;
+use super::mesh_place::tell_daemon;
 use super::{emit, init, setup_nix};
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::MeshFiles;

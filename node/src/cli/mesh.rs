@@ -2,11 +2,10 @@
 
 use super::client::ask;
 use super::mesh_list::MeshReport;
-use super::mesh_place::Place;
+use super::mesh_place::{Place, find_member, tell_daemon};
 use super::rekey::{self, Rekey};
 use super::{emit, emit_report, eprint_line, setup_nix};
 use crate::control::{ControlReply, ControlRequest};
-use crate::describe::describe;
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::{MeshFiles, no_roster};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
@@ -333,14 +332,6 @@ fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyh
     Ok(())
 }
 
-pub(super) fn find_member(members: &[Member], name: &str) -> anyhow::Result<usize> {
-    members.iter().position(|member| member.name == name).with_context(|| {
-        let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
-        names.sort_unstable();
-        format!("there is no member {name:?}; accepted: {}", names.join(", "))
-    })
-}
-
 fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let mut member = Member { role, ..request_file::read(file)? };
@@ -395,12 +386,4 @@ pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     ));
     tell_daemon(config, "its members are no peers any more");
     setup_nix::take_out(&place.settings)
-}
-
-/// Has the daemon read what has changed, and says whether it did.
-pub(super) fn tell_daemon(config: &Path, done: &str) {
-    match ask(config, &ControlRequest::Reload) {
-        Ok(_) => eprint_line(&format!("the running daemon knows: {done}")),
-        Err(error) => eprint_line(&format!("for the daemon, when it runs: {done} ({})", describe(&error))),
-    }
 }

@@ -1,6 +1,10 @@
 //! This machine and its mesh, for the commands that read and change it.
 
+use super::client::ask;
+use super::eprint_line;
 use super::id::{introduced, own_name};
+use crate::control::ControlRequest;
+use crate::describe::describe;
 use crate::membership::files::{MeshFiles, newest, no_roster, read_roster_file};
 use crate::settings::{Secrets, Settings};
 use anyhow::Context as _;
@@ -87,5 +91,22 @@ impl Place {
             relay: false,
             ephemeral_s: 0,
         })
+    }
+}
+
+/// Where the member of that name is.
+pub(super) fn find_member(members: &[Member], name: &str) -> anyhow::Result<usize> {
+    members.iter().position(|member| member.name == name).with_context(|| {
+        let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        names.sort_unstable();
+        format!("there is no member {name:?}; accepted: {}", names.join(", "))
+    })
+}
+
+/// Has the daemon read what has changed, and says whether it did.
+pub(super) fn tell_daemon(config: &Path, done: &str) {
+    match ask(config, &ControlRequest::Reload) {
+        Ok(_) => eprint_line(&format!("the running daemon knows: {done}")),
+        Err(error) => eprint_line(&format!("for the daemon, when it runs: {done} ({})", describe(&error))),
     }
 }

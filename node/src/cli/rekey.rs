@@ -1,7 +1,6 @@
 //! `narmesh mesh rekey` and `narmesh mesh import`: another mesh key, and rosters that are brought by hand.
 
-use super::mesh::{find_member, tell_daemon};
-use super::mesh_place::Place;
+use super::mesh_place::{Place, find_member, tell_daemon};
 use super::{emit, eprint_line};
 use crate::describe::describe;
 use crate::membership::config_file::replace_mesh_key;
