@@ -13,12 +13,39 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     text
 }
 
-/// Makes text of foreign origin harmless: control characters, and characters that reorder text, become `\u{…}`.
+/// Whether a name with this character could look like another one, or change what is around it: control characters, those
+/// that change the direction of text, and those of which nothing is seen (Unicode's `Default_Ignorable_Code_Point`, the
+/// separators of lines and paragraphs, the marks of annotations, and the empty pattern of Braille).
+pub(crate) fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{2800}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
+}
+
+/// Makes text of foreign origin harmless: what is [unseen](is_unseen) becomes `\u{…}`.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
-        let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if character.is_control() || reorders {
+        if is_unseen(character) {
             safe.extend(character.escape_unicode());
         } else {
             safe.push(character);

@@ -30,7 +30,9 @@ mod pattern;
 mod realisation;
 mod roster;
 mod signed_deriver;
+mod signed_roster;
 mod store_path;
+mod succession;
 mod summary;
 pub mod wire;
 
@@ -47,9 +49,9 @@ pub use nar_url::{NarUrl, NarUrlError};
 pub use narinfo::{NarInfo, NarInfoError, NarInfoField};
 pub use pattern::NamePattern;
 pub use realisation::{Realisation, RealisationError, RealisationId};
-pub use roster::{
-    EditCount, Member, MemberRole, Roster, RosterError, RosterVersion, SignedRoster, are_forked, node_key_of, peer_of,
-};
+pub use roster::{EditCount, Member, MemberRole, Roster, RosterError, node_key_of, peer_of};
 pub use signed_deriver::{find_signed_deriver, sign_deriver};
+pub use signed_roster::{RosterVersion, SignedRoster, Standing};
 pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};
+pub use succession::{Lineage, Succession};
 pub use summary::{Announcement, AudienceDigest, Generation, Summary, SummaryDelta, SummaryError};

@@ -1,16 +1,9 @@
 //! The roster of a mesh: who its members are, signed by the mesh key.
 
-use crate::codec::{self, CodecError};
-use crate::{NixPublicKey, NixSecretKey};
+use crate::NixPublicKey;
+use crate::codec::CodecError;
 use libp2p_identity::{PeerId, PublicKey, ed25519};
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
-
-/// Prefix of the signed bytes: the signature of a roster is valid for nothing else.
-const SIGNING_DOMAIN: &[u8] = b"narmesh-roster-1;";
-/// The only version so far.
-const FORMAT: u8 = 1;
-const HEADER_BYTES: usize = 1 + 32 + 64;
 
 /// The Ed25519 key of a PeerId, if it has one.
 pub fn node_key_of(peer: &PeerId) -> Option<[u8; 32]> {
@@ -112,13 +105,15 @@ pub struct Roster {
 pub struct EditCount {
     /// The Ed25519 key of its PeerId.
     pub signer: [u8; 32],
-    /// The number of its last edit; each signer numbers its own from 1.
+    /// The number of its last edit; each signer numbers its own upwards.
     pub count: u64,
 }
 
 impl Roster {
     /// Most members: as many as the audience of a summary holds, without its owner.
     pub const MEMBERS_MAX: usize = crate::Summary::AUDIENCE_MAX - 1;
+    /// Largest signed roster, bytes: 2,047 members of 500 bytes.
+    pub const SIGNED_BYTES_MAX: usize = 1 << 20;
     /// Most machines that sign.
     pub const SIGNERS_MAX: usize = 64;
 
@@ -161,7 +156,7 @@ impl Roster {
         Some((other, wanted_key))
     }
 
-    fn check(&self) -> Result<(), RosterError> {
+    pub(crate) fn check(&self) -> Result<(), RosterError> {
         if self.members.len() > Self::MEMBERS_MAX {
             return Err(RosterError::TooMany { members: self.members.len() });
         }
@@ -182,27 +177,17 @@ impl Roster {
     }
 }
 
-/// Which of two rosters of one mesh counts: that of the higher version, and of two of the same version, which only two
-/// signers at once can make, that of the greater digest. So all machines settle on one of them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, bincode::Encode, bincode::Decode)]
-pub struct RosterVersion {
-    /// The version.
-    pub version: u64,
-    /// BLAKE3 of the signed bytes.
-    pub digest: [u8; 32],
-}
-
 /// Why a roster is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RosterError {
-    /// Longer than [`SignedRoster::BYTES_MAX`] or shorter than its header.
-    #[error("roster of {bytes} bytes, expected {HEADER_BYTES} to {}", SignedRoster::BYTES_MAX)]
+    /// Longer than [`Roster::SIGNED_BYTES_MAX`] or shorter than its header of 97 bytes.
+    #[error("roster of {bytes} bytes, expected 97 to {}", Roster::SIGNED_BYTES_MAX)]
     Length {
         /// The length found.
         bytes: usize,
     },
     /// The format is newer than this node.
-    #[error("roster of format {format}, this narmesh knows {FORMAT}")]
+    #[error("roster of format {format}, this narmesh knows 1 and 2")]
     UnknownFormat {
         /// The format found.
         format: u8,
@@ -213,6 +198,9 @@ pub enum RosterError {
         /// The mesh key, in Nix's text form.
         expected: String,
     },
+    /// The lineage of the mesh key that signed it is none.
+    #[error("the lineage does not lead to the mesh key that signed the roster, or is not signed")]
+    Lineage,
     /// The signature does not verify.
     #[error("the roster's signature does not verify")]
     Signature,
@@ -267,105 +255,10 @@ pub enum RosterError {
     },
 }
 
-/// A roster with the exact bytes that the mesh key signed.
-///
-/// Layout: format (1 byte, `1`), the mesh key's 32 public bytes, signature (64) over `narmesh-roster-1;` + payload, payload
-/// (the rest). The signature is checked over the bytes received, never over a re-encoding.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SignedRoster {
-    roster: Roster,
-    bytes: Vec<u8>,
-    version: RosterVersion,
-}
-
-impl SignedRoster {
-    /// Largest roster, bytes: 2,047 members of 500 bytes.
-    pub const BYTES_MAX: usize = 1 << 20;
-
-    /// Signs a roster. Its members are put in order. If more have signed than are counted, those who are no members are not
-    /// counted any more.
-    pub fn sign(key: &NixSecretKey, mut roster: Roster) -> Result<Self, RosterError> {
-        roster.members.sort_by_key(|member| member.node_key);
-        let members = &roster.members;
-        let is_member =
-            |edits: &EditCount| members.binary_search_by(|member| member.node_key.cmp(&edits.signer)).is_ok();
-        if roster.edits.len() > Roster::SIGNERS_MAX {
-            roster.edits.retain(is_member);
-        }
-        roster.edits.sort_by_key(|edits| edits.signer);
-        roster.check()?;
-        let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&roster)?;
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
-        bytes.push(FORMAT);
-        bytes.extend_from_slice(&key.public().bytes());
-        bytes.extend_from_slice(&key.sign_bytes(&signed_bytes(&payload)));
-        bytes.extend_from_slice(&payload);
-        Ok(Self::new(roster, bytes))
-    }
-
-    /// Checks length, format, signer and signature, then decodes, and checks each member.
-    pub fn open(mesh: &NixPublicKey, bytes: &[u8]) -> Result<Self, RosterError> {
-        let length = RosterError::Length { bytes: bytes.len() };
-        if bytes.len() > Self::BYTES_MAX {
-            return Err(length);
-        }
-        let Some((&format, rest)) = bytes.split_first() else { return Err(length) };
-        if format != FORMAT {
-            return Err(RosterError::UnknownFormat { format });
-        }
-        let Some((signer, rest)) = rest.split_first_chunk::<32>() else { return Err(length) };
-        let Some((signature, payload)) = rest.split_first_chunk::<64>() else { return Err(length) };
-        if *signer != mesh.bytes() {
-            return Err(RosterError::OtherMesh { expected: mesh.to_string() });
-        }
-        if !mesh.verify_bytes(&signed_bytes(payload), signature) {
-            return Err(RosterError::Signature);
-        }
-        let roster = codec::decode::<Roster, { Self::BYTES_MAX }>(payload)?;
-        roster.check()?;
-        Ok(Self::new(roster, bytes.to_vec()))
-    }
-
-    /// The digest is computed once: it is asked for with each comparison, and a roster may have a megabyte.
-    fn new(roster: Roster, bytes: Vec<u8>) -> Self {
-        let version = RosterVersion { version: roster.version, digest: *blake3::hash(&bytes).as_bytes() };
-        Self { roster, bytes, version }
-    }
-
-    /// What was signed.
-    pub fn roster(&self) -> &Roster {
-        &self.roster
-    }
-
-    /// Which one it is.
-    pub fn version(&self) -> RosterVersion {
-        self.version
-    }
-
-    /// The bytes to send, store or check again.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The member with this node key.
-    pub fn member(&self, node_key: &[u8; 32]) -> Option<&Member> {
-        let members = &self.roster.members;
-        members.binary_search_by(|member| member.node_key.cmp(node_key)).ok().and_then(|at| members.get(at))
-    }
-}
-
-/// Two rosters of one version with different digests: two signers at once.
-pub fn are_forked(one: &RosterVersion, other: &RosterVersion) -> bool {
-    one.version == other.version && one.digest.cmp(&other.digest) != Ordering::Equal
-}
-
-fn signed_bytes(payload: &[u8]) -> Vec<u8> {
-    [SIGNING_DOMAIN, payload].concat()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{NixSecretKey, SignedRoster};
 
     fn key() -> NixSecretKey {
         NixSecretKey::from_seed("home", &[1; 32]).unwrap()
@@ -385,22 +278,6 @@ mod tests {
 
     fn roster(members: Vec<Member>) -> Roster {
         Roster { version: 7, issued_at_ms: 1, members, edits: Vec::new() }
-    }
-
-    #[test]
-    fn opens_what_was_signed_and_nothing_else() {
-        let signed = SignedRoster::sign(&key(), roster(vec![member(9), member(2)])).unwrap();
-        assert_eq!(SignedRoster::open(&key().public(), signed.as_bytes()).unwrap(), signed);
-        assert_eq!(signed.member(&[9; 32]).unwrap().name, "machine 9");
-        assert_eq!(signed.member(&[3; 32]), None);
-        for at in 0..signed.as_bytes().len() {
-            let mut forged = signed.as_bytes().to_vec();
-            forged[at] ^= 1;
-            assert!(SignedRoster::open(&key().public(), &forged).is_err(), "byte {at} changed and still accepted");
-            assert!(SignedRoster::open(&key().public(), &signed.as_bytes()[..at]).is_err());
-        }
-        let other = NixSecretKey::from_seed("home", &[2; 32]).unwrap();
-        assert!(matches!(SignedRoster::open(&other.public(), signed.as_bytes()), Err(RosterError::OtherMesh { .. })));
     }
 
     #[test]
@@ -458,16 +335,5 @@ mod tests {
         let member = Member { node_key: node_key_of(&peer).unwrap(), ..member(1) };
         assert_eq!(member.peer_id(), Some(peer));
         assert_eq!(node_key_of(&PeerId::random()), None, "a PeerId without a key");
-    }
-
-    #[test]
-    fn of_two_rosters_the_higher_version_counts_and_of_two_of_one_version_always_the_same() {
-        let sign = |version, name: &str| {
-            let members = vec![Member { name: name.to_owned(), ..member(1) }];
-            SignedRoster::sign(&key(), Roster { version, ..roster(members) }).unwrap().version()
-        };
-        assert!(sign(2, "a") > sign(1, "b") && sign(2, "b") > sign(1, "a"));
-        let (one, other) = (sign(3, "a"), sign(3, "b"));
-        assert!(are_forked(&one, &other) && one != other && !are_forked(&one, &one));
     }
 }

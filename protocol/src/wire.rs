@@ -229,12 +229,15 @@ pub enum RosterReply {
     Absent,
     /// It has the same one.
     Same,
-    /// It has a newer one: the bytes of a [`SignedRoster`].
+    /// It has a newer one, maybe of a mesh key that has taken the place of the named one: the bytes of a [`SignedRoster`].
     Newer(Vec<u8>),
     /// It has an older one, and asks in turn.
     Older,
     /// The asker sent too many requests; it may ask again.
     Busy,
+    /// It does not know the mesh key that the asker named, and has a roster of one that replaced another one: the bytes of a
+    /// [`SignedRoster`]. If one key named two others in its place, both sides see so.
+    OtherKey(Vec<u8>),
 }
 message!(RosterReply, SignedRoster::BYTES_MAX + 64);
 

@@ -12,6 +12,7 @@ use libp2p::identity::Keypair;
 use narmesh_tests::{TestMesh, TestNode, free_address, promised, wait_until};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -32,6 +33,23 @@ fn roster(mesh: &Keypair, version: u64, members: &[([u8; 32], &str)]) -> Vec<u8>
     let payload = Writer::default().u64(version).u64(1).list(members, member).u64(0).0;
     let signature = mesh.sign(&[b"narmesh-roster-1;", payload.as_slice()].concat()).expect("Ed25519 signs");
     Writer::default().u8(1).raw(&public_key(mesh)).raw(&signature).raw(&payload).0
+}
+
+/// What the key `old` says of the one that has taken its place.
+fn succession(old: &Keypair, new: &Keypair, version: u64) -> Vec<u8> {
+    let said = Writer::default().raw(&public_key(old)).raw(&public_key(new)).u64(version).0;
+    let signature = old.sign(&[b"narmesh-mesh-key-1;", said.as_slice()].concat()).expect("Ed25519 signs");
+    [said, signature].concat()
+}
+
+/// A roster like [`roster`], of a key to which these successions lead.
+fn roster_with_lineage(mesh: &Keypair, lineage: &[Vec<u8>], version: u64, members: &[([u8; 32], &str)]) -> Vec<u8> {
+    let count = [u8::try_from(lineage.len()).expect("few")];
+    // The payload is the same.
+    let payload = &roster(mesh, version, members)[97..];
+    let signed = [&count, lineage.concat().as_slice(), payload].concat();
+    let signature = mesh.sign(&[b"narmesh-roster-2;", signed.as_slice()].concat()).expect("Ed25519 signs");
+    Writer::default().u8(2).raw(&public_key(mesh)).raw(&signature).raw(&signed).0
 }
 
 fn newer(roster: &[u8]) -> Vec<u8> {
@@ -103,6 +121,76 @@ fn the_newest_roster_is_kept_whatever_else_comes_and_told_to_members_alone() {
     assert_eq!(asks(&public_key(&mesh), 7), [3, 0, 0, 0]);
     wait_until("the newer roster is kept", promised(HEARD), || kept() == version(7, false));
     wait_until("who was removed is told nothing", promised(HEARD), || asks(&public_key(&mesh), 0) == ROSTER_ABSENT);
+}
+
+#[test]
+fn only_the_mesh_key_itself_names_the_next_one_once_and_nothing_goes_back() {
+    let (tests, mesh) = (TestMesh::new(), Keypair::generate_ed25519());
+    let [new, second, thief] = [(); 3].map(|()| Keypair::generate_ed25519());
+    let given = Arc::new(Mutex::new(Vec::new()));
+    let (give, asked) = (Arc::clone(&given), Arc::new(AtomicU32::new(0)));
+    let count = Arc::clone(&asked);
+    let answer = move |_: &_, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        vec![Move::Send(give.lock().expect("no panic").clone())]
+    };
+    let script = Script { roster: Some(Box::new(answer)), ..Script::default() };
+    let peer = Peer::new("member", Keypair::generate_ed25519(), script);
+    let node = member_of(&tests, &mesh, &peer);
+    let mut members = [(public_key_of(&node), "node"), (public_key(&peer.keys), "member")];
+    members.sort_by_key(|(key, _)| *key);
+    let signed = |key: &Keypair, version| roster(key, version, &members);
+    let after = |key: &Keypair, said: Vec<u8>, version| roster_with_lineage(key, &[said], version, &members);
+    let kept = || std::fs::read(node.dir().join("state/roster")).unwrap_or_default();
+    let set = |reply: Vec<u8>| *given.lock().expect("no panic") = reply;
+    let asks =
+        |key: &Keypair, version| peer.ask(&node, ROSTER, &compare(&public_key(key), version)).expect("an answer");
+    // The node asks in turn whenever the peer names something that it does not know.
+    let offer = |roster: &[u8], version: u64| {
+        set(newer(roster));
+        assert_eq!(asks(&mesh, version), [3, 0, 0, 0], "the node asks in turn");
+    };
+    set(newer(&signed(&mesh, 5)));
+    peer.connect(&node);
+    wait_until("the roster is kept", promised(HEARD), || kept() == signed(&mesh, 5));
+    // Forged: the thief says it, for the mesh key or for itself; a roster that goes back; a key that the lineage does not lead to.
+    let mut forged = succession(&thief, &new, 5);
+    forged[..32].copy_from_slice(&public_key(&mesh));
+    let wrong = [
+        after(&new, forged, 6),
+        after(&new, succession(&thief, &new, 5), 6),
+        after(&new, succession(&mesh, &new, 5), 5),
+        after(&thief, succession(&mesh, &new, 5), 6),
+    ];
+    for (roster, version) in wrong.iter().zip(10..) {
+        let before = asked.load(Ordering::SeqCst);
+        offer(roster, version);
+        wait_until("it is given", promised(HEARD), || asked.load(Ordering::SeqCst) > before);
+    }
+    node.wait_status("blames who gave it", promised(HEARD), |status| {
+        let peer = status.peer("member").expect("on the allowlist");
+        peer["last_misdeed"].as_str().is_some_and(|misdeed| misdeed.contains("malformed reply"))
+    });
+    assert_eq!(kept(), signed(&mesh, 5));
+    // The true one is followed, though its version is lower than what was named.
+    let followed = after(&new, succession(&mesh, &new, 5), 6);
+    offer(&followed, 99);
+    wait_until("the new key is followed", promised(HEARD), || kept() == followed);
+    wait_until("and passed on to who names the old one", promised(HEARD), || asks(&mesh, 99) == newer(&followed));
+    // What the old key signs, or says of another one, changes nothing any more; the second one is shown.
+    let other = after(&second, succession(&mesh, &second, 50), 51);
+    let other_key = [&[5, 0, 0, 0][..], &Writer::default().bytes(&other).0].concat();
+    set(other_key);
+    let answer = asks(&second, 51);
+    assert_eq!(answer, [&[5, 0, 0, 0][..], &Writer::default().bytes(&followed).0].concat(), "both see it");
+    let shown = format!("home:{}", STANDARD.encode(public_key(&second)));
+    node.wait_status("shows the other key", promised(HEARD), |status| {
+        status.text("/mesh/contradicting_key") == Some(shown.as_str())
+    });
+    set(newer(&signed(&mesh, 900)));
+    assert_eq!(asks(&new, 900), [3, 0, 0, 0]);
+    wait_until("the node has asked in turn", promised(HEARD), || asks(&new, 0) == newer(&followed));
+    assert_eq!(kept(), followed);
 }
 
 fn public_key_of(node: &TestNode) -> [u8; 32] {

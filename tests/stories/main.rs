@@ -27,6 +27,7 @@ mod local_users;
 mod log;
 mod logs_of_peers;
 mod membership;
+mod mesh_key;
 mod metrics;
 mod migrate;
 mod names;

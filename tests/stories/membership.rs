@@ -9,10 +9,10 @@ use narmesh_tests::{TestMesh, TestNode, finish, free_address, narmesh_binary, pr
 use serde_json::Value;
 
 /// A member is on everybody's allowlist, or off it, within this.
-const HEARD: Duration = Duration::from_secs(2);
+pub(crate) const HEARD: Duration = Duration::from_secs(2);
 
 /// A machine that `init` made, with a port that others may be told, and that knows nobody.
-fn machine(mesh: &TestMesh, name: &str) -> TestNode {
+pub(crate) fn machine(mesh: &TestMesh, name: &str) -> TestNode {
     let mut node = mesh.node(name);
     node.config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", free_address().port())];
     node.config.sign = true;
@@ -21,23 +21,23 @@ fn machine(mesh: &TestMesh, name: &str) -> TestNode {
 }
 
 /// A running machine that made a mesh.
-fn founder(mesh: &TestMesh) -> TestNode {
+pub(crate) fn founder(mesh: &TestMesh) -> TestNode {
     let mut founder = machine(mesh, "founder");
     founder.start();
     founder.narmesh(&["mesh", "create", "home"]).expect_success("mesh create");
     founder
 }
 
-fn invite(founder: &TestNode, arguments: &[&str]) -> String {
+pub(crate) fn invite(founder: &TestNode, arguments: &[&str]) -> String {
     founder.narmesh(&[&["mesh", "invite"], arguments].concat()).expect_success("mesh invite")
 }
 
-fn join(node: &TestNode, token: &str) {
+pub(crate) fn join(node: &TestNode, token: &str) {
     node.narmesh(&["join", token]).expect_success("join");
 }
 
 /// Waits until both have a connection with each other.
-fn wait_met(one: &TestNode, other: &TestNode) {
+pub(crate) fn wait_met(one: &TestNode, other: &TestNode) {
     for (node, peer) in [(one, other), (other, one)] {
         node.wait_status(&format!("met {}", peer.name), promised(HEARD), |status| {
             status.connected(&peer.name) && status.summary_paths(&peer.name).is_some()
@@ -45,12 +45,12 @@ fn wait_met(one: &TestNode, other: &TestNode) {
     }
 }
 
-fn list(node: &TestNode) -> Value {
+pub(crate) fn list(node: &TestNode) -> Value {
     let text = node.narmesh(&["mesh", "list", "--json"]).expect_success("mesh list");
     serde_json::from_str(&text).expect("JSON")
 }
 
-fn names(node: &TestNode) -> Vec<String> {
+pub(crate) fn names(node: &TestNode) -> Vec<String> {
     let list = list(node);
     let members = list.pointer("/members").and_then(Value::as_array).expect("members").clone();
     members.iter().map(|member| member["name"].as_str().expect("a name").to_owned()).collect()
@@ -265,4 +265,51 @@ fn two_machines_that_sign_at_once_lose_no_edit() {
     wait_until("both have the edits of both", promised(HEARD), all_edits);
     assert_eq!(list(&one)["version"], list(&other)["version"]);
     one.wait_logged(&["another machine signed at the same time"]);
+}
+
+#[test]
+fn what_a_restored_machine_changes_is_not_lost() {
+    let mesh = TestMesh::new();
+    let (mut one, mut other) = (founder(&mesh), machine(&mesh, "other"));
+    other.start();
+    join(&other, &invite(&one, &[]));
+    wait_met(&one, &other);
+    let kept = ["roster", "mesh.edits"].map(|name| one.dir().join("state").join(name));
+    let backup = kept.each_ref().map(|file| fs::read(file).expect("a file"));
+    join(&machine(&mesh, "c"), &invite(&one, &[]));
+    join(&machine(&mesh, "d"), &invite(&one, &[]));
+    wait_until("the newest roster is heard", promised(HEARD), || names(&other).len() == 4);
+    one.kill();
+    kept.iter().zip(backup).for_each(|(file, bytes)| fs::write(file, bytes).unwrap());
+    one.narmesh(&["mesh", "rename", "other", "renamed"]).expect_success("mesh rename");
+    one.start_as_written(None);
+    let has_all = |node: &TestNode| names(node) == ["c", "d", "founder", "renamed"];
+    wait_until("both have what was changed before and after", promised(HEARD), || has_all(&one) && has_all(&other));
+}
+
+#[test]
+fn what_is_so_already_changes_nothing_and_names_hide_nothing() {
+    let mesh = TestMesh::new();
+    let founder = founder(&mesh);
+    let version = || list(&founder)["version"].as_u64().expect("a number");
+    let (before, run) = (version(), |arguments: &[&str]| founder.narmesh(arguments));
+    for same in [["mesh", "rename", "founder", "founder"], ["mesh", "role", "founder", "builder"]] {
+        let told = run(&same);
+        assert!(told.stderr.contains("is that already"), "{}", told.stderr);
+    }
+    assert_eq!(version(), before);
+    let hidden = "foun\u{202e}der";
+    for arguments in [&["mesh", "rename", "founder", hidden][..], &["mesh", "invite", "--name", hidden]] {
+        let refused = run(arguments).expect_failure("a name that hides something");
+        assert!(refused.contains("foun\\u{202e}der") && refused.contains("accepted: 1 to 64 bytes"), "{refused}");
+    }
+    let token = invite(&founder, &[]);
+    let node = machine(&mesh, "node");
+    let refused =
+        node.narmesh(&["join", &token, "--name", "b\u{200b}ox"]).expect_failure("a name that hides something");
+    assert!(refused.contains("b\\u{200b}ox") && refused.contains("accepted: 1 to 64 bytes"), "{refused}");
+    join(&node, &token);
+    invite(&founder, &[]);
+    let closed = run(&["mesh", "close-invitations"]);
+    assert!(closed.stderr.contains("1 invitations of this machine were closed"), "{}", closed.stderr);
 }

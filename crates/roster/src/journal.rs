@@ -51,11 +51,12 @@ impl Journal {
         codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
     }
 
-    /// Notes what `signer` changed, and counts it in `after`.
+    /// Notes what `signer` changed, and counts it in `after`, which says when that was.
     pub fn note(&mut self, signer: [u8; 32], before: &Roster, after: &mut Roster) {
         let last = self.edits.last().map_or(0, |edit| edit.number);
-        // A signer that was restored from a backup knows fewer of its edits than the others.
-        let number = last.max(before.edits_of(&signer)).saturating_add(1);
+        // A signer that was restored from a backup does not know how many edits of its own the others have. Numbers are times,
+        // so a new edit has a higher one than those, and is made again when they are heard of.
+        let number = last.max(before.edits_of(&signer)).saturating_add(1).max(after.issued_at_ms);
         after.set_edits_of(signer, number);
         let (mut added, mut changed) = (Vec::new(), Vec::new());
         for member in &after.members {
@@ -188,6 +189,25 @@ mod tests {
         let mut lost = Journal::default();
         assert_eq!(lost.complete([1; 32], &first), None);
         assert_eq!(edit(&mut lost, 1, &removed, |roster| roster.put(member(5, "next"))).edits_of(&[1; 32]), 2);
+    }
+
+    /// It edits an older roster than its own last one, with the journal of that time.
+    #[test]
+    fn the_edit_of_a_restored_signer_is_made_again_on_the_newest_roster() {
+        let mut journal = Journal::default();
+        let at = |ms: u64, name: &'static str| {
+            move |roster: &mut Roster| {
+                roster.issued_at_ms = ms;
+                roster.put(member(ms.to_le_bytes()[0], name));
+            }
+        };
+        let backup = edit(&mut journal, 1, &roster(vec![member(1, "one")]), at(10, "a"));
+        let mut restored = journal.clone();
+        let newest = [(20, "b"), (30, "c")]
+            .into_iter()
+            .fold(backup.clone(), |roster, (ms, name)| edit(&mut journal, 1, &roster, at(ms, name)));
+        edit(&mut restored, 1, &backup, at(40, "d"));
+        assert_eq!(names(&restored.complete([1; 32], &newest).unwrap()), ["a", "b", "c", "d", "one"]);
     }
 
     #[test]

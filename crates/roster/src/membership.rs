@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// The mesh of whose roster we are.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    /// The mesh key, which signs rosters.
+    /// The mesh key, which signs rosters: that of the roster, if there is one.
     pub key: NixPublicKey,
     /// The newest roster that we know.
     pub roster: Option<Arc<SignedRoster>>,
@@ -25,21 +25,26 @@ impl Membership {
         RosterRequest { mesh: self.key.bytes(), have: self.version() }
     }
 
+    /// Whether this is our mesh key, or one that it has replaced.
+    pub(crate) fn knows(&self, key: &[u8; 32]) -> bool {
+        self.key.bytes() == *key || self.roster.as_ref().is_some_and(|roster| roster.lineage().replaced(key))
+    }
+
     /// Answers a peer. Only members hear of a roster: who was removed is told nothing by anybody who has heard of that.
     pub(crate) fn reply_to(&self, peer: &PeerId, request: &RosterRequest) -> RosterReply {
-        if self.key.bytes() != request.mesh {
-            return RosterReply::Absent;
-        }
         let ours = self.version();
-        if request.have > ours {
+        let is_our_key = self.key.bytes() == request.mesh;
+        if is_our_key && request.have > ours {
             return RosterReply::Older;
         }
         let is_member =
             |roster: &&Arc<SignedRoster>| node_key_of(peer).is_some_and(|key| roster.member(&key).is_some());
         match self.roster.as_ref().filter(is_member) {
             None => RosterReply::Absent,
-            Some(_) if request.have == ours => RosterReply::Same,
-            Some(roster) => RosterReply::Newer(roster.as_bytes().to_vec()),
+            Some(_) if is_our_key && request.have == ours => RosterReply::Same,
+            Some(roster) if self.knows(&request.mesh) => RosterReply::Newer(roster.as_bytes().to_vec()),
+            Some(roster) if roster.lineage().successions().is_empty() => RosterReply::Absent,
+            Some(roster) => RosterReply::OtherKey(roster.as_bytes().to_vec()),
         }
     }
 }

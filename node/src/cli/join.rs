@@ -1,7 +1,8 @@
 //! `narmesh join`.
 
 use super::id::{introduced, own_name};
-use super::mesh::{tell_daemon, write_request};
+use super::mesh::write_request;
+use super::mesh_place::tell_daemon;
 use super::{emit, init, setup_nix};
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::MeshFiles;
@@ -64,8 +65,15 @@ fn is_member(config: &Path) -> anyhow::Result<bool> {
 fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
     let secrets = settings.read_secrets()?;
-    if let Some(mesh) = settings.mesh.key.as_ref().filter(|mesh| mesh.bytes() != token.mesh.bytes()) {
-        anyhow::bail!("this machine is in the mesh {mesh} already; `narmesh leave` leaves it");
+    let files = MeshFiles::new(&settings.node.state_dir);
+    if let Some(mesh) = &settings.mesh.key {
+        // Another key may have taken the place of the one that the configuration names.
+        let in_force =
+            files.read_roster(mesh).ok().flatten().map_or_else(|| mesh.clone(), |roster| roster.key().clone());
+        anyhow::ensure!(
+            in_force.bytes() == token.mesh.bytes(),
+            "this machine is in the mesh {in_force} already; `narmesh leave` leaves it"
+        );
     }
     config_file::ensure_writable(config)?;
     let name = name.map_or_else(|| own_name(&settings, &secrets), str::to_owned);
@@ -89,10 +97,11 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
     };
     let roster = SignedRoster::open(&token.mesh, &bytes).context("the inviting machine sent no good roster")?;
     let member = find_own(&roster, &secrets)?;
-    let files = MeshFiles::new(&settings.node.state_dir);
     files.forget_edits()?;
     files.take(&token.mesh, &roster)?;
-    set_mesh_key(config, Some(&token.mesh))?;
+    if settings.mesh.key.is_none() {
+        set_mesh_key(config, Some(&token.mesh))?;
+    }
     emit(&format!(
         "joined the mesh {} as {:?}; it has {} members\n",
         token.mesh.name(),

@@ -1,22 +1,23 @@
 //! `narmesh mesh` and `narmesh leave`.
 
 use super::client::ask;
-use super::id::{introduced, own_name};
 use super::mesh_list::MeshReport;
+use super::mesh_place::{Place, find_member, tell_daemon};
+use super::rekey::{self, Rekey};
 use super::{emit, emit_report, eprint_line, setup_nix};
-use crate::control::ControlRequest;
-use crate::describe::describe;
+use crate::control::{ControlReply, ControlRequest};
 use crate::membership::config_file::{self, set_mesh_key};
-use crate::membership::files::{MeshFiles, newest, no_roster, read_roster_file};
+use crate::membership::files::{MeshFiles, no_roster};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
-use crate::membership::joins::{find_name_in_use, higher, put_member};
+use crate::membership::joins::{check_new, find_name_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
-use crate::settings::{Secrets, Settings, may_be_dialled};
+use crate::settings::{may_be_dialled, socket_address};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
-use narmesh_protocol::{Member, MemberRole, NixPublicKey, NixSecretKey, Roster, SignedRoster, node_key_of};
+use narmesh_protocol::{Member, MemberRole, NixSecretKey, node_key_of};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// Longest time that an invitation is open, or that an ephemeral member may be away.
@@ -78,7 +79,12 @@ pub(super) enum Command {
     Import {
         /// The file
         file: PathBuf,
+        /// Take it although it is of this mesh key, which nothing here says has taken the place of ours
+        #[arg(long, value_name = "MESH_KEY")]
+        accept: Option<String>,
     },
+    /// Put another mesh key in the place of this one, where it may be in wrong hands; all members follow
+    Rekey(Rekey),
     /// Write the signed roster into a file, for mesh.roster_file on machines that are configured from one place
     Export {
         /// The file
@@ -109,86 +115,6 @@ pub(super) struct Invite {
     address: Vec<Multiaddr>,
 }
 
-/// This machine and its mesh, as the configuration says.
-struct Place {
-    settings: Settings,
-    secrets: Secrets,
-    files: MeshFiles,
-}
-
-impl Place {
-    fn find(config: &Path) -> anyhow::Result<Self> {
-        let settings = Settings::load(config)?;
-        let secrets = settings.read_secrets()?;
-        let files = MeshFiles::new(&settings.node.state_dir);
-        Ok(Self { settings, secrets, files })
-    }
-
-    fn mesh(&self) -> anyhow::Result<NixPublicKey> {
-        let file = self.settings.file.display();
-        self.settings.mesh.key.clone().with_context(|| {
-            format!("{file} names no mesh; `narmesh mesh create` makes one, `narmesh join TOKEN` joins one")
-        })
-    }
-
-    /// The newest roster that this machine has.
-    fn roster(&self) -> anyhow::Result<SignedRoster> {
-        let mesh = self.mesh()?;
-        let roster = newest(self.files.read_roster(&mesh)?, self.given(&mesh)?);
-        roster.with_context(|| no_roster(&mesh))
-    }
-
-    /// The roster that the configuration names.
-    fn given(&self, mesh: &NixPublicKey) -> anyhow::Result<Option<SignedRoster>> {
-        let file = self.settings.mesh.roster_file.as_deref();
-        Ok(file.map(|file| read_roster_file(mesh, file)).transpose()?.flatten())
-    }
-
-    /// Changes the newest roster and signs it.
-    fn edit(&self, change: impl FnOnce(&mut Roster) -> anyhow::Result<()>) -> anyhow::Result<SignedRoster> {
-        let (mesh, me) = (self.mesh()?, self.secrets.peer_id());
-        let (roster, ()) = self.files.edit(&mesh, &me, self.given(&mesh)?.as_ref(), change)?;
-        Ok(roster)
-    }
-
-    /// Notes in the roster where this machine is reached.
-    fn note_addresses(&self, addresses: &[Multiaddr]) -> anyhow::Result<()> {
-        let addresses: Vec<_> = addresses.iter().map(Multiaddr::to_string).collect();
-        let own_key = node_key_of(&self.secrets.peer_id());
-        let is_own = |member: &&mut Member| Some(member.node_key) == own_key;
-        if self
-            .roster()?
-            .roster()
-            .members
-            .iter()
-            .any(|member| Some(member.node_key) == own_key && member.addresses == addresses)
-        {
-            return Ok(());
-        }
-        self.edit(|roster| {
-            if let Some(member) = roster.members.iter_mut().find(is_own) {
-                member.addresses = addresses;
-            }
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// This machine as a member.
-    fn as_member(&self, role: MemberRole) -> anyhow::Result<Member> {
-        let (peer, name) = (self.secrets.peer_id(), own_name(&self.settings, &self.secrets));
-        Ok(Member {
-            node_key: node_key_of(&peer).context("the node key is no Ed25519 key")?,
-            addresses: introduced(&name, &self.settings, &self.secrets).addresses,
-            name,
-            role,
-            builder_key: self.secrets.builder_key.as_ref().map(|key| key.public().to_string()),
-            relay: false,
-            ephemeral_s: 0,
-        })
-    }
-}
-
 pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Create { name } => create(config, name),
@@ -197,7 +123,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
         Command::Remove { name } => remove(config, name),
         Command::Rename { name, new_name } => edit_member(config, name, |member| {
             member.name.clone_from(new_name);
-            Ok(())
+            check_new(member)
         }),
         Command::Role { name, role } => {
             let role = role_of(role)?;
@@ -215,15 +141,18 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
         }
         Command::CloseInvitations => {
             let place = Place::find(config)?;
-            place.files.change_invitations(|invitations| {
+            let open = place.files.change_invitations(|invitations| {
+                let open = invitations.count_open(Timestamp::now());
                 invitations.close_all();
-                Ok(())
+                Ok(open)
             })?;
-            tell_daemon(config, "no invitation is open");
+            let whose = "; each machine with the mesh key closes its own";
+            tell_daemon(config, &format!("{open} invitations of this machine were closed{whose}"));
             Ok(())
         }
         Command::Admit { file, role } => admit(config, file, role_of(role)?),
-        Command::Import { file } => import(config, file),
+        Command::Import { file, accept } => rekey::import(config, file, accept.as_deref()),
+        Command::Rekey(arguments) => rekey::rekey(config, arguments),
         Command::Export { file } => {
             let roster = Place::find(config)?.roster()?;
             std::fs::write(file, roster.as_bytes()).with_context(|| format!("cannot write {}", file.display()))
@@ -269,7 +198,7 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
         config.display()
     );
     let this = place.as_member(MemberRole::Builder)?;
-    this.check()?;
+    check_new(&this)?;
     config_file::ensure_writable(config)?;
     place.files.forget()?;
     place.files.create_key(&key)?;
@@ -287,15 +216,11 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
 
 fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let mesh = place.mesh()?;
+    let roster = place.roster()?;
+    place.files.key_of(&roster).context("only a machine with the mesh key can invite")?;
+    let mesh = roster.key().clone();
     anyhow::ensure!(
-        place.files.has_key_of(&mesh)?,
-        "{} is not there, or is the key of another mesh: only a machine with the mesh key can invite",
-        place.files.key_file().display()
-    );
-    let own_key = node_key_of(&place.secrets.peer_id());
-    anyhow::ensure!(
-        own_key.is_some_and(|key| place.roster().is_ok_and(|roster| roster.member(&key).is_some())),
+        MeshFiles::is_on(&roster, &place.secrets.peer_id()),
         "this machine is not on the roster of the mesh; {}",
         no_roster(&mesh)
     );
@@ -305,14 +230,14 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let until = now + duration_of("--for", &invite.good_for)?;
     let ephemeral = invite.ephemeral.as_deref().map(|text| duration_of("--ephemeral", text)).transpose()?;
     if let Some(name) = &invite.name {
-        Member { name: name.clone(), ..place.as_member(role)? }.check()?;
+        check_new(&Member { name: name.clone(), ..place.as_member(role)? })?;
     }
-    let addresses = match &invite.address {
-        none if none.is_empty() => {
-            let guessed = place.as_member(role)?.addresses;
-            guessed.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect()
-        }
-        given => given.clone(),
+    let guessed: Vec<Multiaddr> =
+        place.as_member(role)?.addresses.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect();
+    let (addresses, are_in_roster) = match &invite.address {
+        none if none.is_empty() && guessed.is_empty() => (listened(config), false),
+        none if none.is_empty() => (guessed, true),
+        given => (given.clone(), false),
     };
     if let Some(bad) = addresses.iter().find(|address| !may_be_dialled(&address.to_string())) {
         anyhow::bail!(
@@ -321,7 +246,8 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     }
     anyhow::ensure!(
         (1..=ADDRESSES_MAX).contains(&addresses.len()),
-        "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address",
+        "{} addresses would be in the token; accepted: 1 to {ADDRESSES_MAX}, each with --address (without it, while the \
+         daemon runs, those of its interfaces)",
         addresses.len()
     );
     let mut secret = [0; SECRET_BYTES];
@@ -331,7 +257,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     invitation.name.clone_from(&invite.name);
     let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
     let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
-    if !invite.address.is_empty() {
+    if !are_in_roster {
         place.note_addresses(&token.addresses)?;
     }
     place.files.change_invitations(|invitations| invitations.add(now, invitation))?;
@@ -346,11 +272,29 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the running daemon listens, for a machine whose addresses no default route tells: those of its interfaces.
+fn listened(config: &Path) -> Vec<Multiaddr> {
+    let Ok(ControlReply::Status(status)) = ask(config, &ControlRequest::Status) else { return Vec::new() };
+    let is_reached = |address: &Multiaddr| {
+        let ip = socket_address(address).map(|address| address.ip());
+        let is_link_local = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        ip.is_some_and(|ip| !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip))
+    };
+    let listened = status.listen.iter().filter_map(|text| text.parse().ok());
+    listened.filter(is_reached).take(ADDRESSES_MAX).collect()
+}
+
 fn list(config: &Path, json: bool) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let (mesh, roster) = (place.mesh()?, place.roster()?);
+    let roster = place.roster()?;
     let invitations = place.files.read_invitations()?.count_open(Timestamp::now());
-    let report = MeshReport::new(&mesh, &roster, &place.secrets.peer_id(), place.files.has_key_of(&mesh)?, invitations);
+    let mut report = MeshReport::new(&roster, &place.secrets.peer_id());
+    report.has_mesh_key = place.files.has_key_of(&roster);
+    report.invitations_open = invitations;
+    report.contradicting_key = place.files.read_other(&place.mesh()?)?.map(|other| other.key().to_string());
     emit_report(&report, json, MeshReport::text)
 }
 
@@ -371,32 +315,20 @@ fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
 
 fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let place = Place::find(config)?;
+    let mut is_changed = false;
     let roster = place.edit(|roster| {
         let at = find_member(&roster.members, name)?;
-        roster.members.get_mut(at).map_or(Ok(()), edit)
+        let Some(member) = roster.members.get_mut(at) else { return Ok(()) };
+        let before = member.clone();
+        edit(member)?;
+        is_changed = *member != before;
+        Ok(())
     })?;
+    if !is_changed {
+        eprint_line(&format!("{name:?} is that already: the roster stays as it is"));
+        return Ok(());
+    }
     tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
-    Ok(())
-}
-
-fn find_member(members: &[Member], name: &str) -> anyhow::Result<usize> {
-    members.iter().position(|member| member.name == name).with_context(|| {
-        let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
-        names.sort_unstable();
-        format!("there is no member {name:?}; accepted: {}", names.join(", "))
-    })
-}
-
-fn import(config: &Path, file: &Path) -> anyhow::Result<()> {
-    let place = Place::find(config)?;
-    let mesh = place.mesh()?;
-    let roster = read_roster_file(&mesh, file)?.with_context(|| format!("{} is not there", file.display()))?;
-    let version = roster.roster().version;
-    anyhow::ensure!(
-        place.files.take(&mesh, &roster)?,
-        "roster version {version} is not newer than the one that is here"
-    );
-    tell_daemon(config, &format!("roster version {version} is in force"));
     Ok(())
 }
 
@@ -416,7 +348,7 @@ fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     })?;
     eprint_line(&format!(
         "{name} is a member; give it the roster (`narmesh mesh export FILE`) and the mesh key {}",
-        place.mesh()?
+        roster.key()
     ));
     tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
     Ok(())
@@ -429,7 +361,7 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
     if let Some(name) = name {
         name.clone_into(&mut member.name);
     }
-    member.check()?;
+    check_new(&member)?;
     request_file::write(file, &place.secrets.keypair, &member)?;
     eprint_line(&format!("wrote {}; on the machine with the mesh key: narmesh mesh admit FILE", file.display()));
     Ok(())
@@ -438,7 +370,7 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
 pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let mesh = place.mesh()?;
-    let has_key = place.files.has_key_of(&mesh)?;
+    let has_key = place.files.read_key()?.is_some();
     set_mesh_key(config, None)?;
     place.files.forget()?;
     if has_key {
@@ -454,12 +386,4 @@ pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     ));
     tell_daemon(config, "its members are no peers any more");
     setup_nix::take_out(&place.settings)
-}
-
-/// Has the daemon read what has changed, and says whether it did.
-pub(super) fn tell_daemon(config: &Path, done: &str) {
-    match ask(config, &ControlRequest::Reload) {
-        Ok(_) => eprint_line(&format!("the running daemon knows: {done}")),
-        Err(error) => eprint_line(&format!("for the daemon, when it runs: {done} ({})", describe(&error))),
-    }
 }

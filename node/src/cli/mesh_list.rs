@@ -1,10 +1,10 @@
 //! What `narmesh mesh list` shows.
 
 use crate::membership::invitations::role_word;
-use crate::status::text::duration;
+use crate::status::text::{contradiction, duration};
 use jiff::Timestamp;
 use libp2p::PeerId;
-use narmesh_protocol::{Member, NixPublicKey, SignedRoster};
+use narmesh_protocol::{Member, SignedRoster};
 use serde::Serialize;
 
 /// One line of `narmesh mesh list`.
@@ -26,19 +26,16 @@ pub(super) struct MeshReport {
     mesh: String,
     version: u64,
     issued_at_ms: u64,
-    has_mesh_key: bool,
-    invitations_open: usize,
+    pub(super) has_mesh_key: bool,
+    pub(super) invitations_open: usize,
+    /// A mesh key that is said to have taken the place of the same one as ours.
+    pub(super) contradicting_key: Option<String>,
     members: Vec<MemberView>,
 }
 
 impl MeshReport {
-    pub(super) fn new(
-        mesh: &NixPublicKey,
-        roster: &SignedRoster,
-        me: &PeerId,
-        has_mesh_key: bool,
-        invitations_open: usize,
-    ) -> Self {
+    /// The report on a roster alone.
+    pub(super) fn new(roster: &SignedRoster, me: &PeerId) -> Self {
         let view = |member: &Member| MemberView {
             name: member.name.clone(),
             peer_id: member.peer_id().map(|peer| peer.to_string()),
@@ -52,11 +49,12 @@ impl MeshReport {
         let mut members: Vec<_> = roster.roster().members.iter().map(view).collect();
         members.sort_by(|one, other| one.name.cmp(&other.name));
         Self {
-            mesh: mesh.to_string(),
+            mesh: roster.key().to_string(),
             version: roster.roster().version,
             issued_at_ms: roster.roster().issued_at_ms,
-            has_mesh_key,
-            invitations_open,
+            has_mesh_key: false,
+            invitations_open: 0,
+            contradicting_key: None,
             members,
         }
     }
@@ -68,6 +66,9 @@ impl MeshReport {
         let mut text = format!("mesh {}\nroster version {} of {issued}\n", self.mesh, self.version);
         if self.has_mesh_key {
             text += &format!("the mesh key is here; invitations that are open: {}\n", self.invitations_open);
+        }
+        if let Some(key) = &self.contradicting_key {
+            text += &format!("{}\n", contradiction(key));
         }
         text += "\n";
         let width = self.members.iter().map(|member| member.name.chars().count()).max().unwrap_or(0);
@@ -108,6 +109,7 @@ mod tests {
             issued_at_ms: 0,
             has_mesh_key: false,
             invitations_open: 0,
+            contradicting_key: None,
             members: vec![member],
         };
         assert_eq!(

@@ -3,10 +3,11 @@
 use super::Daemon;
 use crate::describe::describe;
 use crate::membership::files::{MeshFiles, newest, read_roster_file};
+use crate::membership::rekey::Taken;
 use crate::settings::Settings;
 use jiff::Timestamp;
 use libp2p::PeerId;
-use narmesh_protocol::{SignedRoster, node_key_of};
+use narmesh_protocol::{SignedRoster, Standing};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,19 +30,23 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
     };
     let files = MeshFiles::new(&configured.node.state_dir);
     let mut kept = usable(files.read_roster(mesh));
-    if let (None, Some(roster)) = (&kept, &in_force) {
+    let is_lost =
+        |roster: &Arc<SignedRoster>| kept.as_ref().is_none_or(|kept| kept.standing_of(roster) == Standing::Newer);
+    if let Some(roster) = in_force.filter(is_lost) {
         tracing::warn!(version = roster.roster().version, "the roster was lost on disk: written again");
-        if let Err(error) = files.take(mesh, roster) {
+        if let Err(error) = files.take(mesh, &roster) {
             tracing::error!(error = describe(&error), "the roster cannot be kept");
         }
-        kept = Some(SignedRoster::clone(roster));
+        kept = Some(SignedRoster::clone(&roster));
     }
     let given = configured.mesh.roster_file.as_ref().and_then(|file| usable(read_roster_file(mesh, file)));
     let Some(roster) = newest(kept, given) else {
         tracing::warn!(%mesh, "there is no roster of the mesh yet: its members are unknown");
         return settings;
     };
-    if node_key_of(me).is_none_or(|key| roster.member(&key).is_none()) {
+    settings.mesh.key = Some(roster.key().clone());
+    settings.mesh.contradicting = files.read_other(mesh).ok().flatten().map(|other| other.key().clone());
+    if !MeshFiles::is_on(&roster, me) {
         let version = roster.roster().version;
         tracing::warn!(%mesh, version, "this machine is not on the roster of the mesh: its members are no peers");
         return settings;
@@ -59,6 +64,24 @@ pub(super) fn is_open(settings: &Settings) -> bool {
     }
     let invitations = MeshFiles::new(&settings.node.state_dir).read_invitations();
     invitations.is_ok_and(|invitations| invitations.is_any_open(Timestamp::now()))
+}
+
+/// Logs what became of a roster; returns whether anything has changed.
+fn tell_taken(taken: Taken, roster: &SignedRoster) -> bool {
+    let key = roster.key();
+    match taken {
+        Taken::Newer => {}
+        Taken::NotNewer => return false,
+        Taken::NewKey => tracing::warn!(
+            %key,
+            "the mesh key was replaced: what the one before signs counts no more, and invitations of this machine have ended"
+        ),
+        Taken::Contradicts => tracing::error!(
+            %key,
+            "a second key is said to have taken the place of the mesh key: it counts nothing here; docs/mesh.md says what to do"
+        ),
+    }
+    true
 }
 
 impl Daemon {
@@ -83,19 +106,20 @@ impl Daemon {
         }
     }
 
-    /// Writes a roster if it is newer than ours; says whether it was.
+    /// Writes a roster if it is newer than ours; says whether anything has changed.
     async fn keep_roster(&self, roster: Arc<SignedRoster>) -> bool {
         let settings = self.settings();
         let Some(mesh) = settings.mesh.key.clone() else { return false };
         let files = MeshFiles::new(&settings.node.state_dir);
         let me = self.secrets.peer_id();
         let keep = move || {
-            let is_newer = files.take(&mesh, &roster)?;
+            let taken = files.take(&mesh, &roster)?;
+            let is_newer = matches!(taken, Taken::Newer | Taken::NewKey);
             let completed = if is_newer { files.make_lost_edits_again(&mesh, &me)? } else { None };
-            anyhow::Ok((is_newer, completed))
+            anyhow::Ok((taken, roster, completed))
         };
         match tokio::task::spawn_blocking(keep).await {
-            Ok(Ok((is_newer, completed))) => {
+            Ok(Ok((taken, roster, completed))) => {
                 if let Some(roster) = completed {
                     let version = roster.roster().version;
                     tracing::info!(
@@ -103,7 +127,7 @@ impl Daemon {
                         "another machine signed at the same time: what this one changed is made again"
                     );
                 }
-                is_newer
+                tell_taken(taken, &roster)
             }
             Ok(Err(error)) => {
                 tracing::error!(error = describe(&error), "a newer roster cannot be kept");
@@ -119,7 +143,7 @@ impl Daemon {
         let settings = self.settings();
         let Some(roster) = settings.mesh.roster.clone() else { return false };
         let files = MeshFiles::new(&settings.node.state_dir);
-        if !files.key_file().exists() {
+        if !files.has_key_of(&roster) {
             return false;
         }
         let mut gone = Vec::new();

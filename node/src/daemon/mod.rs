@@ -452,7 +452,8 @@ impl Daemon {
         let secrets = configured.read_secrets()?;
         let policy = quorum_policy(&configured, &secrets)?;
         let old = self.settings();
-        let in_force = old.mesh.roster.clone().filter(|_| old.mesh.key == configured.mesh.key);
+        let is_same_mesh = self.in_force.read().configured.mesh.key == configured.mesh.key;
+        let in_force = old.mesh.roster.clone().filter(|_| is_same_mesh);
         let settings = with_members(&configured, &secrets.peer_id(), in_force);
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),

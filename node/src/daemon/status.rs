@@ -119,7 +119,8 @@ fn mesh_status(settings: &Settings, me: &PeerId) -> Option<MeshStatus> {
             role: role_word(this.role).to_owned(),
         })
     });
-    Some(MeshStatus { key, roster })
+    let contradicting_key = settings.mesh.contradicting.as_ref().map(ToString::to_string);
+    Some(MeshStatus { key, roster, contradicting_key })
 }
 
 fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {

@@ -26,16 +26,33 @@ pub(crate) fn set_mesh_key(file: &Path, mesh: Option<&NixPublicKey>) -> anyhow::
             file.display()
         );
     }
-    let changed = change(&text, wanted.as_deref());
+    write(file, &change(&text, wanted.as_deref()), wanted)
+}
+
+/// Puts another key into `mesh.key`, in the place of the one that is there.
+///
+/// # Errors
+/// When the file cannot be written: then nothing is changed.
+pub(crate) fn replace_mesh_key(file: &Path, mesh: &NixPublicKey) -> anyhow::Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let wanted = mesh.to_string();
+    if Config::read(file)?.mesh.key.as_ref() == Some(&wanted) {
+        return Ok(());
+    }
+    let changed = change(&change(&text, None), Some(&wanted));
+    write(file, &changed, Some(wanted))
+}
+
+fn write(file: &Path, changed: &str, wanted: Option<String>) -> anyhow::Result<()> {
     let by_hand = || match &wanted {
         Some(key) => format!("put this into the section [mesh] of {}: key = {}", file.display(), quoted(key)),
         None => format!("take the line key = … out of the section [mesh] of {}", file.display()),
     };
     // Whatever the file looks like: what was written is what was wanted, or nothing is written.
-    let after = Config::parse(&changed, file);
+    let after = Config::parse(changed, file);
     anyhow::ensure!(after.is_ok_and(|after| after.mesh.key == wanted), "the file has an unusual form; {}", by_hand());
-    Settings::check(Config::parse(&changed, file)?, file)?;
-    replace_text(file, &changed).with_context(|| format!("cannot write {}; {}", file.display(), by_hand()))
+    Settings::check(Config::parse(changed, file)?, file)?;
+    replace_text(file, changed).with_context(|| format!("cannot write {}; {}", file.display(), by_hand()))
 }
 
 /// Checks that the file can be written, before anything is done that cannot be undone.
@@ -86,6 +103,10 @@ mod tests {
             assert_eq!(Config::read(&file).unwrap().mesh.key, Some(mesh.to_string()));
             let refused = set_mesh_key(&file, Some(&other)).unwrap_err().to_string();
             assert!(refused.contains("leave that mesh first"), "{refused}");
+            for key in [&other, &mesh] {
+                replace_mesh_key(&file, key).unwrap();
+                assert_eq!(Config::read(&file).unwrap().mesh.key, Some(key.to_string()));
+            }
             set_mesh_key(&file, None).unwrap();
             let after = fs::read_to_string(&file).unwrap();
             assert_eq!(Config::parse(&after, &file).unwrap(), Config::parse(text, &file).unwrap());

@@ -4,11 +4,11 @@
 use super::invitations::Invitations;
 use crate::regular_file::{clear, lock, open_to_read, replace};
 use crate::settings::{create_secret, read_mesh_key};
-use crate::state_files::{EDITS_FILE, INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE};
+use crate::state_files::{EDITS_FILE, INVITATIONS_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, OTHER_ROSTER_FILE, ROSTER_FILE};
 use anyhow::Context as _;
 use libp2p::PeerId;
 use narmesh_mesh::Journal;
-use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, RosterVersion, SignedRoster, node_key_of};
+use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, SignedRoster, Standing, node_key_of};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
@@ -35,6 +35,10 @@ impl MeshFiles {
         self.state_dir.join(MESH_KEY_FILE)
     }
 
+    pub(super) fn in_state_dir(&self, name: &str) -> PathBuf {
+        self.state_dir.join(name)
+    }
+
     fn roster_file(&self) -> PathBuf {
         self.state_dir.join(ROSTER_FILE)
     }
@@ -49,12 +53,11 @@ impl MeshFiles {
 
     /// The mesh key, if this machine has it.
     pub(crate) fn read_key(&self) -> anyhow::Result<Option<NixSecretKey>> {
-        Ok(read_mesh_key(&self.key_file())?)
+        self.read_key_file(&self.key_file())
     }
 
-    /// Whether this machine has the key of this mesh.
-    pub(crate) fn has_key_of(&self, mesh: &NixPublicKey) -> anyhow::Result<bool> {
-        Ok(self.read_key()?.is_some_and(|key| key.public().bytes() == mesh.bytes()))
+    pub(super) fn read_key_file(&self, file: &Path) -> anyhow::Result<Option<NixSecretKey>> {
+        Ok(read_mesh_key(file)?)
     }
 
     /// Writes a new mesh key; there must be none yet.
@@ -71,16 +74,12 @@ impl MeshFiles {
         read_roster_file(mesh, &self.roster_file())
     }
 
-    /// Keeps a roster unless a newer one is kept already; `false` if it was not kept.
-    pub(crate) fn take(&self, mesh: &NixPublicKey, roster: &SignedRoster) -> anyhow::Result<bool> {
-        let _lock = self.lock()?;
-        // One that cannot be read is replaced: it came from a member, and comes again.
-        let kept = self.read_roster(mesh).ok().flatten();
-        let is_newer = kept.is_none_or(|kept| kept.version() < roster.version());
-        if is_newer {
-            self.write(&self.roster_file(), roster.as_bytes())?;
-        }
-        Ok(is_newer)
+    pub(super) fn read_roster_bytes(&self, file: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+        read_roster_bytes(file)
+    }
+
+    pub(super) fn write_kept(&self, roster: &SignedRoster) -> anyhow::Result<()> {
+        self.write(&self.roster_file(), roster.as_bytes())
     }
 
     /// Signs the first roster of a mesh, with this member alone.
@@ -92,7 +91,7 @@ impl MeshFiles {
     }
 
     /// Changes the newest roster, which is the kept one or the `given` one, signs it as the next version, and keeps it. Others
-    /// who change it at the same time wait. If `change` fails, nothing is written.
+    /// who change it at the same time wait. If `change` fails or changes nothing, nothing is written.
     ///
     /// # Errors
     /// When this machine does not have the mesh key, or has another one, or no roster, or the change makes no valid one. A
@@ -105,23 +104,28 @@ impl MeshFiles {
         change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(SignedRoster, T)> {
         let _lock = self.lock()?;
-        let key = self.read_key()?.with_context(|| {
-            format!("{} is not there: this machine cannot change the mesh", self.key_file().display())
-        })?;
-        let signer = node_key_of(signer).context("the node key is no Ed25519 key")?;
-        anyhow::ensure!(
-            key.public().bytes() == mesh.bytes(),
-            "{} is the key of another mesh than mesh.key in the configuration",
-            self.key_file().display()
-        );
         let before = newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?;
-        let mut roster = before.roster().clone();
-        let changed = change(&mut roster)?;
+        let key = self.key_of(&before)?;
+        anyhow::ensure!(
+            Self::is_on(&before, signer),
+            "this machine is not on roster version {} of the mesh: it was removed, and changes nothing any more. \
+             `narmesh join TOKEN` makes it a member again",
+            before.roster().version
+        );
+        let signer = node_key_of(signer).context("the node key is no Ed25519 key")?;
         let mut journal = self.read_journal();
-        journal.note(signer, before.roster(), &mut roster);
-        let signed = self.sign_as_next(&key, roster)?;
+        // A machine that got a new mesh key later than it heard of it may have edits that are in no roster of that key.
+        let known = journal.complete(signer, before.roster()).unwrap_or_else(|| before.roster().clone());
+        let mut roster = known.clone();
+        let changed = change(&mut roster)?;
+        if roster == *before.roster() {
+            return Ok((before, changed));
+        }
+        roster.issued_at_ms = unix_ms();
+        journal.note(signer, &known, &mut roster);
+        let signed = self.sign_as_next(&key, &before, roster)?;
         // After the roster: what is noted was done.
-        self.write(&self.edits_file(), &journal.encode())?;
+        self.write_journal(&mut journal)?;
         Ok((signed, changed))
     }
 
@@ -133,27 +137,33 @@ impl MeshFiles {
         signer: &PeerId,
     ) -> anyhow::Result<Option<SignedRoster>> {
         let _lock = self.lock()?;
-        let Some(key) = self.read_key()?.filter(|key| key.public().bytes() == mesh.bytes()) else { return Ok(None) };
         let (Some(kept), Some(signer)) = (self.read_roster(mesh)?, node_key_of(signer)) else { return Ok(None) };
         // Edits of a machine that was removed meanwhile count no more.
-        if kept.member(&signer).is_none() {
-            return Ok(None);
-        }
+        let Some(key) = self.key_of(&kept).ok().filter(|_| kept.member(&signer).is_some()) else { return Ok(None) };
         let completed = self.read_journal().complete(signer, kept.roster());
-        completed.map(|roster| self.sign_as_next(&key, roster)).transpose()
+        completed.map(|roster| self.sign_as_next(&key, &kept, roster)).transpose()
     }
 
-    /// Signs a roster as the version after its own, and keeps it.
-    fn sign_as_next(&self, key: &NixSecretKey, mut roster: Roster) -> anyhow::Result<SignedRoster> {
-        roster.version = roster.version.checked_add(1).context("there is no higher version of this roster")?;
+    /// Signs a roster as the version after the one before, and keeps it.
+    fn sign_as_next(
+        &self,
+        key: &NixSecretKey,
+        before: &SignedRoster,
+        mut roster: Roster,
+    ) -> anyhow::Result<SignedRoster> {
+        roster.version = before.roster().version.checked_add(1).context("there is no higher version of this roster")?;
         roster.issued_at_ms = unix_ms();
-        let signed = SignedRoster::sign(key, roster)?;
-        self.write(&self.roster_file(), signed.as_bytes())?;
+        let signed = SignedRoster::sign_with_lineage(key, before.lineage(), roster)?;
+        self.write_kept(&signed)?;
         Ok(signed)
     }
 
+    pub(super) fn write_journal(&self, journal: &mut Journal) -> anyhow::Result<()> {
+        self.write(&self.edits_file(), &journal.encode())
+    }
+
     /// The edits of this machine. Of a damaged file nothing is made again; the roster itself is not touched.
-    fn read_journal(&self) -> Journal {
+    pub(super) fn read_journal(&self) -> Journal {
         let file = self.edits_file();
         let read = read_bounded(&file, Journal::BYTES_MAX as u64);
         let decoded = read.map(|bytes| Journal::decode(&bytes));
@@ -196,16 +206,22 @@ impl MeshFiles {
         Ok(changed)
     }
 
+    /// Closes all invitations. The caller holds the lock.
+    pub(super) fn close_invitations(&self) -> anyhow::Result<()> {
+        let file = self.invitations_file();
+        clear(&file).with_context(|| format!("cannot delete {}", file.display()))
+    }
+
     /// Forgets the mesh: what it kept of it is deleted, but for the mesh key.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
         let _lock = self.lock()?;
-        for file in [self.roster_file(), self.invitations_file()] {
+        for file in [self.roster_file(), self.in_state_dir(OTHER_ROSTER_FILE), self.invitations_file()] {
             clear(&file).with_context(|| format!("cannot delete {}", file.display()))?;
         }
         self.forget_edits()
     }
 
-    fn lock(&self) -> anyhow::Result<File> {
+    pub(super) fn lock(&self) -> anyhow::Result<File> {
         self.make_state_dir()?;
         let path = self.state_dir.join(MESH_LOCK_FILE);
         let locked = lock(&path).and_then(|file| self.give_to_daemon(&file).map(|()| file));
@@ -218,11 +234,14 @@ impl MeshFiles {
     }
 
     /// Writes a file in one step.
-    fn write(&self, file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    pub(super) fn write(&self, file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let written = replace(file, bytes, |written| self.give_to_daemon(written));
-        // Without this, a power cut could undo the rename.
-        let synced = written.and_then(|()| File::open(&self.state_dir)?.sync_all());
-        synced.with_context(|| format!("cannot write {}", file.display()))
+        written.and_then(|()| self.sync_state_dir()).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Without this, a power cut could undo a rename.
+    pub(super) fn sync_state_dir(&self) -> io::Result<()> {
+        File::open(&self.state_dir)?.sync_all()
     }
 
     /// What root writes here belongs to the owner of the directory, which is the daemon's user.
@@ -235,15 +254,25 @@ impl MeshFiles {
     }
 }
 
-/// Reads a signed roster; `None` if there is no file.
+/// Reads a signed roster, of this mesh key or one that has taken its place; `None` if there is no file.
 pub(crate) fn read_roster_file(mesh: &NixPublicKey, file: &Path) -> anyhow::Result<Option<SignedRoster>> {
-    let bytes = match read_bounded(file, SignedRoster::BYTES_MAX as u64) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-    };
+    let Some(bytes) = read_roster_bytes(file)? else { return Ok(None) };
     let opened = SignedRoster::open(mesh, &bytes);
     Ok(Some(opened.with_context(|| format!("{} is refused", file.display()))?))
+}
+
+/// Reads a signed roster of whatever mesh; its key gets the name `mesh`.
+pub(crate) fn read_unknown(file: &Path) -> anyhow::Result<SignedRoster> {
+    let bytes = read_roster_bytes(file)?.with_context(|| format!("{} is not there", file.display()))?;
+    SignedRoster::open_unknown("mesh", &bytes).with_context(|| format!("{} is refused", file.display()))
+}
+
+fn read_roster_bytes(file: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match read_bounded(file, SignedRoster::BYTES_MAX as u64) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+    }
 }
 
 /// Why there is nothing to begin with.
@@ -255,9 +284,10 @@ pub(crate) fn no_roster(mesh: &NixPublicKey) -> String {
 
 /// The newest of what is kept and what the configuration names.
 pub(crate) fn newest(one: Option<SignedRoster>, other: Option<SignedRoster>) -> Option<SignedRoster> {
-    let version =
-        |roster: &Option<SignedRoster>| roster.as_ref().map_or(RosterVersion::default(), SignedRoster::version);
-    if version(&one) >= version(&other) { one } else { other }
+    match (one, other) {
+        (Some(one), Some(other)) if one.standing_of(&other) == Standing::Newer => Some(other),
+        (one, other) => one.or(other),
+    }
 }
 
 /// Milliseconds since 1970.
@@ -279,6 +309,7 @@ fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::rekey::Taken;
     use narmesh_protocol::MemberRole;
 
     fn member(number: u8) -> Member {
@@ -295,7 +326,7 @@ mod tests {
         }
     }
 
-    /// This machine, which is no member in most of these tests.
+    /// This machine, which made the mesh.
     fn me() -> PeerId {
         peer(9)
     }
@@ -314,7 +345,7 @@ mod tests {
         let files = MeshFiles::new(&dir.path().join("state"));
         let key = NixSecretKey::from_seed("home", &[1; 32]).unwrap();
         files.create_key(&key).unwrap();
-        files.create_roster(&key, member(100)).unwrap();
+        files.create_roster(&key, Member { node_key: node_key_of(&me()).unwrap(), ..member(100) }).unwrap();
         (dir, files, key.public())
     }
 
@@ -338,12 +369,12 @@ mod tests {
         let (_dir, files, mesh) = files();
         let (first, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 1)).unwrap();
         let (second, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 2)).unwrap();
-        assert!(!files.take(&mesh, &first).unwrap() && !files.take(&mesh, &second).unwrap());
+        assert_eq!([&first, &second].map(|roster| files.take(&mesh, roster).unwrap()), [Taken::NotNewer; 2]);
         assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), second);
         fs::write(files.roster_file(), [1; 300]).unwrap();
         let refused = format!("{:#}", files.read_roster(&mesh).unwrap_err());
         assert!(refused.contains("roster is refused"), "{refused}");
-        assert!(files.take(&mesh, &first).unwrap());
+        assert_eq!(files.take(&mesh, &first).unwrap(), Taken::Newer);
         assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), first);
     }
 
@@ -359,11 +390,22 @@ mod tests {
     }
 
     #[test]
+    fn an_edit_that_changes_nothing_makes_no_version_and_a_removed_machine_makes_none() {
+        let (_dir, files, mesh) = files();
+        let (first, ()) = files.edit(&mesh, &me(), None, |roster| add(roster, 1)).unwrap();
+        let (same, ()) = files.edit(&mesh, &me(), None, |_| Ok(())).unwrap();
+        assert_eq!(same, first);
+        let refused = format!("{:#}", files.edit(&mesh, &peer(8), None, |roster| add(roster, 2)).unwrap_err());
+        assert!(refused.contains("not on roster version 2") && refused.contains("narmesh join"), "{refused}");
+        assert_eq!(files.read_roster(&mesh).unwrap().unwrap(), first);
+    }
+
+    #[test]
     fn without_the_right_mesh_key_nothing_is_changed() {
         let (_dir, files, mesh) = files();
         let other = NixSecretKey::from_seed("other", &[2; 32]).unwrap().public();
         let edit = |mesh: &NixPublicKey| format!("{:#}", files.edit(mesh, &me(), None, |_| Ok(())).unwrap_err());
-        assert!(edit(&other).contains("the key of another mesh"), "{}", edit(&other));
+        assert!(edit(&other).contains("roster of another mesh"), "{}", edit(&other));
         fs::remove_file(files.key_file()).unwrap();
         assert!(edit(&mesh).contains("this machine cannot change the mesh"), "{}", edit(&mesh));
         assert_eq!(files.read_roster(&mesh).unwrap().unwrap().roster().version, 1);

@@ -2,7 +2,7 @@
 
 use super::files::MeshFiles;
 use super::invitations::Invitation;
-use crate::settings::may_be_told;
+use crate::settings::{NAME_FORM, is_name, may_be_told};
 use jiff::Timestamp;
 use libp2p::PeerId;
 use narmesh_mesh::JoinHandler;
@@ -82,7 +82,7 @@ impl Admission {
             addresses: request.addresses.clone(),
         };
         // Before the invitation is used up: it stays good for a second try.
-        if let Err(error) = wanted.check() {
+        if let Err(error) = check_new(&wanted) {
             return JoinReply::Unfit { why: error.to_string() };
         }
         if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(roster.roster(), &wanted)) {
@@ -118,6 +118,16 @@ impl Admission {
         })?;
         Ok(Some(roster))
     }
+}
+
+/// Why this cannot be a new member, or a member's new name. In a roster of another machine such names are shown escaped.
+pub(crate) fn check_new(member: &Member) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        is_name(&member.name),
+        "member name \"{}\" is refused; accepted: {NAME_FORM}",
+        crate::describe::escaped(&member.name)
+    );
+    Ok(member.check()?)
 }
 
 /// A builder stays one.
@@ -167,8 +177,9 @@ mod tests {
         let until = Timestamp::now() + jiff::SignedDuration::from_hours(1);
         let invitation = Invitation::new(&[7; 16], MemberRole::Client, uses, until);
         files.change_invitations(|invitations| invitations.add(Timestamp::now(), invitation)).unwrap();
-        let admission = Admission::new(files.clone(), Keypair::generate_ed25519().public().to_peer_id());
-        files.create_roster(&key, founder()).unwrap();
+        let me = peer();
+        let admission = Admission::new(files.clone(), me);
+        files.create_roster(&key, Member { node_key: node_key_of(&me).unwrap(), ..founder() }).unwrap();
         let roster = files.read_roster(&key.public()).unwrap().map(Arc::new);
         admission.set_mesh(Some(key.public()), roster);
         Stage { _dir: dir, files, admission }
@@ -198,7 +209,9 @@ mod tests {
     fn an_invitation_admits_as_many_machines_as_it_says() {
         let Stage { files, admission, .. } = &stage(2);
         assert_eq!(admission.admit(peer(), &request(8, "a")), JoinReply::Refused);
-        assert!(matches!(admission.admit(peer(), &request(7, "\n")), JoinReply::Unfit { .. }), "and stays good");
+        for name in ["\n", "box\u{202e}", "b\u{200b}ox"] {
+            assert!(matches!(admission.admit(peer(), &request(7, name)), JoinReply::Unfit { .. }), "and stays good");
+        }
         let same_name = NixSecretKey::from_seed("b-1", &[8; 32]).unwrap().public().to_string();
         let same_name = JoinRequest { builder_key: Some(same_name), ..request(7, "b") };
         let unfit = admission.admit(peer(), &same_name);

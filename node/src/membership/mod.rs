@@ -2,14 +2,15 @@
 //!
 //! Walk: [`files`] keeps roster, mesh key and invitations in the state directory; [`invitations`] says who may join;
 //! [`token`] is what an inviting machine gives to another one; [`joins`] answers those who show one, [`request_file`]
-//! is for those without a line to it; [`config_file`] writes
-//! the mesh key into the configuration.
-//! Invariants: nothing counts that the mesh key of the configuration did not sign; an older roster never replaces a newer
+//! is for those without a line to it; [`rekey`] puts
+//! another mesh key in the place of one; [`config_file`] writes the mesh key into the configuration.
+//! Invariants: nothing counts that neither the mesh key of the configuration signed nor one that took its place; an older roster never replaces a newer
 //! one; the secret of an invitation is on no disk.
 
 pub(crate) mod config_file;
 pub(crate) mod files;
 pub(crate) mod invitations;
 pub(crate) mod joins;
+pub(crate) mod rekey;
 pub(crate) mod request_file;
 pub(crate) mod token;

@@ -3,6 +3,7 @@
 //! One line of text: `narmesh-request-1:` and base64 of the node key (32 bytes), its signature (64) over
 //! `narmesh-request-1;` and the rest, and the rest: the member as in a roster.
 
+use super::joins::check_new;
 use crate::regular_file::read_text;
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -33,7 +34,7 @@ pub(crate) fn read(file: &Path) -> anyhow::Result<Member> {
     let member = member.with_context(|| {
         format!("{} is refused; accepted: a file that `narmesh join --request` wrote", file.display())
     })?;
-    member.check()?;
+    check_new(&member)?;
     Ok(member)
 }
 

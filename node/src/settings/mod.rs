@@ -4,6 +4,7 @@
 //! separately.
 
 use crate::config::{AdvertiseConfig, Config, LimitsConfig, NodeConfig, TrustConfig, bounds_of};
+use crate::describe::is_unseen;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
 use narmesh_protocol::{NixPublicKey, NixSecretKey, TrustedKeys};
@@ -288,11 +289,12 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
 }
 
 /// What [`is_name`] accepts, in words.
-pub(crate) const NAME_FORM: &str = "1 to 64 bytes without control characters";
+pub(crate) const NAME_FORM: &str =
+    "1 to 64 bytes without control characters and without invisible ones or such that change the direction";
 
 /// Whether a machine may have this name, here and in the configurations of others.
 pub(crate) fn is_name(text: &str) -> bool {
-    (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+    (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(is_unseen)
 }
 
 /// Whether this is 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them, without a hyphen at the

@@ -2,8 +2,8 @@
 
 use super::{CredentialsFile, ListenerAddress, Settings, SettingsError, refused};
 use crate::state_files::{
-    EDITS_FILE, GATEWAY_KEY_FILE, INVITATIONS_FILE, LEDGER_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, ROSTER_FILE,
-    SERVE_FILE, STATE_FILE, SUMMARIES_DIR, TOTALS_FILE,
+    EDITS_FILE, GATEWAY_KEY_FILE, INVITATIONS_FILE, LEDGER_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, NEXT_MESH_KEY_FILE,
+    OTHER_ROSTER_FILE, ROSTER_FILE, SERVE_FILE, STATE_FILE, SUMMARIES_DIR, TOTALS_FILE,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -119,6 +119,8 @@ fn written(settings: &Settings) -> Vec<Place> {
         ("the gateway key in node.state_dir".to_owned(), dir.join(GATEWAY_KEY_FILE)),
         ("the roster of the mesh in node.state_dir".to_owned(), dir.join(ROSTER_FILE)),
         ("the mesh key in node.state_dir".to_owned(), dir.join(MESH_KEY_FILE)),
+        ("the next mesh key in node.state_dir".to_owned(), dir.join(NEXT_MESH_KEY_FILE)),
+        ("the contradicting roster in node.state_dir".to_owned(), dir.join(OTHER_ROSTER_FILE)),
         ("the invitations in node.state_dir".to_owned(), dir.join(INVITATIONS_FILE)),
         ("the edits of the mesh in node.state_dir".to_owned(), dir.join(EDITS_FILE)),
         ("the lock of the mesh in node.state_dir".to_owned(), dir.join(MESH_LOCK_FILE)),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Checked `[mesh]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RosterSettings {
-    /// The mesh key.
+    /// The mesh key: that of the configuration, or the one that has taken its place, once a roster was added that says so.
     pub key: Option<NixPublicKey>,
     /// A file with a signed roster.
     pub roster_file: Option<PathBuf>,
@@ -18,6 +18,8 @@ pub struct RosterSettings {
     pub discover_lan: bool,
     /// The roster in force, once its members were added.
     pub roster: Option<Arc<SignedRoster>>,
+    /// A mesh key that is said to have taken the place of the same one as ours.
+    pub contradicting: Option<NixPublicKey>,
 }
 
 pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, SettingsError> {
@@ -30,7 +32,7 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }
-    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, roster: None })
+    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, roster: None, contradicting: None })
 }
 
 impl Settings {

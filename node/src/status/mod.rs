@@ -72,8 +72,11 @@ pub struct Status {
 /// The mesh that the configuration names.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MeshStatus {
-    /// The mesh key.
+    /// The mesh key: that of the configuration, or the one that has taken its place.
     pub key: String,
+    /// A mesh key that is said to have taken the place of the same one as ours.
+    #[serde(default)]
+    pub contradicting_key: Option<String>,
     /// The roster in force; absent if none is known that names this machine.
     pub roster: Option<RosterStatus>,
 }

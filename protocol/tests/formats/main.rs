@@ -12,4 +12,5 @@ mod golden;
 mod mesh;
 mod nar;
 mod nix_texts;
+mod rosters;
 mod tree;

@@ -8,9 +8,8 @@ use narmesh_protocol::wire::{
     RealisationReply, RealisationRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, Attestation, AudienceDigest, EditCount, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart,
-    Member, MemberRole, NarHash, NixSecretKey, Roster, RosterVersion, SignedRoster, Statement, StoreDir, StorePath,
-    Summary, SummaryDelta, SummaryError, attestation_file,
+    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
+    NixSecretKey, RosterVersion, Statement, StoreDir, StorePath, Summary, SummaryDelta, SummaryError, attestation_file,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -189,40 +188,6 @@ fn trees_have_the_bytes_in_the_documentation() {
     assert_eq!(hex(&reply[..108]), format!("02000000{signature}2100000000000000{first}"));
 }
 
-/// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
-const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
-const SIGNATURE: &str = "880d9c1ff0f24ca3affd490d7d3579ae3332990dddef223f01531a0d67967f61b1f56d99e7c4ebbcff3590edb1b2981d305a10416896f53a96190e6a307b2001";
-const DIGEST: &str = "9438cd244c419f77cec284da3569e7564ffb2b1a49dfe5d7745957f95f92fe46";
-
-/// The same of a roster with one member.
-#[test]
-fn rosters_have_the_bytes_in_the_documentation() {
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
-    let key = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
-    let member = Member {
-        node_key: std::array::from_fn(|at| at as u8),
-        name: "box".to_owned(),
-        role: MemberRole::Builder,
-        builder_key: None,
-        relay: false,
-        ephemeral_s: 0,
-        addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
-    };
-    let edits = vec![EditCount { signer: member.node_key, count: 3 }];
-    let roster = Roster { version: 1, issued_at_ms: 1_800_000_000_000, members: vec![member], edits };
-    let signed = SignedRoster::sign(&key, roster).unwrap();
-    let bytes = signed.as_bytes();
-    let payload = "010000000000000000505c18a30100000100000000000000\
-        000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
-        0300000000000000626f780100000000000000000001000000000000001700000000000000\
-        2f6970342f3139322e302e322e312f7463702f37323830\
-        0100000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0300000000000000";
-    assert_eq!(hex(&bytes[97..]), payload);
-    assert_eq!(hex(&bytes[1..97]), format!("{}{}", MESH_KEY, SIGNATURE));
-    let request = RosterRequest { mesh: key.public().bytes(), have: signed.version() };
-    assert_eq!(hex(&request.encode().unwrap()), format!("{MESH_KEY}0100000000000000{DIGEST}"));
-}
-
 proptest! {
     #[test]
     fn messages_survive_a_round_trip(
@@ -264,6 +229,7 @@ proptest! {
         let bytes = part.to_vec();
         for reply in [
             RosterReply::Absent, RosterReply::Same, RosterReply::Newer(bytes.clone()), RosterReply::Older, RosterReply::Busy,
+            RosterReply::OtherKey(bytes.clone()),
         ] {
             assert_comes_back!(RosterReply, reply);
         }

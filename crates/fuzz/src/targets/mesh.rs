@@ -10,8 +10,8 @@ use narmesh_protocol::wire::{
     RealisationRequest, Referral, RelayHello, RelayWelcome, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Member, MemberRole, NarHash,
-    NixSecretKey, Roster, RosterVersion, SignedRoster, Summary, SummaryDelta, SummaryError,
+    Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, Lineage, Member, MemberRole, NarHash,
+    NixSecretKey, Roster, RosterVersion, SignedRoster, Succession, Summary, SummaryDelta, SummaryError,
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -55,7 +55,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 27] = [
+pub(super) const TARGETS: [Target; 28] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -109,6 +109,7 @@ pub(super) const TARGETS: [Target; 27] = [
             RosterReply::Newer(vec![1; 200]),
             RosterReply::Older,
             RosterReply::Busy,
+            RosterReply::OtherKey(vec![2; 200]),
         ]
         .map(|reply| reply.encode().expect("fits"))
         .to_vec()
@@ -124,6 +125,13 @@ pub(super) const TARGETS: [Target; 27] = [
             .to_vec()
     }),
     Target { name: "roster", run: roster, seeds: roster_seeds, words: WORDS, input_bytes_max: 4 << 10 },
+    Target {
+        name: "roster-with-lineage",
+        run: roster_with_lineage,
+        seeds: lineage_seeds,
+        words: WORDS,
+        input_bytes_max: 8 << 10,
+    },
     message!("log-request", LogRequest, || {
         vec![LogRequest { derivation: HashPart([1; 20]), offset: 256 << 10 }.encode().expect("fits")]
     }),
@@ -236,6 +244,33 @@ fn roster_seeds() -> Vec<Vec<u8>> {
     let mut roster = Roster { version: 1, issued_at_ms: 2, members: vec![member(1), member(2)], edits: Vec::new() };
     roster.set_edits_of([1; 32], 7);
     let signed = SignedRoster::sign(&key, roster).expect("a good roster");
+    vec![signed.as_bytes().get(97..).unwrap_or_default().to_vec()]
+}
+
+/// A lineage and the payload of a roster: the signature over both is made here, those in the lineage are the input's.
+fn roster_with_lineage(signed: &[u8]) -> Outcome {
+    let new = NixSecretKey::from_seed("home", &[2; 32]).expect("a good name");
+    let signature = keypair(2).sign(&[b"narmesh-roster-2;", signed].concat()).expect("Ed25519 signs anything");
+    let bytes = [&[2], new.public().bytes().as_slice(), &signature, signed].concat();
+    let opened = MEMORY.hold(bytes.len(), || SignedRoster::open(&new.public(), &bytes));
+    if let Ok(roster) = &opened {
+        let again = SignedRoster::sign_with_lineage(&new, roster.lineage(), roster.roster().clone());
+        assert_eq!(again.expect("what was opened can be signed").as_bytes(), bytes, "one spelling");
+        assert!(roster.lineage().successions().iter().all(|succession| roster.lineage().replaced(&succession.old)));
+        assert!(!roster.lineage().replaced(&new.public().bytes()), "no circle");
+    }
+    Outcome::of_result(&opened, |roster| magnitude(roster.lineage().successions().len()))
+}
+
+fn lineage_seeds() -> Vec<Vec<u8>> {
+    let key = |seed| NixSecretKey::from_seed("home", &[seed; 32]).expect("a good name");
+    let mut lineage = Lineage::default();
+    for (old, new, version) in [(4, 3, 5), (3, 2, 6)] {
+        let succession = Succession::sign(&key(old), &key(new).public().bytes(), version);
+        lineage = lineage.continued(succession).expect("it continues the lineage");
+    }
+    let roster = Roster { version: 7, issued_at_ms: 2, members: Vec::new(), edits: Vec::new() };
+    let signed = SignedRoster::sign_with_lineage(&key(2), &lineage, roster).expect("a good roster");
     vec![signed.as_bytes().get(97..).unwrap_or_default().to_vec()]
 }
 

@@ -4,7 +4,7 @@ use crate::Membership;
 use libp2p_identity::PeerId;
 use narmesh_machine::{Moment, RequestTable};
 use narmesh_protocol::wire::{RosterReply, RosterRequest};
-use narmesh_protocol::{RosterVersion, SignedRoster};
+use narmesh_protocol::{RosterVersion, SignedRoster, Standing};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -72,7 +72,8 @@ pub enum Output {
         /// An encoded [`RosterReply`].
         bytes: Vec<u8>,
     },
-    /// A newer roster was heard: keep it, and put it in force.
+    /// A newer roster was heard: keep it, and put it in force. Or one that contradicts ours ([`Standing::Contradicts`]): show
+    /// it to people, who alone can decide.
     Heard {
         /// Who gave it.
         from: PeerId,
@@ -93,16 +94,25 @@ pub enum Output {
 pub enum Fault {
     /// Bytes that are no request.
     MalformedRequest,
-    /// Bytes that are no reply, or a roster that our mesh key did not sign.
+    /// Bytes that are no reply, or a roster that neither our mesh key signed nor one that has taken its place.
     MalformedReply,
+}
+
+/// What a peer is known to have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Which roster of our mesh key.
+    version: Option<RosterVersion>,
+    /// The mesh key that it named last and that we do not know: it is asked once what that is.
+    foreign_key: Option<[u8; 32]>,
 }
 
 /// Compares rosters with the connected peers.
 #[derive(Debug)]
 pub struct RosterExchange {
     membership: Option<Membership>,
-    /// The connected peers, each with the roster that it is known to have.
-    peers: BTreeMap<PeerId, Option<RosterVersion>>,
+    /// The connected peers, each with what it is known to have.
+    peers: BTreeMap<PeerId, Known>,
     /// Questions under way, each with the roster that it named.
     asked: RequestTable<PeerId, (PeerId, RosterVersion)>,
     /// The peers that will be asked, each once; all are connected.
@@ -112,6 +122,8 @@ pub struct RosterExchange {
     next_round: Moment,
     /// Whom the last round asked.
     last: Option<PeerId>,
+    /// The mesh key of the roster that was told to contradict ours; one is enough for people to look.
+    contradicting: Option<[u8; 32]>,
     outputs: VecDeque<Output>,
 }
 
@@ -126,6 +138,7 @@ impl RosterExchange {
             waits_until: now,
             next_round: now + ROUND_MS,
             last: None,
+            contradicting: None,
             outputs: VecDeque::new(),
         }
     }
@@ -161,7 +174,7 @@ impl RosterExchange {
     }
 
     fn greet(&mut self, peer: PeerId) {
-        self.peers.insert(peer, None);
+        self.peers.insert(peer, Known::default());
         self.queue(peer);
     }
 
@@ -200,11 +213,12 @@ impl RosterExchange {
             return;
         };
         if before.is_none_or(|(before, _)| before != key) {
-            // What was said of another mesh says nothing of this one.
-            self.peers.values_mut().for_each(|known| *known = None);
+            // What was said of another mesh key says nothing of this one.
+            self.peers.values_mut().for_each(|known| *known = Known::default());
+            self.contradicting = None;
         }
         let untold: Vec<PeerId> =
-            self.peers.iter().filter(|(_, known)| **known < Some(version)).map(|(peer, _)| *peer).collect();
+            self.peers.iter().filter(|(_, known)| known.version < Some(version)).map(|(peer, _)| *peer).collect();
         for peer in untold {
             self.waiting.retain(|waiting| *waiting != peer);
             self.ask(now, peer);
@@ -220,7 +234,7 @@ impl RosterExchange {
         let next = self.peers.range((after, Bound::Unbounded)).next().or_else(|| self.peers.first_key_value());
         self.last = next.map(|(peer, _)| *peer);
         if let Some(peer) = self.last {
-            self.peers.insert(peer, None);
+            self.peers.insert(peer, Known::default());
             self.queue(peer);
         }
     }
@@ -229,7 +243,8 @@ impl RosterExchange {
         let Some(ours) = self.membership.as_ref().map(Membership::version) else { return };
         while now >= self.waits_until {
             let Some(peer) = self.waiting.pop_front() else { return };
-            let may_have_newer = self.peers.get(&peer).is_some_and(|known| known.is_none_or(|known| known > ours));
+            let may_have_newer =
+                self.peers.get(&peer).is_some_and(|known| known.version.is_none_or(|known| known > ours));
             if may_have_newer {
                 self.ask(now, peer);
                 self.wait(now);
@@ -267,43 +282,81 @@ impl RosterExchange {
     fn reply_to(&mut self, peer: PeerId, request: &RosterRequest) -> RosterReply {
         let Some(membership) = &self.membership else { return RosterReply::Absent };
         let (reply, ours) = (membership.reply_to(&peer, request), membership.version());
+        if !membership.knows(&request.mesh) {
+            self.hear_foreign_key(peer, request.mesh);
+            return reply;
+        }
         match reply {
             RosterReply::Older => {
                 self.know(peer, request.have);
                 self.queue(peer);
             }
             RosterReply::Newer(_) | RosterReply::Same => self.know(peer, ours),
-            RosterReply::Absent | RosterReply::Busy => {}
+            RosterReply::Absent | RosterReply::Busy | RosterReply::OtherKey(_) => {}
         }
         reply
+    }
+
+    /// A peer names a mesh key that we do not know: maybe it has taken the place of ours. It is asked once for each key, so
+    /// that two that do not know each other's do not ask each other for ever.
+    fn hear_foreign_key(&mut self, peer: PeerId, key: [u8; 32]) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        if known.foreign_key.replace(key) != Some(key) {
+            known.version = None;
+            self.queue(peer);
+        }
     }
 
     fn on_response(&mut self, now: Moment, peer: PeerId, id: u64, response: &[u8]) {
         let Some((_, named)) = self.asked.take_answered(peer, id) else { return };
         self.waits_until = now;
-        let Some(membership) = &self.membership else { return };
         match RosterReply::decode(response) {
-            Ok(RosterReply::Newer(bytes)) => match SignedRoster::open(&membership.key, &bytes) {
-                Ok(roster) => {
-                    let version = roster.version();
-                    if version > membership.version() {
-                        // Until it is in force, others would bring the same one.
-                        self.wait(now);
-                        self.outputs.push_back(Output::Heard { from: peer, roster: Arc::new(roster) });
-                    }
-                    self.know(peer, version);
-                }
-                Err(_) => self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedReply }),
-            },
+            Ok(RosterReply::Newer(bytes)) => self.take(now, peer, &bytes),
+            Ok(RosterReply::OtherKey(bytes)) => self.compare(peer, &bytes),
             Ok(RosterReply::Same) => self.know(peer, named),
             Ok(RosterReply::Absent | RosterReply::Older | RosterReply::Busy) => {}
-            Err(_) => self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedReply }),
+            Err(_) => self.blame(peer),
         }
+    }
+
+    /// Takes what is said to be newer than ours.
+    fn take(&mut self, now: Moment, peer: PeerId, bytes: &[u8]) {
+        let Some(membership) = &self.membership else { return };
+        let Ok(roster) = SignedRoster::open(&membership.key, bytes) else { return self.blame(peer) };
+        let (version, is_of_our_key) = (roster.version(), roster.key().bytes() == membership.key.bytes());
+        if !is_of_our_key || version > membership.version() {
+            // Until it is in force, others would bring the same one.
+            self.wait(now);
+            self.outputs.push_back(Output::Heard { from: peer, roster: Arc::new(roster) });
+        }
+        if is_of_our_key {
+            self.know(peer, version);
+        }
+    }
+
+    /// Finds out how a roster of a mesh key that we do not know stands to ours.
+    fn compare(&mut self, peer: PeerId, bytes: &[u8]) {
+        let Some(membership) = &self.membership else { return };
+        let Ok(roster) = SignedRoster::open_unknown(membership.key.name(), bytes) else { return self.blame(peer) };
+        let Some(ours) = &membership.roster else { return };
+        let is_news = match ours.standing_of(&roster) {
+            Standing::Contradicts => self.contradicting.replace(roster.key().bytes()) != Some(roster.key().bytes()),
+            // We learned meanwhile what this peer has.
+            Standing::Newer => true,
+            Standing::Same | Standing::Older | Standing::Unrelated => false,
+        };
+        if is_news {
+            self.outputs.push_back(Output::Heard { from: peer, roster: Arc::new(roster) });
+        }
+    }
+
+    fn blame(&mut self, peer: PeerId) {
+        self.outputs.push_back(Output::Misbehaved { peer, fault: Fault::MalformedReply });
     }
 
     fn know(&mut self, peer: PeerId, version: RosterVersion) {
         if let Some(known) = self.peers.get_mut(&peer) {
-            *known = Some(version);
+            known.version = Some(version);
         }
     }
 }

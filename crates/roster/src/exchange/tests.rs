@@ -2,7 +2,7 @@
 
 use super::*;
 use libp2p_identity::Keypair;
-use narmesh_protocol::{Member, MemberRole, NixSecretKey, Roster, node_key_of};
+use narmesh_protocol::{Lineage, Member, MemberRole, NixSecretKey, Roster, Succession, node_key_of};
 
 const NOW: Moment = Moment(5_000);
 
@@ -21,6 +21,16 @@ fn signed(version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
 }
 
 fn signed_by(key: &NixSecretKey, version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
+    signed_with_lineage(key, &Lineage::default(), version, members)
+}
+
+/// One of the key that has taken the place of key 1.
+fn signed_after(seed: u8, version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
+    let succession = Succession::sign(&key(1), &key(seed).public().bytes(), 1);
+    signed_with_lineage(&key(seed), &Lineage::default().continued(succession).unwrap(), version, members)
+}
+
+fn signed_with_lineage(key: &NixSecretKey, lineage: &Lineage, version: u64, members: &[PeerId]) -> Arc<SignedRoster> {
     let member = |(number, peer): (usize, &PeerId)| Member {
         node_key: node_key_of(peer).unwrap(),
         name: format!("machine {number}"),
@@ -31,11 +41,12 @@ fn signed_by(key: &NixSecretKey, version: u64, members: &[PeerId]) -> Arc<Signed
         addresses: Vec::new(),
     };
     let members = members.iter().enumerate().map(member).collect();
-    Arc::new(SignedRoster::sign(key, Roster { version, issued_at_ms: 1, members, edits: Vec::new() }).unwrap())
+    let roster = Roster { version, issued_at_ms: 1, members, edits: Vec::new() };
+    Arc::new(SignedRoster::sign_with_lineage(key, lineage, roster).unwrap())
 }
 
 fn hold(exchange: &mut RosterExchange, roster: &Arc<SignedRoster>) {
-    let membership = Membership { key: key(1).public(), roster: Some(Arc::clone(roster)) };
+    let membership = Membership { key: roster.key().clone(), roster: Some(Arc::clone(roster)) };
     exchange.handle(NOW, Input::Held(Some(membership)));
 }
 
@@ -65,10 +76,20 @@ fn asked(exchange: &mut RosterExchange) -> Vec<(u64, PeerId)> {
 }
 
 fn ask(exchange: &mut RosterExchange, from: PeerId, have: RosterVersion) -> RosterReply {
-    let bytes = RosterRequest { mesh: key(1).public().bytes(), have }.encode().unwrap();
+    ask_of(exchange, from, 1, have)
+}
+
+/// Asks of the mesh of this key.
+fn ask_of(exchange: &mut RosterExchange, from: PeerId, seed: u8, have: RosterVersion) -> RosterReply {
+    let bytes = RosterRequest { mesh: key(seed).public().bytes(), have }.encode().unwrap();
     exchange.handle(NOW, Input::Request { from, id: 1, bytes });
     let Some(Output::Respond { bytes, .. }) = exchange.poll() else { panic!("no answer") };
     RosterReply::decode(&bytes).unwrap()
+}
+
+fn answer(exchange: &mut RosterExchange, from: PeerId, id: u64, reply: &RosterReply) -> Vec<Output> {
+    exchange.handle(NOW, Input::Response { from, id, bytes: reply.encode().unwrap() });
+    outputs(exchange)
 }
 
 #[test]
@@ -173,4 +194,59 @@ fn each_minute_the_next_peer_is_asked_whatever_it_is_known_to_have() {
         }
     }
     assert_eq!(rounds, [all[0], all[1], all[0]]);
+}
+
+#[test]
+fn who_has_the_new_mesh_key_brings_the_others_to_it_and_not_back() {
+    let all = peers(3);
+    let (old, new) = (signed(900, &all[..2]), signed_after(2, 2, &all[..2]));
+    let given = RosterReply::Newer(new.as_bytes().to_vec());
+    // One that asks with the old key is given the new roster, though its version is lower; who is no member is not.
+    let mut ahead = exchange(&new, &[]);
+    assert_eq!(ask(&mut ahead, all[0], old.version()), given);
+    assert_eq!(ask(&mut ahead, all[2], old.version()), RosterReply::Absent);
+    assert_eq!(ask_of(&mut ahead, all[0], 2, new.version()), RosterReply::Same);
+    // One that is asked with a key it does not know asks in turn, once for each key, and follows.
+    let mut behind = exchange(&old, &all[..1]);
+    assert_eq!(ask_of(&mut behind, all[0], 2, new.version()), RosterReply::Absent);
+    let (id, peer) = asked(&mut behind)[0];
+    assert_eq!(peer, all[0]);
+    behind.handle(NOW, Input::Failed { id });
+    assert_eq!(ask_of(&mut behind, all[0], 2, new.version()), RosterReply::Absent);
+    assert_eq!(asked(&mut behind), [], "it has asked");
+    behind.handle(NOW, Input::Peer(all[1]));
+    let (id, _) = asked(&mut behind)[0];
+    let heard = answer(&mut behind, all[1], id, &given);
+    assert!(matches!(&heard[..], [Output::Heard { roster, .. }] if **roster == *new), "{heard:?}");
+    // What the old key signs is refused from then on, however new it is.
+    hold(&mut behind, &new);
+    let (id, peer) = asked(&mut behind)[0];
+    let back = answer(&mut behind, peer, id, &RosterReply::Newer(old.as_bytes().to_vec()));
+    assert!(matches!(&back[..], [Output::Misbehaved { fault: Fault::MalformedReply, .. }]), "{back:?}");
+}
+
+#[test]
+fn two_keys_in_the_place_of_one_are_shown_once_and_change_nothing() {
+    let all = peers(3);
+    let (ours, theirs) = (signed_after(2, 2, &all), signed_after(3, 2, &all));
+    let mut exchange = exchange(&ours, &all[..1]);
+    assert_eq!(
+        ask_of(&mut exchange, all[0], 3, theirs.version()),
+        RosterReply::OtherKey(ours.as_bytes().to_vec()),
+        "so that it sees the contradiction as well"
+    );
+    let (id, _) = asked(&mut exchange)[0];
+    let reply = RosterReply::OtherKey(theirs.as_bytes().to_vec());
+    let heard = answer(&mut exchange, all[0], id, &reply);
+    assert!(matches!(&heard[..], [Output::Heard { roster, .. }] if **roster == *theirs), "{heard:?}");
+    for peer in &all[1..] {
+        exchange.handle(NOW, Input::Peer(*peer));
+        let (id, _) = asked(&mut exchange)[0];
+        assert!(answer(&mut exchange, *peer, id, &reply).is_empty(), "told once");
+    }
+    let forged = RosterReply::OtherKey(vec![2; 300]);
+    exchange.handle(NOW, Input::Peer(all[2]));
+    let (id, _) = asked(&mut exchange)[0];
+    let blamed = answer(&mut exchange, all[2], id, &forged);
+    assert!(matches!(&blamed[..], [Output::Misbehaved { .. }]), "{blamed:?}");
 }

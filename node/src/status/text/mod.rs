@@ -2,14 +2,17 @@
 //! terminal.
 
 mod builders;
+mod mesh;
 mod remarks;
 
 use super::{
-    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, MeshStatus, PeerProbe, PeerStatus, QuorumStatus,
-    RelayStatus, Status, SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
+    AdvertisedReport, CandidateView, ListenerStatus, LookedUp, PeerProbe, PeerStatus, QuorumStatus, RelayStatus,
+    Status, SummarySource, SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
+pub(crate) use mesh::contradiction;
+use mesh::mesh_text;
 use narmesh_mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -194,21 +197,6 @@ impl Status {
         text.push_str(&upstreams_text(&self.upstreams));
         text.push_str(&builders::builder_table(&self.builders));
         text
-    }
-}
-
-fn mesh_text(mesh: &MeshStatus) -> String {
-    let name = escaped(mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name));
-    match &mesh.roster {
-        None => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
-        Some(roster) => format!(
-            "{name}: {} members, roster version {} of {}; this machine is {}, a {}",
-            roster.members,
-            roster.version,
-            utc(roster.issued_unix_s),
-            escaped(&roster.name),
-            roster.role
-        ),
     }
 }
 

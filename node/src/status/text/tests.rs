@@ -5,29 +5,9 @@ use crate::serving::{ServeState, ServeSwitch};
 use crate::status::given::GivenStatus;
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
-    RelayStatus, RememberedView, RequestStatus, RevokedStatus, RosterStatus, StoreStatus, TlsStatus,
+    RelayStatus, RememberedView, RequestStatus, RevokedStatus, StoreStatus, TlsStatus,
 };
 use narmesh_mesh::PeerStats;
-
-#[test]
-fn the_mesh_is_named_with_its_roster_or_without_one() {
-    let key = "home:AA==".to_owned();
-    let roster = RosterStatus {
-        version: 3,
-        issued_unix_s: 1_704_067_199,
-        members: 5,
-        name: "box\u{202e}".to_owned(),
-        role: "builder".to_owned(),
-    };
-    assert_eq!(
-        mesh_text(&MeshStatus { key: key.clone(), roster: Some(roster) }),
-        "home: 5 members, roster version 3 of 2023-12-31 23:59:59 UTC; this machine is box\\u{202e}, a builder"
-    );
-    assert_eq!(
-        mesh_text(&MeshStatus { key, roster: None }),
-        "home: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"
-    );
-}
 
 pub(crate) fn status() -> Status {
     Status {

@@ -1,0 +1,65 @@
+//! What `narmesh status` says of the mesh.
+
+use super::{escaped, utc};
+use crate::status::MeshStatus;
+
+pub(super) fn mesh_text(mesh: &MeshStatus) -> String {
+    let name = escaped(mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name));
+    let text = match &mesh.roster {
+        None => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
+        Some(roster) => format!(
+            "{name}: {} members, roster version {} of {}; this machine is {}, a {}",
+            roster.members,
+            roster.version,
+            utc(roster.issued_unix_s),
+            escaped(&roster.name),
+            roster.role
+        ),
+    };
+    match &mesh.contradicting_key {
+        None => text,
+        Some(key) => format!("{text}; {}", contradiction(key)),
+    }
+}
+
+/// What people are told of two keys that are both said to have taken the place of one.
+pub(crate) fn contradiction(other: &str) -> String {
+    format!(
+        "CONFLICT: {} IS SAID TO BE THE MESH KEY AS WELL. Find out which of the two is right; if it is that one: \
+         narmesh mesh rekey --accept MESH_KEY",
+        escaped(other)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::RosterStatus;
+
+    #[test]
+    fn the_mesh_is_named_with_its_roster_or_without_one() {
+        let key = "home:AA==".to_owned();
+        let roster = RosterStatus {
+            version: 3,
+            issued_unix_s: 1_704_067_199,
+            members: 5,
+            name: "box\u{202e}".to_owned(),
+            role: "builder".to_owned(),
+        };
+        assert_eq!(
+            mesh_text(&MeshStatus { key: key.clone(), roster: Some(roster), ..MeshStatus::default() }),
+            "home: 5 members, roster version 3 of 2023-12-31 23:59:59 UTC; this machine is box\\u{202e}, a builder"
+        );
+        assert_eq!(
+            mesh_text(&MeshStatus { key, ..MeshStatus::default() }),
+            "home: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"
+        );
+    }
+
+    #[test]
+    fn two_keys_in_the_place_of_one_are_told() {
+        let contradicting_key = Some("home:BB==".to_owned());
+        let text = mesh_text(&MeshStatus { key: "home:AA==".to_owned(), contradicting_key, ..MeshStatus::default() });
+        assert!(text.contains("; CONFLICT: home:BB== IS SAID"), "{text}");
+    }
+}
