@@ -138,24 +138,24 @@ stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 if $full; then stage "benchmarks" cargo run --quiet --release -p narmesh-bench; fi
 # The transfers of the resolver: any sequence of sources, in virtual time.
 export NARMESH_TRANSFER_CASES=100000
-stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
+stage "tests of the rooms" cargo test --no-fail-fast --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
 # Most stories wait for something most of the time, so twice as many run as there are processors; those that count bytes on
 # lines, or kill at a certain moment, have them to themselves.
 stories() {
-  cargo test --package narmesh-tests --lib --test stories --test hostile -- --test-threads 4
-  cargo test --package narmesh-tests --test networks --test faults
+  cargo test --no-fail-fast --package narmesh-tests --lib --test stories --test hostile -- --test-threads 4
+  cargo test --no-fail-fast --package narmesh-tests --test networks --test faults
 }
 stage "stories with real Nix" stories
 newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
-  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- --test-threads 4 \
+  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test stories -- --test-threads 4 \
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
     serving_others like_a_cache tls:: realisations derivations nixos
-  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
-  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks first_path
+  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test faults
+  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test networks first_path second_connection moved_in_nar
   if $full; then
-    NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- upstream_failures
-    NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test networks fleet
+    NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test stories -- upstream_failures
+    NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test networks fleet
   fi
 }
 stage "stories and faults with Nix 2.34" newer_nix
@@ -163,23 +163,23 @@ stage "stories and faults with Nix 2.34" newer_nix
 arrival() {
   local also=()
   if $full; then also=(--include-ignored); fi
-  cargo test --package narmesh-tests --test arrival -- --test-threads 8 "${also[@]}"
+  cargo test --no-fail-fast --package narmesh-tests --test arrival -- --test-threads 8 "${also[@]}"
 }
 stage "what somebody holds arrives" arrival
 # All floods at once, on the release daemon. One test at a time: they measure memory, and how long lookups take meanwhile.
 floods() {
-  cargo test --package narmesh-tests --test hostile -- --nocapture --test-threads 1 --ignored together::
+  cargo test --no-fail-fast --package narmesh-tests --test hostile -- --nocapture --test-threads 1 --ignored together::
 }
 stage "all floods of one hostile peer and of three" floods
 # Optimised: a million announcements have to be signed, and 10,000 requests a second made.
 floods_in_full() {
-  local hostile=(cargo test --release --package narmesh-tests --test hostile -- --nocapture --test-threads 1)
+  local hostile=(cargo test --no-fail-fast --release --package narmesh-tests --test hostile -- --nocapture --test-threads 1)
   "${hostile[@]}" protocols::a_flood protocols::three_hostile_peers
   "${hostile[@]}" --ignored --skip together::
 }
 if $full; then stage "floods, and five minutes set aside" floods_in_full; fi
-if $full; then stage "every pair of machines behind NATs" env NARMESH_TEST_FULL=1 cargo test --package narmesh-tests --test networks -- --nocapture nat::each_pair; fi
-if $full; then stage "several holders, and a fleet of twenty" cargo test --package narmesh-tests --test networks -- --nocapture --ignored; fi
+if $full; then stage "every pair of machines behind NATs" env NARMESH_TEST_FULL=1 cargo test --no-fail-fast --package narmesh-tests --test networks -- --nocapture nat::each_pair; fi
+if $full; then stage "several holders, and a fleet of twenty" cargo test --no-fail-fast --package narmesh-tests --test networks -- --nocapture --ignored; fi
 # Packages and images, tried in roots of their own.
 built_for_others() {
   command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb

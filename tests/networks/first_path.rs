@@ -38,7 +38,9 @@ fn type_all(machine: &mut BareMachine, commands: &[String]) -> String {
 
 #[test]
 fn five_machines_with_one_command_each_share_their_first_path_within_two_minutes() {
-    let Some(_turn) = crate::turn() else { return };
+    if !crate::is_permitted() {
+        return;
+    }
     let network = Network::on_a_bridge(5);
     let mesh = TestMesh::new();
     let names = ["one", "two", "three", "four", "five"];
@@ -96,7 +98,9 @@ fn five_machines_with_one_command_each_share_their_first_path_within_two_minutes
 
 #[test]
 fn a_machine_that_leaves_is_as_it_was() {
-    let Some(_turn) = crate::turn() else { return };
+    if !crate::is_permitted() {
+        return;
+    }
     let network = Network::on_a_bridge(1);
     let mesh = TestMesh::new();
     let dir = mesh.path().join("root");

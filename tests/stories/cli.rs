@@ -213,6 +213,10 @@ fn init_can_set_nix_up_and_leaves_to_nix_what_it_cannot_ask() {
     assert!(part.contains("\nextra-trusted-public-keys = narmesh-gateway-"), "{part}");
     set_up(&["--force"]);
     assert_eq!(fs::read_to_string(&conf).unwrap(), written, "once, and the same again");
+    let mut leave = Command::new(narmesh_binary());
+    leave.env("NIX_CONF_DIR", scratch.path()).arg("--config").arg(dir.join("narmesh.toml")).arg("leave");
+    finish(&mut leave).expect_success("leave, without a mesh");
+    assert_eq!(fs::read_to_string(&conf).unwrap(), before);
 }
 
 #[test]

@@ -369,6 +369,10 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
 
 pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     let place = Place::find(config)?;
+    // `init --setup-nix` writes into nix.conf without a mesh.
+    if place.settings.mesh.key.is_none() && setup_nix::take_out(&place.settings)? {
+        return Ok(());
+    }
     let mesh = place.mesh()?;
     let has_key = place.files.read_key()?.is_some();
     set_mesh_key(config, None)?;
@@ -385,5 +389,6 @@ pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
         "left the mesh {mesh}; its other members go on trusting this machine until one with the mesh key removes it"
     ));
     tell_daemon(config, "its members are no peers any more");
-    setup_nix::take_out(&place.settings)
+    setup_nix::take_out(&place.settings)?;
+    Ok(())
 }

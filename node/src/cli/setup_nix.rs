@@ -58,21 +58,18 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes our part out of nix.conf, if it is there, and is of this node.
-pub(super) fn take_out(settings: &Settings) -> anyhow::Result<()> {
+/// Takes our part out of nix.conf, if it is there, and is of this node. Returns whether it was.
+pub(super) fn take_out(settings: &Settings) -> anyhow::Result<bool> {
     let file = default_file();
     let before = read(&file)?;
-    if !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
-        return Ok(());
-    }
     let after = with_part(&before, None);
-    if after == before {
-        return Ok(());
+    if after == before || !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
+        return Ok(false);
     }
     replace_text(&file, &after).with_context(|| format!("cannot write {}", file.display()))?;
     eprint_line(&format!("took our lines out of {}", file.display()));
     restart_nix_daemon();
-    Ok(())
+    Ok(true)
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

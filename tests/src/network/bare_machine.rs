@@ -61,7 +61,6 @@ impl BareMachine {
         BufReader::new(stdout).read_line(&mut line).expect("it says something, or ends");
         assert_eq!(line.trim(), "ready", "the root of {name}");
         let root = dir.join("root").display().to_string();
-        finish(namespace.command("ip").args(["route", "add", "default", "dev", "eth0"]));
         Self { holder, namespace: namespace.clone(), root, daemons: Vec::new() }
     }
 
