@@ -249,9 +249,9 @@ pub const ROSTER: &[Mutant] = &[
         "takes a roster of whoever signed it",
         &[change(
             "exchange/mod.rs",
-            "SignedRoster::open(&membership.key, &bytes)",
+            "SignedRoster::open(&membership.key, bytes)",
             "SignedRoster::open(&narmesh_protocol::NixPublicKey::new(\"home\", bytes.get(1..33).and_then(|key| \
-             key.try_into().ok()).unwrap_or(&[0; 32])).unwrap_or_else(|_| membership.key.clone()), &bytes)",
+             key.try_into().ok()).unwrap_or(&[0; 32])).unwrap_or_else(|_| membership.key.clone()), bytes)",
         )],
     ),
     mutant(
@@ -267,12 +267,12 @@ pub const ROSTER: &[Mutant] = &[
     mutant(
         "RosterNotTold",
         "tells nobody of another roster",
-        &[change("exchange/mod.rs", "**known < Some(version)", "false")],
+        &[change("exchange/mod.rs", "known.version < Some(version)", "false")],
     ),
     mutant(
         "NobodyGreeted",
         "asks nobody on a new connection",
-        &[change("exchange/mod.rs", "self.greet(peer)", "self.peers.insert(peer, None);")],
+        &[change("exchange/mod.rs", "self.greet(peer)", "self.peers.insert(peer, Known::default());")],
     ),
     mutant(
         "EndlessPatience",
