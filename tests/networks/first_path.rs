@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use narmesh_tests::{BareMachine, Network, TestMesh, promised, repository_root, wait_until};
+use serde_json::Value;
 
 use crate::report::{Table, seconds};
 
@@ -36,6 +37,16 @@ fn type_all(machine: &mut BareMachine, commands: &[String]) -> String {
     said
 }
 
+fn why(machine: &BareMachine, path: &str) -> Value {
+    let said = machine.run(&format!("narmesh why --json {path}")).expect_success("narmesh why");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Waits until the machine tells its peers of what was just built there.
+fn wait_told(machine: &BareMachine, path: &str) {
+    wait_until("it is advertised", promised(HEARD), || why(machine, path)["own_store"]["advertised"] == true);
+}
+
 #[test]
 fn five_machines_with_one_command_each_share_their_first_path_within_two_minutes() {
     if !crate::is_permitted() {
@@ -59,6 +70,7 @@ fn five_machines_with_one_command_each_share_their_first_path_within_two_minutes
     let invite = setting_up.last().unwrap();
     let see = commands("4.");
     let path = first.run(&see[0]).expect_success("the first build");
+    wait_told(first, &path);
     table.row(&[names[0], &setting_up.len().to_string(), "(builds it)", &seconds(begun.elapsed())]);
     let joining = commands("3.");
     for (name, other) in names[1..].iter().zip(others.iter_mut()) {
@@ -87,6 +99,9 @@ fn five_machines_with_one_command_each_share_their_first_path_within_two_minutes
     let later = see[0].replace("hello-mesh", "later");
     let path = first.run(&later).expect_success("a later build");
     for machine in stay {
+        wait_until("it is known", promised(HEARD), || {
+            why(machine, &path)["peers"].as_array().unwrap().iter().any(|peer| peer["would_ask"] == true)
+        });
         let fetched = machine.run(&later);
         assert!(fetched.stderr.contains("from 'http://127.0.0.1:7281'"), "built: {}", fetched.stderr);
         assert_eq!(fetched.expect_success("what a member has"), path);
