@@ -41,7 +41,7 @@ pub(crate) fn is_unseen(character: char) -> bool {
         )
 }
 
-/// Makes text of foreign origin harmless: what is [unseen](is_unseen) becomes `\u{…}`.
+/// Makes text of foreign origin harmless: what is unseen becomes `\u{…}`.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
