@@ -40,7 +40,7 @@ pub(super) fn join(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     // Before anything is written.
     let token = arguments.token.as_deref().map(JoinToken::parse).transpose()?;
     if !config.exists() {
-        init::init(config, &init::Arguments::of_name(arguments.name.clone()))?;
+        init::init(config, &init::Arguments::of_name(arguments.name.clone(), arguments.setup_nix))?;
     }
     match (token, &arguments.request) {
         (Some(token), _) => join_by_token(config, &token, arguments.name.as_deref())?,

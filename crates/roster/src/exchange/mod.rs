@@ -107,6 +107,16 @@ struct Known {
     foreign_key: Option<[u8; 32]>,
 }
 
+/// What a peer was asked.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    peer: PeerId,
+    /// The mesh key that it named.
+    mesh: [u8; 32],
+    /// The roster that we said to have.
+    have: RosterVersion,
+}
+
 /// Compares rosters with the connected peers.
 #[derive(Debug)]
 pub struct RosterExchange {
@@ -114,7 +124,7 @@ pub struct RosterExchange {
     /// The connected peers, each with what it is known to have.
     peers: BTreeMap<PeerId, Known>,
     /// Questions under way, each with the roster that it named.
-    asked: RequestTable<PeerId, (PeerId, RosterVersion)>,
+    asked: RequestTable<PeerId, Question>,
     /// The peers that will be asked, each once; all are connected.
     waiting: VecDeque<PeerId>,
     /// Until when the next one of them waits, because another one may bring what it would.
@@ -179,7 +189,7 @@ impl RosterExchange {
     }
 
     fn queue(&mut self, peer: PeerId) {
-        let is_asked = self.asked.questions().any(|(asked, _)| *asked == peer);
+        let is_asked = self.asked.questions().any(|question| question.peer == peer);
         if self.membership.is_some() && !is_asked && self.peers.contains_key(&peer) && !self.waiting.contains(&peer) {
             self.waiting.push_back(peer);
         }
@@ -261,7 +271,7 @@ impl RosterExchange {
         let Some(membership) = &self.membership else { return };
         let request = membership.request();
         if let Ok(bytes) = request.encode() {
-            let id = self.asked.add(now, peer, (peer, request.have));
+            let id = self.asked.add(now, peer, Question { peer, mesh: request.mesh, have: request.have });
             self.outputs.push_back(Output::Request { to: peer, id, bytes });
         }
     }
@@ -308,12 +318,16 @@ impl RosterExchange {
     }
 
     fn on_response(&mut self, now: Moment, peer: PeerId, id: u64, response: &[u8]) {
-        let Some((_, named)) = self.asked.take_answered(peer, id) else { return };
+        let Some(question) = self.asked.take_answered(peer, id) else { return };
         self.waits_until = now;
+        // Another key has come into force meanwhile: its roster was asked for anew, and this answer is about the one before.
+        if self.membership.as_ref().is_none_or(|membership| membership.key.bytes() != question.mesh) {
+            return;
+        }
         match RosterReply::decode(response) {
             Ok(RosterReply::Newer(bytes)) => self.take(now, peer, &bytes),
             Ok(RosterReply::OtherKey(bytes)) => self.compare(peer, &bytes),
-            Ok(RosterReply::Same) => self.know(peer, named),
+            Ok(RosterReply::Same) => self.know(peer, question.have),
             Ok(RosterReply::Absent | RosterReply::Older | RosterReply::Busy) => {}
             Err(_) => self.blame(peer),
         }

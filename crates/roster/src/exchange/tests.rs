@@ -226,6 +226,22 @@ fn who_has_the_new_mesh_key_brings_the_others_to_it_and_not_back() {
 }
 
 #[test]
+fn an_answer_about_the_key_before_is_nobodys_fault() {
+    let all = peers(2);
+    let mut exchange = RosterExchange::new(NOW);
+    hold(&mut exchange, &signed(4, &all));
+    exchange.handle(NOW, Input::Peer(all[1]));
+    let (id, _) = asked(&mut exchange).remove(0);
+    // Our own `rekey`, while the answer is on its way.
+    hold(&mut exchange, &signed_after(2, 5, &all));
+    let (next, _) = asked(&mut exchange).remove(0);
+    let of_old = RosterReply::Newer(signed(5, &all).as_bytes().to_vec());
+    assert!(answer(&mut exchange, all[1], id, &of_old).is_empty(), "neither heard nor blamed");
+    let blamed = |output: &Output| matches!(output, Output::Misbehaved { .. });
+    assert!(answer(&mut exchange, all[1], next, &of_old).iter().any(blamed), "asked with the new key");
+}
+
+#[test]
 fn two_keys_in_the_place_of_one_are_shown_once_and_change_nothing() {
     let all = peers(3);
     let (ours, theirs) = (signed_after(2, 2, &all), signed_after(3, 2, &all));

@@ -6,6 +6,7 @@ use super::report::Look;
 use crate::cli::findings::{Finding, Mender};
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
 use crate::status::Status;
+use crate::status::text::contradiction;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -99,7 +100,7 @@ fn look_at_failure(answer: &Answer, mender: &Mender, look: &mut Look) {
         Answer::Failed(why) => {
             let mut hangs = Finding::error(format!("somebody listens on the daemon's control socket, but: {why}"));
             for process in Process::named("narmesh").into_iter().filter(|process| process.0 != std::process::id()) {
-                hangs = hangs.mended_by(mender.restart_daemon(process.0));
+                hangs = hangs.mended_by(mender.restart_deaf_daemon(process.0));
             }
             look.found(hangs);
         }
@@ -129,6 +130,15 @@ fn look_at_status(status: &Status, mender: &Mender, look: &mut Look) {
         Err(error) => look.unseen(format!("whether the daemon runs the program that is on disk now: {error}")),
     }
     look_at_reload(status, mender, look);
+    if let Some(mesh) = &status.mesh
+        && let Some(other) = &mesh.contradicting_key
+    {
+        let two = Finding::error(contradiction(other));
+        let accept = |key: &str| mender.narmesh(&format!("mesh rekey --accept {key}"));
+        look.found(
+            two.mended_by(accept(other)).mended_by(format!("{} # if the one in force is right", accept(&mesh.key))),
+        );
+    }
     if let Some(gap) = &status.store.missing {
         look.found(Finding::error(format!(
             "the daemon finds no store: {gap}: nothing is offered, and nothing is found in it"

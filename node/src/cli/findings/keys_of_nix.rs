@@ -2,7 +2,7 @@
 
 use super::{Finding, Mender};
 use crate::cli::nix_conf::NixSettings;
-use crate::settings::Settings;
+use crate::settings::{Settings, is_gateway_key};
 use narmesh_protocol::NixPublicKey;
 
 /// The gateway key signs everything that is served, so Nix needs no other key.
@@ -43,7 +43,9 @@ pub(super) fn unused_key_notes(settings: &Settings, gateway: Option<&NixPublicKe
              from them"
         ))
     };
-    known.filter(|key| !is_used(key)).map(note).collect()
+    // Whoever may not read our gateway key cannot tell it from another's.
+    let may_be_ours = |key: &NixPublicKey| gateway.is_none() && is_gateway_key(key.name());
+    known.filter(|key| !is_used(key) && !may_be_ours(key)).map(note).collect()
 }
 
 pub(super) fn key_findings(settings: &Settings, nix: &NixSettings, mender: &Mender) -> Vec<Finding> {

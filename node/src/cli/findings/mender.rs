@@ -70,8 +70,21 @@ impl Mender {
     pub(in crate::cli) fn restart_daemon(&self, pid: u32) -> String {
         match self.has_unit {
             true => self.as_root("systemctl restart narmesh"),
-            false => format!("{} && {}", self.as_root(&format!("kill {pid}")), self.narmesh("run")),
+            false => self.start_after(&format!("kill {pid}"), pid),
         }
+    }
+
+    /// The same of a daemon that does not answer, and might not hear that it is to end.
+    pub(in crate::cli) fn restart_deaf_daemon(&self, pid: u32) -> String {
+        match self.has_unit {
+            true => self.as_root("systemctl restart narmesh"),
+            false => self.start_after(&format!("kill -KILL {pid}"), pid),
+        }
+    }
+
+    /// The next daemon has the ports once this one has ended, which takes up to ten seconds.
+    fn start_after(&self, end: &str, pid: u32) -> String {
+        format!("{}; timeout 15 tail --pid={pid} -f /dev/null; {}", self.as_root(end), self.narmesh("run"))
     }
 
     /// Sets one of Nix's settings: in nix.conf the last line of a name counts, and `extra-` lines add to it.
@@ -79,10 +92,10 @@ impl Mender {
         if self.is_nixos {
             return nixos_option(name, value);
         }
-        let line = quoted(&format!("{name} = {value}"));
+        let line = format!("{name} = {value}");
         let tee = self.as_root(&format!("tee -a {}", quoted(&self.nix_conf.display().to_string())));
         let restart = self.restart_nix().map(|command| format!(" && {command}")).unwrap_or_default();
-        format!("echo {line} | {tee}{restart}")
+        format!("{} | {tee}{restart}", print_line(&line))
     }
 
     /// Has nix-daemon read nix.conf, if systemd runs it.
@@ -95,10 +108,11 @@ impl Mender {
         if self.is_nixos {
             return format!("boot.kernel.sysctl.\"{name}\" = \"{value}\"; then nixos-rebuild switch");
         }
-        let line = quoted(&format!("{name} = {value}"));
+        let line = format!("{name} = {value}");
         let file = "/etc/sysctl.d/90-narmesh.conf";
         format!(
-            "echo {line} | {} && {}",
+            "{} | {} && {}",
+            print_line(&line),
             self.as_root(&format!("tee -a {file}")),
             self.as_root(&format!("sysctl -p {file}"))
         )
@@ -155,6 +169,11 @@ fn nixos_option(name: &str, value: &str) -> String {
     format!("nix.settings.{name} = {value}; then nixos-rebuild switch")
 }
 
+/// Prints a line for the end of a file, whose last line may lack its end.
+fn print_line(line: &str) -> String {
+    format!("printf '\\n%s\\n' {}", quoted(line))
+}
+
 /// The word as a shell takes it.
 pub(in crate::cli) fn quoted(word: &str) -> String {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-=:,+@%".contains(letter);
@@ -188,12 +207,15 @@ mod tests {
     fn commands_are_those_of_the_machine() {
         let plain = Mender::plain();
         assert_eq!(plain.start_daemon(), "sudo narmesh run");
-        assert_eq!(plain.nix_setting("fallback", "false"), "echo 'fallback = false' | sudo tee -a /etc/nix/nix.conf");
+        assert_eq!(
+            plain.nix_setting("fallback", "false"),
+            "printf '\\n%s\\n' 'fallback = false' | sudo tee -a /etc/nix/nix.conf"
+        );
         let unit = Mender { has_unit: true, has_nix_unit: true, is_root: true, ..plain.clone() };
         assert_eq!(unit.start_daemon(), "systemctl start narmesh");
         assert_eq!(
             unit.nix_setting("fallback", "false"),
-            "echo 'fallback = false' | tee -a /etc/nix/nix.conf && systemctl restart nix-daemon"
+            "printf '\\n%s\\n' 'fallback = false' | tee -a /etc/nix/nix.conf && systemctl restart nix-daemon"
         );
         let elsewhere = Mender { config: "/srv/a b.toml".into(), ..plain.clone() };
         assert_eq!(elsewhere.narmesh("status"), "sudo narmesh --config '/srv/a b.toml' status");

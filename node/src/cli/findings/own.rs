@@ -6,6 +6,8 @@ use crate::cli::startable::Startable;
 use crate::settings::Settings;
 use jiff::Timestamp;
 use narmesh_store::NixStore;
+use std::fs;
+use std::io::ErrorKind;
 
 /// What prevents a start, and what only looks as if it did.
 pub(in crate::cli) fn startable_findings(startable: Startable) -> Vec<Finding> {
@@ -26,12 +28,18 @@ pub(super) fn own_findings(settings: &Settings, keys: &OwnKeys, mender: &Mender)
         let alone = Finding::note("no [[peer]] is configured: this node shares with nobody yet");
         findings.push(alone.mended_by(format!("{} # prints what the other machine needs", mender.narmesh("id"))));
     }
+    let state_dir = &settings.node.state_dir;
+    let is_hidden = fs::read_dir(state_dir).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
     if let (Some(mesh), None) = (&settings.mesh.key, &settings.mesh.roster) {
         let lost = Finding::warning(format!(
             "there is no roster of the mesh {mesh} here that can be read and names this machine: its members are no \
              peers. `narmesh mesh export FILE` on a member and `narmesh mesh import FILE` here bring one"
         ));
-        findings.push(lost.mended_by(mender.narmesh("mesh import FILE")));
+        let unseen = || {
+            let dir = state_dir.display();
+            Finding::note(format!("whether there is a roster of the mesh {mesh} is not seen: {dir}: Permission denied"))
+        };
+        findings.push(if is_hidden { unseen() } else { lost.mended_by(mender.narmesh("mesh import FILE")) });
     }
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
         findings.extend(listener.warn_of_plain_tokens(index).map(Finding::warning));

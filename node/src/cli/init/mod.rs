@@ -60,15 +60,18 @@ pub(super) struct Arguments {
     /// The machine joins a mesh, whose members learn by its roster what others would be told by hand
     #[arg(skip)]
     joins: bool,
+    /// What nix.conf needs is not said, since `join` writes it once the machine has joined
+    #[arg(skip)]
+    hides_nix_conf: bool,
     /// Make only the key files that the configuration names and that are missing; the configuration, which another
     /// program wrote, is left alone
-    #[arg(long, conflicts_with_all = ["dir", "name", "no_builder_key", "no_nix_keys", "no_upstreams", "user", "force", "setup_nix"])]
+    #[arg(long, conflicts_with_all = ["dir", "name", "no_builder_key", "no_nix_keys", "no_upstreams", "user", "force"])]
     keys: bool,
 }
 
 impl Arguments {
     /// What `narmesh join` makes a configuration with.
-    pub(super) fn of_name(name: Option<String>) -> Self {
+    pub(super) fn of_name(name: Option<String>, hides_nix_conf: bool) -> Self {
         Self {
             dir: None,
             name,
@@ -79,6 +82,7 @@ impl Arguments {
             force: false,
             setup_nix: false,
             joins: true,
+            hides_nix_conf,
             keys: false,
         }
     }
@@ -86,7 +90,8 @@ impl Arguments {
 
 pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.keys {
-        return missing_keys::make_missing_keys(config);
+        missing_keys::make_missing_keys(config)?;
+        return if arguments.setup_nix { setup_nix::set_up(&Settings::load(config)?) } else { Ok(()) };
     }
     init_beside(config, arguments, NixSettings::of_this_machine)
 }
@@ -144,7 +149,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     if !arguments.joins {
         text += &format!("{}\n", introduction(&name, &settings, &secrets));
     }
-    if !arguments.setup_nix {
+    if !arguments.setup_nix && !arguments.hides_nix_conf {
         text += &nix_conf_lines(&settings, &gateway_key, taken.only_way_in(), NixVersion::installed());
     }
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
@@ -339,7 +344,10 @@ fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()>
     options.write(true).create(true).truncate(true).create_new(!force);
     let mut target = match regular_file::open_itself(file, &mut options) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            anyhow::bail!("{} exists; use --force to overwrite it (keys are always kept)", file.display())
+            anyhow::bail!(
+                "{} exists; use --force to overwrite it (keys are always kept), or --keys to leave it as it is",
+                file.display()
+            )
         }
         other => other.with_context(|| format!("cannot write {}", file.display()))?,
     };

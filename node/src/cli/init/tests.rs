@@ -15,6 +15,7 @@ fn arguments(dir: &Path) -> Arguments {
         force: false,
         setup_nix: false,
         joins: false,
+        hides_nix_conf: false,
         keys: false,
     }
 }

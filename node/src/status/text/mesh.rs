@@ -25,8 +25,8 @@ pub(super) fn mesh_text(mesh: &MeshStatus) -> String {
 /// What people are told of two keys that are both said to have taken the place of one.
 pub(crate) fn contradiction(other: &str) -> String {
     format!(
-        "CONFLICT: {} IS SAID TO BE THE MESH KEY AS WELL. Find out which of the two is right; if it is that one: \
-         narmesh mesh rekey --accept MESH_KEY",
+        "CONFLICT: {} IS SAID TO BE THE MESH KEY AS WELL. Find out which of the two is right, and accept that one, also \
+         if it is the one in force: narmesh mesh rekey --accept MESH_KEY",
         escaped(other)
     )
 }
