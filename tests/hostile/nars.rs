@@ -14,12 +14,15 @@ const FALSE_NAR: Expect = Expect::Blamed("sent a false NAR", "false_nar");
 
 /// Sends the NAR with one byte changed, `parts` ten-thousandths of the way into it.
 pub fn wrong_byte(parts: usize) -> Script {
-    Script::default().nar(move |item, request| {
-        let mut nar = item.nar.clone();
-        let at = nar.len() * parts / 10_000;
-        nar[at] ^= 0x55;
-        honest_nar(&nar, request)
-    })
+    Script::default().nar(move |item, request| honest_nar(&changed(&item.nar, parts), request))
+}
+
+/// The NAR with one byte changed, `parts` ten-thousandths of the way into it.
+pub fn changed(nar: &[u8], parts: usize) -> Vec<u8> {
+    let mut nar = nar.to_vec();
+    let at = nar.len() * parts / 10_000;
+    nar[at] ^= 0x55;
+    nar
 }
 
 /// Says that the NAR is complete before its end.

@@ -1,8 +1,8 @@
 //! Holders that lie in large NARs and about their trees.
 
 use crate::formats::hash_part_bytes;
-use crate::nars::wrong_byte;
-use crate::peer::{Item, Move, Peer, Script, peer_id};
+use crate::nars::{changed, wrong_byte};
+use crate::peer::{Item, Move, Peer, Script, honest_nar, peer_id};
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, Gets, play};
 use crate::tree_wire::{
@@ -22,6 +22,8 @@ const LARGE_KIB: u32 = 66 << 10;
 /// Where its wrong byte is: in the third leaf. A busy machine has ranges further on read from the honest holder as well, and
 /// might never ask the liar for one that lies there.
 const EARLY_PARTS: usize = 100;
+/// The liar sends nothing for so long: by then the honest holder goes on again.
+const AWAKE: Duration = Duration::from_millis(500);
 
 /// The tree of the NAR that `change` makes of the true one.
 fn signs(script: Script, keys: &Keypair, change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Script {
@@ -30,6 +32,14 @@ fn signs(script: Script, keys: &Keypair, change: impl Fn(&mut Vec<u8>) + Send + 
         let mut nar = item.nar.clone();
         change(&mut nar);
         vec![Move::Send(signed_tree(&keys, &request, &nar))]
+    })
+}
+
+/// Sends the NAR with a wrong byte in its third leaf.
+fn wrong_leaf() -> Script {
+    Script::default().nar(|item, request| {
+        let sent = honest_nar(&changed(&item.nar, EARLY_PARTS), request);
+        std::iter::once(Move::Wait(AWAKE)).chain(sent).collect()
     })
 }
 
@@ -65,13 +75,13 @@ fn found_within_a_leaf(name: &'static str, peer: &Peer) {
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_tree_of_another_holder() {
-    found_within_a_leaf("leaf-unsigned", &Peer::liar("leaf-unsigned", wrong_byte(EARLY_PARTS)));
+    found_within_a_leaf("leaf-unsigned", &Peer::liar("leaf-unsigned", wrong_leaf()));
 }
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_liars_own_tree() {
     let keys = Keypair::generate_ed25519();
-    let script = signs(wrong_byte(EARLY_PARTS), &keys, |_| {});
+    let script = signs(wrong_leaf(), &keys, |_| {});
     found_within_a_leaf("leaf-signed", &Peer::new("leaf-signed", keys, script));
 }
 

@@ -12,6 +12,8 @@ const RELOADED: Duration = Duration::from_secs(1);
 
 /// A new path in a store is promised to be advertised within this.
 const SPREAD: Duration = Duration::from_secs(2);
+/// A holder that was there a moment ago is waited for so long before its NAR is told as gone.
+const AWAITED: Duration = Duration::from_secs(20);
 
 fn signers(signatures: &[String]) -> Vec<&str> {
     let mut names: Vec<_> = signatures.iter().map(|signature| signature.split(':').next().unwrap()).collect();
@@ -159,8 +161,8 @@ fn prefer_gives_the_agreed_result_first_and_refuses_nothing() {
     client.import(&two.attested(&nondet));
     given(&client, &hashes[1], "the result of the other builder");
     two.kill();
-    // A request for its NAR fails, and that makes the daemon forget its narinfo.
-    wait_until("what is there, when nobody has what is agreed on", promised(SPREAD), || {
+    // A request for its NAR fails, once its holder was waited for, and that makes the daemon forget its narinfo.
+    wait_until("what is there, when nobody has what is agreed on", promised(AWAITED), || {
         let narinfo = client.wait_narinfo(&nondet);
         get(client.gateway(), &narinfo.url).unwrap().status == 200 && narinfo.nar_hash == hashes[0]
     });
