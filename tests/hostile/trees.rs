@@ -23,7 +23,9 @@ const LARGE_KIB: u32 = 66 << 10;
 /// might never ask the liar for one that lies there.
 const EARLY_PARTS: usize = 100;
 /// The liar sends nothing for so long: by then the honest holder goes on again.
-const AWAKE: Duration = Duration::from_millis(500);
+const AWAKE: Duration = Duration::from_millis(200);
+/// The liar is looked at in one of so many trials.
+const TRIALS: usize = 5;
 
 /// The tree of the NAR that `change` makes of the true one.
 fn signs(script: Script, keys: &Keypair, change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Script {
@@ -50,8 +52,14 @@ fn counter(stage: &Stage, name: &str) -> u64 {
 }
 
 /// A liar and an honest node hold a NAR that is streamed, and the liar is asked first. Its wrong byte is found before Nix
-/// sees it: one response brings the whole.
-fn found_within_a_leaf(name: &'static str, peer: &Peer) {
+/// sees it: one response brings the whole. On a busy machine the honest one may overtake the liar, whose bytes are then not
+/// even looked at.
+fn found_within_a_leaf(name: &'static str, liar: impl Fn() -> Peer) {
+    assert!((0..TRIALS).any(|_| is_found(name, &liar())), "the liar never sent the first part");
+}
+
+/// Whether the liar's bytes were looked at.
+fn is_found(name: &'static str, peer: &Peer) -> bool {
     let stage = Stage::new(&[name], LARGE_KIB, &[peer]);
     stage.enter_with(peer, &[stage.item(name, "both")]);
     let path = stage.path(name, "both");
@@ -66,23 +74,28 @@ fn found_within_a_leaf(name: &'static str, peer: &Peer) {
     assert!(!stage.assert_right(name, "both"), "taken from a holder");
     assert_eq!(counter(&stage, "nars_aborted"), 0, "in one response");
     assert_eq!(counter(&stage, "nars_complete"), 1, "in one response");
-    assert_eq!(counter(&stage, "nars_continued"), 1, "the honest one went on");
-    stage.assert_blamed(peer, "sent a false NAR", "false_nar", 1);
+    let is_found = counter(&stage, "nars_continued") > 0;
+    if is_found {
+        stage.assert_blamed(peer, "sent a false NAR", "false_nar", 1);
+        stage.note(name, |row| row.outcome = "goes on with another within 256 KiB".to_owned());
+    }
     stage.assert_good_unharmed();
-    stage.note(name, |row| row.outcome = "goes on with another within 256 KiB".to_owned());
     stage.finish();
+    is_found
 }
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_tree_of_another_holder() {
-    found_within_a_leaf("leaf-unsigned", &Peer::liar("leaf-unsigned", wrong_leaf()));
+    found_within_a_leaf("leaf-unsigned", || Peer::liar("leaf-unsigned", wrong_leaf()));
 }
 
 #[test]
 fn a_wrong_byte_of_a_large_nar_is_found_by_the_liars_own_tree() {
-    let keys = Keypair::generate_ed25519();
-    let script = signs(wrong_leaf(), &keys, |_| {});
-    found_within_a_leaf("leaf-signed", &Peer::new("leaf-signed", keys, script));
+    found_within_a_leaf("leaf-signed", || {
+        let keys = Keypair::generate_ed25519();
+        let script = signs(wrong_leaf(), &keys, |_| {});
+        Peer::new("leaf-signed", keys, script)
+    });
 }
 
 /// The only holder signs the tree of the NAR that it sends, which is not the promised one.
