@@ -1,11 +1,25 @@
 //! The peers: how each is reached, how quick it is, and how it stands.
 
-use super::parts::{Kind, badge, pager, rate};
+use super::parts::Column::{self, Number, Text};
+use super::parts::{Kind, badge, pager, rate, table};
 use super::{ROWS, Search};
 use crate::status::text::{bytes, duration};
 use crate::status::{PeerStatus, Status};
 use maud::{Markup, html};
 use narmesh_mesh::Way;
+
+const CAPTION: &str = "The machines of the allowlist; those that are not connected come first";
+const COLUMNS: [Column; 9] = [
+    Text("Machine"),
+    Text("State"),
+    Number("Answers in"),
+    Number("Rate"),
+    Number("From it"),
+    Number("To it"),
+    Number("Found"),
+    Number("Paths"),
+    Text("Remarks"),
+];
 
 pub(super) fn page(status: &Status, search: &Search, base: &str) -> Markup {
     let wanted = search.text.to_lowercase();
@@ -27,23 +41,7 @@ pub(super) fn page(status: &Status, search: &Search, base: &str) -> Markup {
             p.empty { "There are no other machines yet: join a mesh with " code { "narmesh join" } ", or add a " code { "[[peer]]" } "." }
         } @else {
             p.count { (peers.len()) " of " (status.peers.len()) " machines" }
-            div.wide role="region" aria-label="Machines" tabindex="0" {
-                table {
-                    caption { "The machines of the allowlist; those that are not connected come first" }
-                    thead { tr {
-                        th scope="col" { "Machine" }
-                        th scope="col" { "State" }
-                        th.number scope="col" { "Answers in" }
-                        th.number scope="col" { "Rate" }
-                        th.number scope="col" { "From it" }
-                        th.number scope="col" { "To it" }
-                        th.number scope="col" { "Found" }
-                        th.number scope="col" { "Paths" }
-                        th scope="col" { "Remarks" }
-                    } }
-                    tbody { @for peer in shown { (row(peer)) } }
-                }
-            }
+            (table("Machines", CAPTION, &COLUMNS, &html! { @for peer in shown { (row(peer)) } }))
             (pager(search, "machines", base, peers.len() > from + ROWS))
         }
     }

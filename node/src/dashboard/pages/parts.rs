@@ -1,5 +1,6 @@
 //! What several pages are made of.
 
+use self::Column::{Number, Text, Unseen};
 use super::Search;
 use crate::status::log::{LogOutcome, NarEntry};
 use crate::status::text::{bytes, duration};
@@ -73,24 +74,39 @@ pub(super) fn rate(bytes_s: Option<u64>) -> String {
     bytes_s.map_or_else(|| "–".to_owned(), |rate| format!("{}/s", bytes(rate)))
 }
 
-/// A table of NARs.
-pub(super) fn nars(caption: &str, nars: &[NarEntry], base: &str) -> Markup {
+/// The head of a column.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Column {
+    Text(&'static str),
+    /// Its cells are numbers, and stand at the right.
+    Number(&'static str),
+    /// What it shows needs no head for those who see it.
+    Unseen(&'static str),
+}
+
+/// A table in a region of its own, which a narrow screen scrolls by itself; `label` names the region.
+pub(super) fn table(label: &str, caption: &str, columns: &[Column], rows: &Markup) -> Markup {
     html! {
-        div.wide role="region" aria-label=(caption) tabindex="0" {
+        div.wide role="region" aria-label=(label) tabindex="0" {
             table {
                 caption { (caption) }
-                thead { tr {
-                    th scope="col" { "Path" }
-                    th scope="col" { "Result" }
-                    th.number scope="col" { "Size" }
-                    th scope="col" { "From" }
-                    th.number scope="col" { "Rate" }
-                    th.number scope="col" { "When" }
-                } }
-                tbody { @for nar in nars { (nar_row(nar, base)) } }
+                thead { tr { @for column in columns {
+                    @match column {
+                        Text(head) => th scope="col" { (head) },
+                        Number(head) => th.number scope="col" { (head) },
+                        Unseen(head) => th scope="col" { span.hidden { (head) } },
+                    }
+                } } }
+                tbody { (rows) }
             }
         }
     }
+}
+
+/// A table of NARs.
+pub(super) fn nars(caption: &str, nars: &[NarEntry], base: &str) -> Markup {
+    let columns = [Text("Path"), Text("Result"), Number("Size"), Text("From"), Number("Rate"), Number("When")];
+    table(caption, caption, &columns, &html! { @for nar in nars { (nar_row(nar, base)) } })
 }
 
 fn nar_row(nar: &NarEntry, base: &str) -> Markup {

@@ -1,6 +1,7 @@
 //! One path: who holds it, from where it came and why, and who attests it.
 
-use super::parts::{Kind, ago, badge, nars};
+use super::parts::Column::Text;
+use super::parts::{Kind, ago, badge, nars, table};
 use super::{DashboardSource, requests};
 use crate::describe::describe;
 use crate::status::text::{bytes, duration};
@@ -70,20 +71,20 @@ fn candidates(why: &WhyReport) -> Markup {
     // The others say nothing about this path.
     let shown = why.peers.iter().chain(&why.upstreams).filter(|it| it.would_ask).take(super::ROWS);
     let others = why.peers.iter().chain(&why.upstreams).filter(|it| !it.would_ask).count();
+    let caption = format!("In the order of asking; {others} others would not be asked");
+    let rows = html! {
+        @for candidate in shown {
+            tr {
+                th scope="row" { span.name { (candidate.name) } }
+                td { (badge("would be asked", Kind::Good)) }
+                td { (candidate.reason) }
+            }
+        }
+    };
     html! {
         section aria-labelledby="candidates" {
             h2 #candidates { "Who may have it" }
-            div.wide role="region" aria-label="Who may have it" tabindex="0" {
-                table {
-                    caption { "In the order of asking; " (others) " others would not be asked" }
-                    thead { tr { th scope="col" { "Source" } th scope="col" { "Asked" } th scope="col" { "Why" } } }
-                    tbody { @for candidate in shown { tr {
-                        th scope="row" { span.name { (candidate.name) } }
-                        td { (badge("would be asked", Kind::Good)) }
-                        td { (candidate.reason) }
-                    } } }
-                }
-            }
+            (table("Who may have it", &caption, &[Text("Source"), Text("Asked"), Text("Why")], &rows))
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The upstream caches and their health, and what came from each source.
 
 use super::ROWS;
-use super::parts::{Kind, badge, rate};
+use super::parts::Column::{Number, Text, Unseen};
+use super::parts::{Kind, badge, rate, table};
 use crate::status::given::SourceGiven;
 use crate::status::text::{bytes, duration};
 use crate::status::{Status, UpstreamStatus};
@@ -27,36 +28,34 @@ pub(super) fn page(status: &Status) -> Markup {
 }
 
 fn caches(upstreams: &[UpstreamStatus]) -> Markup {
-    html! {
-        div.wide role="region" aria-label="Upstream caches" tabindex="0" {
-            table {
-                caption { "Lower tiers are asked first" }
-                thead { tr {
-                    th scope="col" { "Cache" }
-                    th scope="col" { "State" }
-                    th.number scope="col" { "Tier" }
-                    th.number scope="col" { "Answers" }
-                    th.number scope="col" { "Answers in" }
-                    th.number scope="col" { "Packed bytes" }
-                    th scope="col" { "Last failure" }
-                } }
-                tbody { @for cache in upstreams.iter().take(ROWS) { tr {
-                    th scope="row" { span.name { (cache.name) } div.note { (cache.url) } }
-                    td {
-                        (badge(&cache.state, if cache.state == "up" { Kind::Good } else { Kind::Bad }))
-                        @if let Some(left) = cache.down_s { div.note { "tried again in " (duration(left)) } }
-                    }
-                    td.number { (cache.tier) }
-                    td.number { (cache.answers) }
-                    td.number { @match cache.latency_ms { Some(latency) => { (format!("{latency:.1} ms")) } None => "–" } }
-                    td.number { (bytes(cache.bytes_in)) }
-                    td { @if let (Some(failure), Some(age)) = (&cache.last_failure, cache.last_failure_age_s) {
-                        (failure) div.note { (duration(age)) " ago" }
-                    } @else { "–" } }
-                } } }
+    let columns = [
+        Text("Cache"),
+        Text("State"),
+        Number("Tier"),
+        Number("Answers"),
+        Number("Answers in"),
+        Number("Packed bytes"),
+        Text("Last failure"),
+    ];
+    let rows = html! {
+        @for cache in upstreams.iter().take(ROWS) {
+            tr {
+                th scope="row" { span.name { (cache.name) } div.note { (cache.url) } }
+                td {
+                    (badge(&cache.state, if cache.state == "up" { Kind::Good } else { Kind::Bad }))
+                    @if let Some(left) = cache.down_s { div.note { "tried again in " (duration(left)) } }
+                }
+                td.number { (cache.tier) }
+                td.number { (cache.answers) }
+                td.number { @match cache.latency_ms { Some(latency) => { (format!("{latency:.1} ms")) } None => "–" } }
+                td.number { (bytes(cache.bytes_in)) }
+                td { @if let (Some(failure), Some(age)) = (&cache.last_failure, cache.last_failure_age_s) {
+                    (failure) div.note { (duration(age)) " ago" }
+                } @else { "–" } }
             }
         }
-    }
+    };
+    table("Upstream caches", "Lower tiers are asked first", &columns, &rows)
 }
 
 fn given(caption: &str, sources: &[SourceGiven]) -> Markup {
@@ -64,30 +63,24 @@ fn given(caption: &str, sources: &[SourceGiven]) -> Markup {
         sources.iter().filter(|source| source.given.received_bytes > 0 || source.given.nars > 0).collect();
     sources.sort_by_key(|source| std::cmp::Reverse(source.given.bytes));
     let most = sources.first().map_or(0, |most| most.given.bytes).max(1);
+    let columns =
+        [Text("Source"), Text("Kind"), Number("NARs"), Number("Bytes"), Unseen("Share"), Number("Rate of one NAR")];
+    let rows = html! {
+        @for source in sources.iter().take(ROWS) {
+            tr {
+                th scope="row" { span.name { (source.name) } }
+                td { @if source.is_peer { "machine" } @else { "cache" } }
+                td.number { (source.given.nars) }
+                td.number { (bytes(source.given.bytes)) }
+                td.bar { meter min="0" max=(most) value=(source.given.bytes) { (bytes(source.given.bytes)) } }
+                td.number { (rate(source.given.rate())) }
+            }
+        }
+    };
     html! {
         @if sources.is_empty() { p.empty { "Nothing yet." } }
         @else {
-            div.wide role="region" aria-label=(caption) tabindex="0" {
-                table {
-                    caption { (caption) }
-                    thead { tr {
-                        th scope="col" { "Source" }
-                        th scope="col" { "Kind" }
-                        th.number scope="col" { "NARs" }
-                        th.number scope="col" { "Bytes" }
-                        th scope="col" { span.hidden { "Share" } }
-                        th.number scope="col" { "Rate of one NAR" }
-                    } }
-                    tbody { @for source in sources.iter().take(ROWS) { tr {
-                        th scope="row" { span.name { (source.name) } }
-                        td { @if source.is_peer { "machine" } @else { "cache" } }
-                        td.number { (source.given.nars) }
-                        td.number { (bytes(source.given.bytes)) }
-                        td.bar { meter min="0" max=(most) value=(source.given.bytes) { (bytes(source.given.bytes)) } }
-                        td.number { (rate(source.given.rate())) }
-                    } } }
-                }
-            }
+            (table(caption, caption, &columns, &rows))
             @if sources.len() > ROWS { p.note { "and " (sources.len() - ROWS) " more that gave less" } }
         }
     }
