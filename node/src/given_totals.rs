@@ -93,15 +93,17 @@ impl GivenTotals {
         Self { file, state: Mutex::new(State { days, ..State::default() }) }
     }
 
-    /// Takes in what the resolver has counted until now; `name` says what a source is called in the file.
+    /// Takes in what the resolver has counted until now, and returns it; `name` says what a source is called in the file.
+    /// `read` is called with the state locked: of two callers the later one must not bring the older count.
     pub(crate) fn count(
         &self,
         unix_s: u64,
-        totals: BTreeMap<SourceId, SourceTotal>,
+        read: impl FnOnce() -> BTreeMap<SourceId, SourceTotal>,
         name: impl Fn(&SourceId) -> KeptSource,
-    ) {
+    ) -> BTreeMap<SourceId, SourceTotal> {
         let today = unix_s / DAY_S;
         let mut state = self.state.lock();
+        let totals = read();
         let State { days, counted, has_changed } = &mut *state;
         // A clock that was set back leaves days of the future, which would never go.
         days.retain(|day, _| *day <= today && day + DAYS > today);
@@ -118,7 +120,8 @@ impl GivenTotals {
             let name = if is_full { name.others() } else { name };
             sources.entry(name).or_default().add(&more);
         }
-        *counted = totals;
+        counted.clone_from(&totals);
+        totals
     }
 
     /// What came from each source in the last week, and from all on each of its days.
@@ -151,7 +154,7 @@ impl GivenTotals {
             };
             serde_json::to_vec(&Kept { days: state.days.iter().map(kept_day).collect() })?
         };
-        regular_file::replace(&self.file, &text, |_| Ok(()))
+        regular_file::replace(&self.file, &text, |_| Ok(())).inspect_err(|_| self.state.lock().has_changed = true)
     }
 }
 
@@ -200,19 +203,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (peer, cache) = (SourceId::Peer(PeerId::random()), SourceId::Upstream(UpstreamId(0)));
         let totals = GivenTotals::open(dir.path());
-        totals.count(10 * DAY_S, BTreeMap::from([(peer, total(5)), (cache, total(3))]), name);
-        totals.count(10 * DAY_S, BTreeMap::from([(peer, total(7)), (cache, total(3))]), name);
+        totals.count(10 * DAY_S, || BTreeMap::from([(peer, total(5)), (cache, total(3))]), name);
+        totals.count(10 * DAY_S, || BTreeMap::from([(peer, total(7)), (cache, total(3))]), name);
         totals.keep().unwrap();
         let again = GivenTotals::open(dir.path());
-        again.count(12 * DAY_S, BTreeMap::from([(peer, total(100))]), name);
+        again.count(12 * DAY_S, || BTreeMap::from([(peer, total(100))]), name);
         let (sources, days) = again.week(12 * DAY_S);
         assert_eq!(sources[&name(&peer)].bytes, 107);
         assert_eq!(sources[&name(&cache)], Given { nars: 1, bytes: 3, received_bytes: 6, waited_us: 3 });
         let shown: Vec<_> = days.iter().map(|day| (day.day, day.from_peers, day.from_caches)).collect();
         assert_eq!(shown, [(6, 0, 0), (7, 0, 0), (8, 0, 0), (9, 0, 0), (10, 7, 3), (11, 0, 0), (12, 100, 0)]);
-        again.count(17 * DAY_S, BTreeMap::new(), name);
+        again.count(17 * DAY_S, BTreeMap::new, name);
         assert_eq!(again.state.lock().days.keys().collect::<Vec<_>>(), [&12]);
-        again.count(3 * DAY_S, BTreeMap::new(), name);
+        again.count(3 * DAY_S, BTreeMap::new, name);
         assert!(again.state.lock().days.is_empty(), "days of the future are wrong");
     }
 
@@ -224,7 +227,7 @@ mod tests {
             std::fs::write(&file, torn).unwrap();
             let totals = GivenTotals::open(dir.path());
             assert!(totals.week(DAY_S).0.is_empty());
-            totals.count(DAY_S, BTreeMap::from([(SourceId::Peer(PeerId::random()), total(5))]), name);
+            totals.count(DAY_S, || BTreeMap::from([(SourceId::Peer(PeerId::random()), total(5))]), name);
             totals.keep().unwrap();
             assert_eq!(GivenTotals::open(dir.path()).week(DAY_S).0.len(), 1);
         }
@@ -235,7 +238,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let totals = GivenTotals::open(dir.path());
         let sources = (0..3_000).map(|_| (SourceId::Peer(PeerId::random()), total(1))).collect();
-        totals.count(DAY_S, sources, name);
+        totals.count(DAY_S, || sources, name);
         let (sources, days) = totals.week(DAY_S);
         assert_eq!((sources.len(), days.last().unwrap().from_peers), (SOURCES_PER_DAY_MAX + 1, 3_000));
         totals.keep().unwrap();

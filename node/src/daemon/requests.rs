@@ -175,14 +175,13 @@ impl Daemon {
     /// What came from whom, for the status. From memory.
     pub(super) fn given(&self) -> GivenStatus {
         let names = self.source_names();
-        let totals = self.resolver.request_log().totals();
+        let totals = self.count_given(&names);
         let since_start = totals.iter().map(|(source, total)| SourceGiven {
             name: names.of(source),
             is_peer: source.peer().is_some(),
             given: given(total),
         });
         let since_start = since_start.collect();
-        self.given_totals.count(unix_s(), totals, |source| names.kept(source));
         let (week, days) = self.given_totals.week(unix_s());
         let by_id: BTreeMap<String, &String> = names.peers.iter().map(|(id, name)| (id.to_string(), name)).collect();
         let name_kept = |source: &KeptSource| match source {
@@ -199,6 +198,11 @@ impl Daemon {
         GivenStatus { since_start, week: week.collect(), days, last }
     }
 
+    /// Adds to the totals of the week what came since they were last looked at; returns what came since the start.
+    fn count_given(&self, names: &Names) -> BTreeMap<SourceId, SourceTotal> {
+        self.given_totals.count(unix_s(), || self.resolver.request_log().totals(), |source| names.kept(source))
+    }
+
     /// Keeps the totals of the week from time to time.
     pub(super) async fn keep_totals(self: Arc<Self>) {
         loop {
@@ -212,8 +216,7 @@ impl Daemon {
 
     /// Keeps the totals of the week. Blocks.
     pub(super) fn keep_totals_now(&self) {
-        let names = self.source_names();
-        self.given_totals.count(unix_s(), self.resolver.request_log().totals(), |source| names.kept(source));
+        self.count_given(&self.source_names());
         if let Err(error) = self.given_totals.keep() {
             tracing::warn!(%error, "what came from each source this week cannot be kept");
         }
