@@ -12,11 +12,11 @@ use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_
 use crate::membership::joins::{check_new, find_name_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
-use crate::settings::{may_be_dialled, socket_address};
+use crate::settings::{may_be_dialled, new_nix_key, socket_address};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
-use narmesh_protocol::{Member, MemberRole, NixSecretKey, node_key_of};
+use narmesh_protocol::{Member, MemberRole, node_key_of};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -186,10 +186,7 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
     if let Some(mesh) = &place.settings.mesh.key {
         anyhow::bail!("this machine is in the mesh {mesh} already; `narmesh leave` leaves it");
     }
-    let mut seed = [0; 32];
-    rand::fill(&mut seed);
-    let key =
-        NixSecretKey::from_seed(name, &seed).map_err(|error| anyhow::anyhow!("NAME {name:?} is refused: {error}"))?;
+    let key = new_nix_key(name).map_err(|error| anyhow::anyhow!("NAME {name:?} is refused: {error}"))?;
     let file = place.files.key_file();
     anyhow::ensure!(
         !file.exists(),

@@ -5,6 +5,7 @@
 
 use super::files::{MeshFiles, newest, no_roster, unix_ms};
 use crate::regular_file::clear;
+use crate::settings::new_nix_key;
 use crate::state_files::{NEXT_MESH_KEY_FILE, OTHER_ROSTER_FILE};
 use anyhow::Context as _;
 use libp2p::PeerId;
@@ -89,9 +90,7 @@ impl MeshFiles {
         change(&mut roster)?;
         roster.issued_at_ms = unix_ms();
         journal.note(signer, &known, &mut roster);
-        let mut seed = [0; 32];
-        rand::fill(&mut seed);
-        let key = NixSecretKey::from_seed(old.name(), &seed)?;
+        let key = new_nix_key(old.name())?;
         let version = before.roster().version;
         let succession = Succession::sign(&old, &key.public().bytes(), version);
         let lineage = before.lineage().continued(succession).context("there is no higher version of this roster")?;

@@ -45,7 +45,7 @@ pub use quorum::QuorumSettings;
 pub use roster::RosterSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{
-    create_builder_key, create_secret, forbidden_bits, gateway_key_file, is_gateway_key, read_builder_key,
+    create_builder_key, create_secret, forbidden_bits, gateway_key_file, is_gateway_key, new_nix_key, read_builder_key,
     read_gateway_key, read_mesh_key,
 };
 pub use tls::TlsFiles;

@@ -10,6 +10,8 @@ use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -191,6 +193,13 @@ pub(crate) fn is_gateway_key(name: &str) -> bool {
     name.starts_with(GATEWAY_KEY_PREFIX)
 }
 
+/// A new key of this name, from the randomness of the operating system.
+pub(crate) fn new_nix_key(name: &str) -> io::Result<NixSecretKey> {
+    let mut seed = [0; 32];
+    SysRng.try_fill_bytes(&mut seed).map_err(io::Error::other)?;
+    NixSecretKey::from_seed(name, &seed).map_err(io::Error::other)
+}
+
 /// Reads the gateway key, or makes it if it is missing. It is written whole or not at all, because Nix is told to trust
 /// it and it must not change after that.
 pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
@@ -199,10 +208,7 @@ pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretE
     }
     let path = gateway_key_file(state_dir);
     let failed = |source| SecretError::Make { path: path.clone(), source };
-    let mut seed = [0; 32];
-    rand::fill(&mut seed);
-    let name = format!("{GATEWAY_KEY_PREFIX}{}", host_name());
-    let key = NixSecretKey::from_seed(&name, &seed).map_err(|error| failed(io::Error::other(error)))?;
+    let key = new_nix_key(&format!("{GATEWAY_KEY_PREFIX}{}", host_name())).map_err(failed)?;
     make_directory(state_dir).map_err(failed)?;
     let unfinished = state_dir.join(format!("{GATEWAY_KEY_FILE}.new"));
     // A process that was killed here may have left its unfinished file.

@@ -13,11 +13,12 @@ use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE, UpstreamConfig};
 use crate::config_template::render;
 use crate::regular_file;
-use crate::settings::{NodeKeyFile, Settings, create_builder_key, gateway_key_file, is_gateway_key, read_gateway_key};
+use crate::settings::{
+    NodeKeyFile, Settings, create_builder_key, gateway_key_file, is_gateway_key, new_nix_key, read_gateway_key,
+};
 use anyhow::Context;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
-use rand::TryRng;
 use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown};
@@ -407,13 +408,11 @@ fn directory_of(config: &Path) -> &Path {
     config.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A new key named `<name>-narmesh-1`, from the randomness of the operating system.
+/// A new key named `<name>-narmesh-1`.
 fn new_builder_key(name: &str) -> anyhow::Result<NixSecretKey> {
     let permitted = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
     let name: String = name.chars().map(|character| if permitted(character) { character } else { '-' }).collect();
-    let mut seed = [0; 32];
-    rand::rngs::SysRng.try_fill_bytes(&mut seed).context("the operating system gives no randomness")?;
-    Ok(NixSecretKey::from_seed(&format!("{name}{KEY_NAME_END}"), &seed)?)
+    Ok(new_nix_key(&format!("{name}{KEY_NAME_END}"))?)
 }
 
 #[cfg(test)]
