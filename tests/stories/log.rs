@@ -1,9 +1,13 @@
 //! `narmesh log`: from whom what Nix asked for came, and how it ended.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{GatedProxy, PlainCache, TestMesh, TestNode, get, hash_part, promised, wait_for, wait_until};
+use narmesh_tests::{
+    GatedProxy, PlainCache, TestMesh, TestNode, get, hash_part, narmesh_binary, promised, wait_for, wait_until,
+};
 use serde_json::Value;
 
 /// What the daemon knows is shown within this.
@@ -113,7 +117,7 @@ fn a_source_that_dies_in_the_middle_is_a_switch_in_the_log() {
 }
 
 #[test]
-fn what_nobody_has_is_in_the_log_once_and_is_followed() {
+fn what_nobody_has_is_in_the_log_once() {
     let mesh = TestMesh::new();
     let mut client = mesh.node("client");
     client.start();
@@ -125,6 +129,28 @@ fn what_nobody_has_is_in_the_log_once_and_is_followed() {
     assert_eq!(found.len(), 1, "fifty times the same is one line: {found:?}");
     assert!(text(&found[0], "/sentence").contains("49 times before"), "{found:?}");
     assert!(entries(&client, &["--outcome", "delivered"]).is_empty());
+}
+
+#[test]
+fn the_log_goes_on_with_what_comes() {
+    let mesh = TestMesh::new();
+    let mut client = mesh.node("client");
+    client.start();
+    let ask = |letter: &str| {
+        let url = format!("/{}.narinfo", letter.repeat(32));
+        assert_eq!(get(client.gateway(), &url).unwrap().status, 404);
+    };
+    ask("1");
+    let mut command = Command::new(narmesh_binary());
+    command.arg("--config").arg(client.config_file()).args(["log", "--follow", "--json"]);
+    let mut follower = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().expect("it goes on").unwrap();
+    assert!(next().contains(&"1".repeat(32)), "what was there before");
+    ask("2");
+    assert!(next().contains(&"2".repeat(32)), "what came since");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 }
 
 #[test]
