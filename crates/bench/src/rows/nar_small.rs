@@ -2,6 +2,7 @@
 
 use super::pair::{Pair, nar_target};
 use crate::load::{End, Load};
+use crate::nginx::TwoNginx;
 use crate::row::{Beside, Planned, Target};
 use crate::sample_cache::{SampleCache, SamplePath};
 use crate::subject::{Bench, Report, Subject};
@@ -29,8 +30,14 @@ impl Subject for SmallNars {
                 "burst/16-at-once",
                 "ms",
                 "the NARs through the mesh, 16 at a time as Nix asks since 2.16, each",
-            )
-            .target(Target::RatioAtMost(3.0)),
+            ),
+            Planned::new(
+                "nar/small/mesh/beside-two-nginx",
+                "ms",
+                "nar/small/mesh beside two nginx with TLS between them",
+            ),
+            Planned::new("burst/16-at-once/beside-two-nginx", "ms", "the burst beside two nginx with TLS between them")
+                .target(Target::RatioAtMost(2.0)),
         ]
     }
 
@@ -39,12 +46,15 @@ impl Subject for SmallNars {
         let _holder = pair.start_holder()?;
         let narinfos = targets(&pair.cache, |sample| Ok(sample.narinfo_target()))?;
         let nars = targets(&pair.cache, |sample| nar_target(pair.holder.gateway, sample))?;
+        let two_dirs = [bench.scratch.subdir("front-")?, bench.scratch.subdir("origin-")?];
+        let two_nginx = TwoNginx::start(two_dirs, pair.cache.dir())?;
         let nars_of_nginx = targets(&pair.cache, |sample| Ok(sample.nar_target()))?;
         std::thread::sleep(SETTLED);
         each_ms(&nars, pair.holder.gateway)?;
         let (mut mesh, mut own_store, mut asked) = (Vec::new(), Vec::new(), Vec::new());
         let (mut nginx, mut nginx_narinfo) = (Vec::new(), Vec::new());
         let (mut burst, mut nginx_burst) = (Vec::new(), Vec::new());
+        let (mut two, mut two_burst) = (Vec::new(), Vec::new());
         for round in 1..=bench.rounds {
             crate::progress(&format!("nar/small: round {round} of {}", bench.rounds));
             let _gateway = pair.start_gateway()?;
@@ -52,10 +62,14 @@ impl Subject for SmallNars {
             nginx_narinfo.push(each_ms(&narinfos, pair.nginx.address)?);
             mesh.push(each_ms(&nars, pair.gateway.gateway)?);
             nginx.push(each_ms(&nars_of_nginx, pair.nginx.address)?);
+            two.push(each_ms(&nars_of_nginx, two_nginx.address())?);
             own_store.push(each_ms(&nars, pair.holder.gateway)?);
             burst.push(each_ms(&at_once(&nars), pair.gateway.gateway)?);
             nginx_burst.push(each_ms(&at_once(&nars_of_nginx), pair.nginx.address)?);
+            two_burst.push(each_ms(&at_once(&nars_of_nginx), two_nginx.address())?);
         }
+        report.figure("nar/small/mesh/beside-two-nginx", &mesh, Some(Beside::new("two nginx", two)));
+        report.figure("burst/16-at-once/beside-two-nginx", &burst, Some(Beside::new("two nginx", two_burst)));
         report.figure("nar/small/mesh", &mesh, Some(Beside::new("nginx", nginx.clone())));
         report.figure("nar/small/own-store", &own_store, Some(Beside::new("nginx", nginx)));
         report.figure("burst/16-at-once", &burst, Some(Beside::new("nginx", nginx_burst)));
