@@ -12,6 +12,10 @@ case "${1:-}" in
   *) echo "test.sh: unknown argument '$1'; accepted: --full" >&2; exit 2 ;;
 esac
 
+# What is built together: one choice of packages and features for all builds of the debug profile. Another one would compile
+# libp2p and half of the rest again.
+everything=(--workspace --features narmesh-fuzz/config)
+
 started=$SECONDS
 summary=()
 cpu_s() { # seconds of processor time of all commands that have ended
@@ -122,7 +126,7 @@ stage "other versions of Nix" nix_roots
 stage "promtool" promtool
 stage "subjects of commits" subjects
 stage "format" cargo fmt --all --check
-stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+stage "clippy" cargo clippy --quiet "${everything[@]}" --all-targets -- -D warnings
 stage "documentation" documentation
 stage "book" book
 stage "licences, duplicates, sources" deny
@@ -136,26 +140,47 @@ stage "release build" release
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 if $full; then stage "benchmarks" cargo run --quiet --release -p narmesh-bench; fi
+# All tests but the targets of narmesh-tests, which have stages of their own.
+rooms() {
+  local targets
+  mapfile -t targets < <(cargo metadata --no-deps --format-version 1 | python3 -c '
+import json, sys
+for package in json.load(sys.stdin)["packages"]:
+    for target in package["targets"]:
+        if target["kind"] == ["test"] and package["name"] != "narmesh-tests":
+            print("--test=" + target["name"])')
+  cargo test --no-fail-fast --quiet "${everything[@]}" --lib --bins "${targets[@]}"
+  cargo test --no-fail-fast --quiet "${everything[@]}" --doc
+}
 # The transfers of the resolver: any sequence of sources, in virtual time.
 export NARMESH_TRANSFER_CASES=100000
-stage "tests of the rooms" cargo test --no-fail-fast --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
+stage "tests of the rooms" rooms
+# run_tests TARGETS... [-- ARGUMENTS...]: of narmesh-tests, as they are built already.
+run_tests() {
+  local targets=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    targets+=("--test=$1")
+    shift
+  done
+  cargo test --no-fail-fast "${everything[@]}" "${targets[@]}" "$@"
+}
 # Most stories wait for something most of the time, so twice as many run as there are processors; those that count bytes on
 # lines, or kill at a certain moment, have them to themselves.
 stories() {
-  cargo test --no-fail-fast --package narmesh-tests --lib --test stories --test hostile -- --test-threads 4
-  cargo test --no-fail-fast --package narmesh-tests --test networks --test faults
+  run_tests stories hostile -- --test-threads 4
+  run_tests networks faults
 }
 stage "stories with real Nix" stories
 newer_nix() {
   # What a client does; the others ask nothing of Nix, or the same again.
-  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test stories -- --test-threads 4 \
+  NARMESH_TEST_NIX=2.34 run_tests stories -- --test-threads 4 \
     substitute failover interrupted corrupt collected busy restart systemd nondeterministic one_key upstream:: \
     serving_others like_a_cache tls:: realisations derivations nixos
-  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test faults
-  NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test networks -- first_path
+  NARMESH_TEST_NIX=2.34 run_tests faults
+  NARMESH_TEST_NIX=2.34 run_tests networks -- first_path
   if $full; then
-    NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test stories -- upstream_failures
-    NARMESH_TEST_NIX=2.34 cargo test --no-fail-fast --package narmesh-tests --test networks -- fleet second_connection moved_in_nar
+    NARMESH_TEST_NIX=2.34 run_tests stories -- upstream_failures
+    NARMESH_TEST_NIX=2.34 run_tests networks -- fleet second_connection moved_in_nar
   fi
 }
 stage "stories and faults with Nix 2.34" newer_nix
@@ -163,12 +188,12 @@ stage "stories and faults with Nix 2.34" newer_nix
 arrival() {
   local also=()
   if $full; then also=(--include-ignored); fi
-  cargo test --no-fail-fast --package narmesh-tests --test arrival -- --test-threads 8 "${also[@]}"
+  run_tests arrival -- --test-threads 8 "${also[@]}"
 }
 stage "what somebody holds arrives" arrival
 # All floods at once, on the release daemon. One test at a time: they measure memory, and how long lookups take meanwhile.
 floods() {
-  cargo test --no-fail-fast --package narmesh-tests --test hostile -- --nocapture --test-threads 1 --ignored together::
+  run_tests hostile -- --nocapture --test-threads 1 --ignored together::
 }
 stage "all floods of one hostile peer and of three" floods
 # Optimised: a million announcements have to be signed, and 10,000 requests a second made.
@@ -178,8 +203,11 @@ floods_in_full() {
   "${hostile[@]}" --ignored --skip together::
 }
 if $full; then stage "floods, and five minutes set aside" floods_in_full; fi
-if $full; then stage "every pair of machines behind NATs" env NARMESH_TEST_FULL=1 cargo test --no-fail-fast --package narmesh-tests --test networks -- --nocapture nat::each_pair; fi
-if $full; then stage "several holders, and a fleet of twenty" cargo test --no-fail-fast --package narmesh-tests --test networks -- --nocapture --ignored; fi
+each_pair() {
+  NARMESH_TEST_FULL=1 run_tests networks -- --nocapture nat::each_pair
+}
+if $full; then stage "every pair of machines behind NATs" each_pair; fi
+if $full; then stage "several holders, and a fleet of twenty" run_tests networks -- --nocapture --ignored; fi
 # Packages and images, tried in roots of their own.
 built_for_others() {
   command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb
