@@ -1,4 +1,5 @@
-//! The file of tokens that listeners accept: one line each, with the name, the SHA-256 of the token, and perhaps a time.
+//! The file of tokens that listeners accept: one line each, with the name, the SHA-256 of the token, and perhaps what may be
+//! read with it and until when.
 //!
 //! narmesh chooses the tokens: 32 random bytes each. That is why a plain digest of them is enough: a slow one would only
 //! help against guessing what people choose.
@@ -7,6 +8,7 @@ use crate::regular_file::{lock, read_text, replace, with_suffix};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
+use narmesh_http_gateway::Reads;
 use rand::TryRng;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -25,6 +27,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// How a token begins, so that one that was published by mistake is recognised.
 const TOKEN_PREFIX: &str = "narmesh-token-";
 const DIGEST_PREFIX: &str = "sha256:";
+/// The word of a token that is for the own store alone.
+const OWN_STORE: &str = "own-store";
 const HEADER: &str =
     "# Tokens for the gateway's listeners, changed by `narmesh token`. The tokens themselves are nowhere.\n";
 
@@ -34,6 +38,8 @@ pub(crate) struct Token {
     /// Its name, which is also the user name for clients that need one.
     pub(crate) name: String,
     digest: [u8; 32],
+    /// What its clients may read.
+    pub(crate) reads: Reads,
     /// When it ends to count.
     pub(crate) until: Option<Timestamp>,
 }
@@ -60,7 +66,7 @@ pub(crate) enum TokensError {
         path: PathBuf,
     },
     /// A line has another form.
-    #[error("{path}: line {line} is refused; accepted: NAME sha256:<64 hex digits> [until <time with a zone>], a new name on each line", path = path.display())]
+    #[error("{path}: line {line} is refused; accepted: NAME sha256:<64 hex digits> [own-store] [until <time with a zone>], a new name on each line", path = path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -111,16 +117,19 @@ impl Tokens {
         self.0.iter()
     }
 
-    /// Whether the secret is that of a token that counts at this time. How long it takes depends on the number of tokens
-    /// alone.
-    pub(crate) fn admits(&self, secret: &[u8], now: Timestamp) -> bool {
+    /// What may be read with this secret at this time; `None` if it is that of no token that counts. How long it takes depends
+    /// on the number of tokens alone.
+    pub(crate) fn admit(&self, secret: &[u8], now: Timestamp) -> Option<Reads> {
         let digest: [u8; 32] = Sha256::digest(secret).into();
         let counts = |token: &Token| token.until.is_none_or(|until| now < until);
-        self.0.iter().fold(false, |found, token| found | (bool::from(token.digest.ct_eq(&digest)) & counts(token)))
+        // All are compared, also after one that is the same.
+        self.0.iter().fold(None, |found, token| {
+            if bool::from(token.digest.ct_eq(&digest)) & counts(token) { Some(token.reads) } else { found }
+        })
     }
 
     /// Adds a token, in place of one of the same name, and returns its secret, which is kept nowhere.
-    pub(crate) fn add(&mut self, name: &str, until: Option<Timestamp>) -> Result<String, TokensError> {
+    pub(crate) fn add(&mut self, name: &str, reads: Reads, until: Option<Timestamp>) -> Result<String, TokensError> {
         self.revoke(name);
         if self.0.len() == TOKENS_MAX {
             return Err(TokensError::TooMany);
@@ -131,7 +140,7 @@ impl Tokens {
             .try_fill_bytes(&mut secret)
             .map_err(|error| TokensError::Io { path: "/dev/urandom".into(), source: no_randomness(error) })?;
         let secret = format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
-        self.0.push(Token { name: name.to_owned(), digest: Sha256::digest(&secret).into(), until });
+        self.0.push(Token { name: name.to_owned(), digest: Sha256::digest(&secret).into(), reads, until });
         Ok(secret)
     }
 
@@ -166,10 +175,13 @@ impl Tokens {
 
     fn render(&self) -> String {
         let mut text = HEADER.to_owned();
-        for Token { name, digest, until } in &self.0 {
+        for Token { name, digest, reads, until } in &self.0 {
             write!(text, "{name} {DIGEST_PREFIX}").expect("a String takes everything");
             for byte in digest {
                 write!(text, "{byte:02x}").expect("a String takes everything");
+            }
+            if *reads == Reads::OwnStore {
+                write!(text, " {OWN_STORE}").expect("a String takes everything");
             }
             if let Some(until) = until {
                 write!(text, " until {until}").expect("a String takes everything");
@@ -191,12 +203,17 @@ fn parse_line(text: &str) -> Option<Token> {
     for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
-    let until = match words.next() {
+    let mut word = words.next();
+    let reads = if word == Some(OWN_STORE) { Reads::OwnStore } else { Reads::Everything };
+    if reads == Reads::OwnStore {
+        word = words.next();
+    }
+    let until = match word {
         None => None,
         Some("until") => Some(words.next()?.parse().ok()?),
         Some(_) => return None,
     };
-    words.next().is_none().then_some(Token { name, digest, until })
+    words.next().is_none().then_some(Token { name, digest, reads, until })
 }
 
 #[cfg(test)]
@@ -213,36 +230,41 @@ mod tests {
         let file = dir.path().join("tokens");
         assert_eq!(Tokens::read(&file).unwrap(), Tokens::default());
         let mut tokens = Tokens::default();
-        let always = tokens.add("ci", None).unwrap();
-        let ends = tokens.add("guest.1", Some(at("2027-01-01T00:00:00Z"))).unwrap();
+        let always = tokens.add("ci", Reads::Everything, None).unwrap();
+        let ends = tokens.add("guest.1", Reads::OwnStore, Some(at("2027-01-01T00:00:00Z"))).unwrap();
         tokens.write(&file).unwrap();
         let text = fs::read_to_string(&file).unwrap();
         assert!(!text.contains(&always) && !text.contains(&always[TOKEN_PREFIX.len()..]), "{text}");
         let read = Tokens::read(&file).unwrap();
         assert_eq!(read, tokens);
         let (before, after) = (at("2026-12-31T23:59:59Z"), at("2027-01-01T00:00:00Z"));
-        assert!(read.admits(always.as_bytes(), after) && read.admits(ends.as_bytes(), before));
-        assert!(!read.admits(ends.as_bytes(), after), "its time is over");
+        assert_eq!(read.admit(always.as_bytes(), after), Some(Reads::Everything));
+        assert_eq!(read.admit(ends.as_bytes(), before), Some(Reads::OwnStore));
+        assert_eq!(read.admit(ends.as_bytes(), after), None, "its time is over");
         for wrong in ["", "ci", &always[1..], &format!("{always}x"), &ends.to_uppercase()] {
-            assert!(!read.admits(wrong.as_bytes(), before), "{wrong}");
+            assert_eq!(read.admit(wrong.as_bytes(), before), None, "{wrong}");
         }
-        let again = tokens.add("ci", None).unwrap();
-        assert!(tokens.admits(again.as_bytes(), before) && !tokens.admits(always.as_bytes(), before));
+        let again = tokens.add("ci", Reads::Everything, None).unwrap();
+        assert_eq!(tokens.admit(again.as_bytes(), before), Some(Reads::Everything));
+        assert_eq!(tokens.admit(always.as_bytes(), before), None);
         assert!(tokens.revoke("ci") && !tokens.revoke("ci"));
-        assert!(!tokens.admits(again.as_bytes(), before));
+        assert_eq!(tokens.admit(again.as_bytes(), before), None);
     }
 
     #[test]
     fn no_change_is_lost_when_many_come_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
-        Tokens::change(&file, |tokens| Ok(tokens.add("old", None)?)).unwrap();
+        Tokens::change(&file, |tokens| Ok(tokens.add("old", Reads::Everything, None)?)).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let file = &file;
                 scope.spawn(move || {
                     for count in 0..8 {
-                        Tokens::change(file, |tokens| Ok(tokens.add(&format!("{thread}-{count}"), None)?)).unwrap();
+                        Tokens::change(file, |tokens| {
+                            Ok(tokens.add(&format!("{thread}-{count}"), Reads::Everything, None)?)
+                        })
+                        .unwrap();
                     }
                 });
             }
@@ -262,8 +284,10 @@ mod tests {
     #[test]
     fn line_of_another_form_is_refused_with_its_number() {
         let digest = "0".repeat(64);
-        let good = format!("# a\n\na sha256:{digest} until 2027-01-01T00:00:00Z\nb sha256:{digest}\n");
-        assert_eq!(Tokens::parse(&good).unwrap().iter().count(), 2);
+        let good = format!(
+            "# a\n\na sha256:{digest} until 2027-01-01T00:00:00Z\nb sha256:{digest}\nc sha256:{digest} own-store\n"
+        );
+        assert_eq!(Tokens::parse(&good).unwrap().iter().count(), 3);
         for bad in [
             "a".to_owned(),
             format!("a {digest}"),
@@ -274,6 +298,8 @@ mod tests {
             format!("a sha256:{digest} until"),
             format!("a sha256:{digest} until soon"),
             format!("a sha256:{digest} until 2027-01-01T00:00:00"),
+            format!("a sha256:{digest} own-store own-store"),
+            format!("a sha256:{digest} until 2027-01-01T00:00:00Z own-store"),
             format!("a sha256:{digest} from 2027-01-01T00:00:00Z"),
             format!("a sha256:{digest} until 2027-01-01T00:00:00Z x"),
             format!("b sha256:{digest}"),

@@ -148,6 +148,7 @@ fn clients_of_a_listener_with_tokens_need_one_that_counts() {
     let site = free_address();
     node.config.more = listener(&site.to_string(), "site") + "tokens_file = 'tokens'\n";
     let of_the_mesh = peer.store.build_one("fod");
+    let own = node.store.build_one("shapes");
     TestMesh::start_all(&mut [&mut node, &mut peer]);
     peer.wait_all_advertised(&[&node]);
     let narinfo = format!("/{}.narinfo", hash_part(&of_the_mesh));
@@ -158,12 +159,18 @@ fn clients_of_a_listener_with_tokens_need_one_that_counts() {
     // Its time is over by now.
     let tokens = node.dir().join("tokens");
     std::fs::write(&tokens, std::fs::read_to_string(&tokens).unwrap().replace("2099-01-31", "2020-01-31")).unwrap();
+    let narrow = node.narmesh(&["token", "add", "guest", "--own-store"]).expect_success("token add --own-store");
     let token = node.narmesh(&["token", "add", "ci"]).expect_success("token add");
     node.narmesh(&["token", "add", "ci"]).expect_failure("a second token of that name");
     let bearer = format!("Bearer {token}");
     wait_until("the daemon knows the token", promised(FOLLOWED), || ask(&bearer) == 200);
     assert_eq!(ask(&format!("Bearer {old}")), 401, "its time is over");
+    let own_narinfo = format!("/{}.narinfo", hash_part(&own));
+    let of_the_own_store = ["/nix-cache-info", &own_narinfo, &narinfo]
+        .map(|path| request(site, "GET", path, &[("Authorization", &format!("Bearer {narrow}"))]).unwrap().status);
+    assert_eq!(of_the_own_store, [200, 200, 404], "the last one comes from the peer");
     let listed = node.narmesh(&["token", "list"]).expect_success("token list");
+    assert!(listed.contains("guest  own store alone\n"), "{listed}");
     assert!(
         listed.contains("ci") && listed.contains("old  counted until 2020") && !listed.contains(&token),
         "{listed}"

@@ -16,8 +16,17 @@ use crate::rate::{Rate, RateBound};
 /// Tells which tokens are good. It is asked on each request, so it must answer from memory, and the time that it takes must
 /// not depend on the token.
 pub trait Access: fmt::Debug + Send + Sync + 'static {
-    /// Whether this is a token that counts now.
-    fn admits(&self, token: &[u8]) -> bool;
+    /// What may be read with this token; `None` if it does not count now.
+    fn admit(&self, token: &[u8]) -> Option<Reads>;
+}
+
+/// What a client may read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reads {
+    /// Everything that the listener gives.
+    Everything,
+    /// Of that, what comes from the own store.
+    OwnStore,
 }
 
 /// Longest token, bytes.

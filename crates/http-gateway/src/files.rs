@@ -146,7 +146,7 @@ impl<S: Substituter> Endpoint<S> {
         mut body: NarBody,
     ) -> Result<Response, GatewayError> {
         let mut response = if head.method == Method::HEAD {
-            self.metrics.on_finished(kind, Outcome::Served);
+            self.listener.metrics.on_finished(kind, Outcome::Served);
             Response::new(Body::empty())
         } else {
             let first = match body.next().await {
@@ -154,7 +154,7 @@ impl<S: Substituter> Endpoint<S> {
                 Some(Err(BodyAborted)) => return Err(GatewayError::NotFound),
                 None => Bytes::new(),
             };
-            let metrics = std::sync::Arc::clone(&self.metrics);
+            let metrics = std::sync::Arc::clone(&self.listener.metrics);
             Response::new(Body::new(StreamedBody::new(kind, first, body, length, metrics)))
         };
         if let Some(length) = length {
@@ -164,7 +164,7 @@ impl<S: Substituter> Endpoint<S> {
     }
 
     fn not_modified(&self, kind: RequestKind, validators: Validators) -> Response {
-        self.metrics.on_finished(kind, Outcome::Served);
+        self.listener.metrics.on_finished(kind, Outcome::Served);
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         validators.write(response.headers_mut());

@@ -26,14 +26,14 @@ use crate::error::RequestIds;
 use crate::metrics::GatewayMetrics;
 use crate::proxies::TrustedProxies;
 use crate::role::ListenerRole;
-use crate::routes::{self, Endpoint};
+use crate::routes::{self, Endpoint, EndpointsByToken, ListenerState};
 use crate::substituter::{Caller, ClientUser, Substituter};
 use crate::target::NARINFO_SUFFIX;
 use crate::zstd_body::Encoders;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
-    endpoint: Arc<Endpoint<S>>,
+    endpoints: Arc<EndpointsByToken<S>>,
     router: Router,
     count: ConnectionCount,
     access_log: Option<Arc<AccessLog>>,
@@ -72,9 +72,22 @@ impl<S: Substituter> Gateway<S> {
         let access_log = role.access_log.clone().map(|listener| Arc::new(AccessLog::new(listener)));
         let (request_ids, attempts) = (RequestIds::new(), Attempts::default());
         let encoders = Encoders::new();
-        let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids, attempts, encoders });
-        let router = routes::router(Arc::clone(&endpoint));
-        Self { endpoint, router, count: ConnectionCount::default(), access_log }
+        let listener = Arc::new(ListenerState { role, metrics, registry, request_ids, attempts, encoders });
+        let everything = Endpoint { substituter, listener };
+        let endpoints = Arc::new(EndpointsByToken { everything, own_store: None });
+        let router = routes::router(Arc::clone(&endpoints));
+        Self { endpoints, router, count: ConnectionCount::default(), access_log }
+    }
+
+    /// Answers clients whose token is for the own store alone from `substituter`. Without this, they are told that nothing is
+    /// there.
+    #[must_use]
+    pub fn with_own_store(self, substituter: Arc<S>) -> Self {
+        let Endpoint { substituter: everything, listener } = &self.endpoints.everything;
+        let [everything, own_store] = [Arc::clone(everything), substituter]
+            .map(|substituter| Endpoint { substituter, listener: Arc::clone(listener) });
+        let endpoints = Arc::new(EndpointsByToken { everything, own_store: Some(own_store) });
+        Self { router: routes::router(Arc::clone(&endpoints)), endpoints, ..self }
     }
 
     /// All endpoints as an axum router, to serve them in another way.
@@ -94,17 +107,17 @@ impl<S: Substituter> Gateway<S> {
 
     /// The proxies that are believed on this listener.
     pub(crate) fn trusted_proxies(&self) -> &TrustedProxies {
-        &self.endpoint.role.trusted_proxies
+        &self.endpoints.everything.listener.role.trusted_proxies
     }
 
     pub(crate) fn metrics(&self) -> &Arc<GatewayMetrics> {
-        &self.endpoint.metrics
+        &self.endpoints.everything.listener.metrics
     }
 
     /// Makes the service for one connection.
     pub(crate) fn connection(&self, entered: &Entered, client: Client) -> ConnectionService {
         let (state, user) = (Arc::clone(&entered.state), entered.user());
-        let role = &self.endpoint.role;
+        let role = &self.endpoints.everything.listener.role;
         let proxy = role.trusted_proxies.includes(client).then(|| (entered.place(), role.trusted_proxies.clone()));
         // Whence a client comes matters to the router only where it may send wrong tokens.
         let is_told = role.access.is_some();
@@ -122,14 +135,15 @@ impl<S: Substituter> Gateway<S> {
 
     /// Whether bodies have to wait for memory.
     pub(crate) fn is_short_of_memory(&self) -> bool {
-        self.endpoint.substituter.is_short_of_memory() || self.endpoint.encoders.are_taken()
+        let Endpoint { substituter, listener } = &self.endpoints.everything;
+        substituter.is_short_of_memory() || listener.encoders.are_taken()
     }
 }
 
 impl<S> Clone for Gateway<S> {
     fn clone(&self) -> Self {
         Self {
-            endpoint: Arc::clone(&self.endpoint),
+            endpoints: Arc::clone(&self.endpoints),
             router: self.router.clone(),
             count: self.count.clone(),
             access_log: self.access_log.clone(),
@@ -139,7 +153,7 @@ impl<S> Clone for Gateway<S> {
 
 impl<S> fmt::Debug for Gateway<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("role", &self.endpoint.role).finish_non_exhaustive()
+        f.debug_struct("Gateway").field("role", &self.endpoints.everything.listener.role).finish_non_exhaustive()
     }
 }
 

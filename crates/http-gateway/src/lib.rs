@@ -46,7 +46,7 @@ mod tls;
 mod validators;
 mod zstd_body;
 
-pub use access::Access;
+pub use access::{Access, Reads};
 pub use access_log::ACCESS_TARGET;
 pub use error::GatewayError;
 pub use gateway::{ConnectionCount, Gateway};

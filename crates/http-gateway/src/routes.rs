@@ -19,7 +19,7 @@ use narmesh_protocol::{HashPart, NarUrl, RealisationId, circle};
 use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
-use crate::access::{Attempts, token_of};
+use crate::access::{Attempts, Reads, token_of};
 use crate::body::StreamedBody;
 use crate::client::Client;
 use crate::error::{RequestIds, shown};
@@ -49,9 +49,8 @@ const REALISATION_TYPE: HeaderValue = HeaderValue::from_static("application/json
 /// The answer of `/version`.
 const VERSION: &str = concat!("narmesh ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// What the requests on one listener need.
-pub(crate) struct Endpoint<S> {
-    pub(crate) substituter: Arc<S>,
+/// What the requests on one listener share.
+pub(crate) struct ListenerState {
     pub(crate) role: ListenerRole,
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) registry: Arc<Registry>,
@@ -60,13 +59,26 @@ pub(crate) struct Endpoint<S> {
     pub(crate) encoders: Encoders,
 }
 
-/// The router of the endpoints. [`Target::parse`] tells paths apart, because they can arrive percent-encoded, and because a
-/// malformed name must be an absent path.
-pub(crate) fn router<S: Substituter>(endpoint: Arc<Endpoint<S>>) -> Router {
-    Router::new().fallback(answer::<S>).with_state(endpoint)
+/// Answers requests from one substituter.
+pub(crate) struct Endpoint<S> {
+    pub(crate) substituter: Arc<S>,
+    pub(crate) listener: Arc<ListenerState>,
 }
 
-async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+/// Who answers on a listener, by what the client may read.
+pub(crate) struct EndpointsByToken<S> {
+    pub(crate) everything: Endpoint<S>,
+    /// `None` where no token may be for the own store alone: such a one then reads nothing.
+    pub(crate) own_store: Option<Endpoint<S>>,
+}
+
+/// The router of the endpoints. [`Target::parse`] tells paths apart, because they can arrive percent-encoded, and because a
+/// malformed name must be an absent path.
+pub(crate) fn router<S: Substituter>(endpoints: Arc<EndpointsByToken<S>>) -> Router {
+    Router::new().fallback(answer::<S>).with_state(endpoints)
+}
+
+async fn answer<S: Substituter>(State(endpoints): State<Arc<EndpointsByToken<S>>>, request: Request) -> Response {
     let started = Instant::now();
     let target = Target::parse(request.uri().path(), request.uri().query());
     let kind = kind(&target);
@@ -74,20 +86,24 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     // Nothing here reads a body. If there was one, hyper closes the connection after the answer
     // because it was dropped unread.
     drop(body);
-    let answer = endpoint.dispatch(target, &head).await;
-    let id = endpoint.id_for(&head, answer.as_ref().err());
-    endpoint.metrics.on_answered(kind, started.elapsed());
+    let answer = match endpoints.admit(&head) {
+        Ok(endpoint) => endpoint.dispatch(target, &head).await,
+        Err(refusal) => Err(refusal),
+    };
+    let id = endpoints.everything.id_for(&head, answer.as_ref().err());
+    let listener = &endpoints.everything.listener;
+    listener.metrics.on_answered(kind, started.elapsed());
     let mut response = match answer {
         Ok(response) => {
             // A body that is streamed counts its own bytes as they are sent.
             if !kind.is_streamed() && head.method == Method::GET {
-                endpoint.metrics.add_body_bytes(kind, response.body().size_hint().lower());
+                listener.metrics.add_body_bytes(kind, response.body().size_hint().lower());
             }
             response
         }
         Err(error) => {
-            endpoint.metrics.on_finished(kind, outcome(error));
-            let id = endpoint.request_ids.next();
+            listener.metrics.on_finished(kind, outcome(error));
+            let id = listener.request_ids.next();
             tracing::debug!(request = %id, method = shown(head.method.as_str()), path = shown(head.uri.path()), %error, "request not served");
             error.into_response(id, has_body(&head.headers))
         }
@@ -98,16 +114,43 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     response
 }
 
+impl<S> EndpointsByToken<S> {
+    /// Who answers this request, or why nobody does.
+    fn admit(&self, head: &Head) -> Result<&Endpoint<S>, GatewayError> {
+        let listener = &self.everything.listener;
+        listener.role.admit(&head.uri, &head.headers)?;
+        match listener.demand_token(head)? {
+            Reads::Everything => Ok(&self.everything),
+            Reads::OwnStore => self.own_store.as_ref().ok_or(GatewayError::NotFound),
+        }
+    }
+}
+
+impl ListenerState {
+    /// What the request may read. Refuses one without a token that counts, where one is needed.
+    fn demand_token(&self, head: &Head) -> Result<Reads, GatewayError> {
+        let Some(access) = &self.role.access else { return Ok(Reads::Everything) };
+        let client = head.extensions.get().copied().and_then(Client::counted);
+        let now = Instant::now();
+        let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
+        if !self.attempts.may_try(client, now) {
+            return Err(GatewayError::TooManyTries);
+        }
+        access.admit(&token).ok_or_else(|| {
+            self.attempts.note_wrong(client, now);
+            GatewayError::NoToken
+        })
+    }
+}
+
 impl<S: Substituter> Endpoint<S> {
     async fn dispatch(&self, target: Target, head: &Head) -> Result<Response, GatewayError> {
-        self.role.admit(&head.uri, &head.headers)?;
-        self.demand_token(head)?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         if is_read && has_body(&head.headers) {
             // Such bodies are used to smuggle one request inside another; no client that we know sends one.
             return Err(GatewayError::UnexpectedBody);
         }
-        if !self.role.offers(&target) {
+        if !self.listener.role.offers(&target) {
             return Err(GatewayError::NotFound);
         }
         if !is_read {
@@ -164,25 +207,10 @@ impl<S: Substituter> Endpoint<S> {
         via_of(head).and_then(|_| self.substituter.process_id())
     }
 
-    /// Refuses a request without a token that counts, where one is needed.
-    fn demand_token(&self, head: &Head) -> Result<(), GatewayError> {
-        let Some(access) = &self.role.access else { return Ok(()) };
-        let client = head.extensions.get().copied().and_then(Client::counted);
-        let now = Instant::now();
-        let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
-        if !self.attempts.may_try(client, now) {
-            return Err(GatewayError::TooManyTries);
-        }
-        if !access.admits(&token) {
-            self.attempts.note_wrong(client, now);
-            return Err(GatewayError::NoToken);
-        }
-        Ok(())
-    }
-
     async fn answer_narinfo(&self, part: HashPart, head: &Head) -> Result<Response, GatewayError> {
         let text = self.find_narinfo(part, head).await.ok_or(GatewayError::NotFound)?;
-        let compressed = if self.role.zstd { std::str::from_utf8(&text).ok().and_then(with_zstd) } else { None };
+        let compressed =
+            if self.listener.role.zstd { std::str::from_utf8(&text).ok().and_then(with_zstd) } else { None };
         Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, compressed.map_or(text, Bytes::from)))
     }
 
@@ -205,7 +233,7 @@ impl<S: Substituter> Endpoint<S> {
         }
         let mut response = nar_response(Body::empty());
         set(&mut response, CONTENT_LENGTH, url.nar_size);
-        self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
+        self.listener.metrics.on_finished(RequestKind::Nar, Outcome::Served);
         Ok(response)
     }
 
@@ -215,14 +243,14 @@ impl<S: Substituter> Endpoint<S> {
             if !self.substituter.has_nar(url, user_of(head)).await {
                 return Err(GatewayError::NotFound);
             }
-            self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
+            self.listener.metrics.on_finished(RequestKind::Nar, Outcome::Served);
             Response::new(Body::empty())
         } else {
-            let permit = self.encoders.take().await.ok_or(GatewayError::Busy)?;
+            let permit = self.listener.encoders.take().await.ok_or(GatewayError::Busy)?;
             let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await?;
             let mut stream = compress(nar, url.nar_size, permit);
             let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
-            let metrics = Arc::clone(&self.metrics);
+            let metrics = Arc::clone(&self.listener.metrics);
             Response::new(Body::new(StreamedBody::new(RequestKind::Nar, first, stream, None, metrics)))
         };
         response.headers_mut().insert(CONTENT_TYPE, ZSTD_TYPE);
@@ -247,7 +275,7 @@ impl<S: Substituter> Endpoint<S> {
         };
         let mut stream = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await?;
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
-        let metrics = Arc::clone(&self.metrics);
+        let metrics = Arc::clone(&self.listener.metrics);
         let body = StreamedBody::new(RequestKind::Nar, first, stream, Some(length), metrics);
         let mut response = nar_response(Body::new(body));
         set(&mut response, CONTENT_LENGTH, length);
@@ -260,7 +288,7 @@ impl<S: Substituter> Endpoint<S> {
 
     fn answer_metrics(&self, head: &Head) -> Result<Response, GatewayError> {
         let mut text = String::new();
-        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+        if prometheus_client::encoding::text::encode(&mut text, &self.listener.registry).is_err() {
             tracing::error!("the metrics could not be encoded");
             return Err(GatewayError::NotFound);
         }
@@ -270,7 +298,7 @@ impl<S: Substituter> Endpoint<S> {
 
     /// A complete, short response. For a HEAD, axum removes the body and keeps its length.
     fn text(&self, kind: RequestKind, content_type: HeaderValue, text: impl Into<Bytes>) -> Response {
-        self.metrics.on_finished(kind, Outcome::Served);
+        self.listener.metrics.on_finished(kind, Outcome::Served);
         let mut response = Response::new(Body::from(text.into()));
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         response

@@ -5,6 +5,7 @@ use crate::settings::Settings;
 use crate::tokens::{Tokens, is_token_name};
 use anyhow::Context;
 use jiff::Timestamp;
+use narmesh_http_gateway::Reads;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +18,13 @@ pub(super) enum Command {
         /// When it ends to count, such as 2027-01-31 (at midnight UTC) or 2027-01-31T12:00:00Z; never if not given
         #[arg(long, value_name = "TIME")]
         until: Option<String>,
+        /// Give it only what comes from the own store, as a listener of the role `serve` does, also where the listener gives more
+        #[arg(long)]
+        own_store: bool,
         #[command(flatten)]
         file: File,
     },
-    /// Show the names of the tokens, and until when they count
+    /// Show the names of the tokens, what may be read with them, and until when they count
     List {
         #[command(flatten)]
         file: File,
@@ -62,7 +66,10 @@ impl File {
 
 pub(super) fn token(config: &Path, command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Add { name, until, file } => add(&file.find(config)?, name, until.as_deref()),
+        Command::Add { name, until, own_store, file } => {
+            let reads = if *own_store { Reads::OwnStore } else { Reads::Everything };
+            add(&file.find(config)?, name, reads, until.as_deref())
+        }
         Command::List { file } => list(&file.find(config)?),
         Command::Revoke { name, file } => {
             let file = file.find(config)?;
@@ -74,7 +81,7 @@ pub(super) fn token(config: &Path, command: &Command) -> anyhow::Result<()> {
     }
 }
 
-fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
+fn add(file: &Path, name: &str, reads: Reads, until: Option<&str>) -> anyhow::Result<()> {
     anyhow::ensure!(
         is_token_name(name),
         "{name:?} is no name of a token; accepted: 1 to 64 letters, digits, '.', '_' and '-'"
@@ -85,7 +92,7 @@ fn add(file: &Path, name: &str, until: Option<&str>) -> anyhow::Result<()> {
             tokens.iter().all(|token| token.name != name),
             "there is a token {name:?} already; revoke it first, or choose another name"
         );
-        Ok(tokens.add(name, until)?)
+        Ok(tokens.add(name, reads, until)?)
     })?;
     emit(&format!("{secret}\n"))?;
     eprint_line(&format!(
@@ -121,7 +128,11 @@ fn list(file: &Path) -> anyhow::Result<()> {
             Some(until) if until <= now => format!("  counted until {until}"),
             Some(until) => format!("  until {until}"),
         };
-        text.push_str(&format!("{}{until}\n", token.name));
+        let reads = match token.reads {
+            Reads::Everything => "",
+            Reads::OwnStore => "  own store alone",
+        };
+        text.push_str(&format!("{}{reads}{until}\n", token.name));
     }
     Ok(emit(&text)?)
 }

@@ -3,7 +3,7 @@
 use super::follow::stamp;
 use crate::tokens::{Tokens, TokensError};
 use jiff::Timestamp;
-use narmesh_http_gateway::Access;
+use narmesh_http_gateway::{Access, Reads};
 use parking_lot::RwLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl LiveTokens {
 }
 
 impl Access for LiveTokens {
-    fn admits(&self, token: &[u8]) -> bool {
-        self.tokens.read().admits(token, Timestamp::now())
+    fn admit(&self, token: &[u8]) -> Option<Reads> {
+        self.tokens.read().admit(token, Timestamp::now())
     }
 }

@@ -201,12 +201,12 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
             tls = settings.tls.is_some(),
             "others may ask here"
         );
-        let substituter = Arc::new(substituter.with_scope(scope));
+        let [substituter, own_store] = [scope, Scope::Serve].map(|scope| Arc::new(substituter.with_scope(scope)));
         let access_log = settings.access_log.then(|| shown.address.clone());
         let trusted_proxies = settings.trusted_proxies.clone();
         let role = ListenerRole { access_log, zstd: settings.zstd, trusted_proxies, ..role_of(&settings, tokens) };
         let gateway = Gateway::new(substituter, role, Arc::clone(metrics), Arc::clone(registry));
-        let gateway = gateway.counting(shown.count);
+        let gateway = gateway.with_own_store(own_store).counting(shown.count);
         let limits = GatewayLimits {
             connections_max: settings.connections_max,
             connections_per_user_max: settings.connections_per_client_max,

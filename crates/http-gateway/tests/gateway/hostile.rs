@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use narmesh_http_gateway::{GatewayLimits, ListenerRole};
+use narmesh_http_gateway::{GatewayLimits, ListenerRole, Reads};
 use tokio::io::AsyncWriteExt;
 
 use crate::client::{TestGateway, nar_url, part, pattern, request};
@@ -270,24 +270,30 @@ async fn narinfo_request_is_answered_200_403_or_404() {
     }
 }
 
-/// Takes one token.
+/// Takes one token for everything, and one for the own store.
 #[derive(Debug)]
-pub(crate) struct OneToken;
+pub(crate) struct TwoTokens;
 
-impl narmesh_http_gateway::Access for OneToken {
-    fn admits(&self, token: &[u8]) -> bool {
-        token == b"good"
+impl narmesh_http_gateway::Access for TwoTokens {
+    fn admit(&self, token: &[u8]) -> Option<Reads> {
+        match token {
+            b"good" => Some(Reads::Everything),
+            b"narrow" => Some(Reads::OwnStore),
+            _ => None,
+        }
     }
 }
 
 #[tokio::test]
 async fn without_a_token_nothing_is_told_and_wrong_ones_are_tried_at_a_bounded_rate() {
-    let role = ListenerRole { access: Some(std::sync::Arc::new(OneToken)), ..ListenerRole::local() };
+    let role = ListenerRole { access: Some(std::sync::Arc::new(TwoTokens)), ..ListenerRole::local() };
     let gateway = TestGateway::start_with(substituter(), role, GatewayLimits::default()).await;
     for path in paths() {
         let answer = gateway.get(&path).await;
         assert_eq!((answer.status, answer.header("www-authenticate")), (401, "Basic realm=\"narmesh\""), "{path}");
         assert_ne!(gateway.get_with(&path, &["Authorization: Bearer good"]).await.status, 401, "{path}");
+        let narrow = gateway.get_with(&path, &["Authorization: Bearer narrow"]).await.status;
+        assert_eq!(narrow, 404, "{path}: nobody said what the own store has");
     }
     let narinfo = format!("/{}.narinfo", part(1));
     // `any:good`, as curl sends it for a netrc file.

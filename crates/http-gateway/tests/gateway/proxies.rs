@@ -7,7 +7,7 @@ use std::sync::Arc;
 use narmesh_http_gateway::{Caller, GatewayLimits, ListenerRole, Network, TrustedProxies};
 
 use crate::client::{TestGateway, nar_url, part, pattern};
-use crate::hostile::OneToken;
+use crate::hostile::TwoTokens;
 use crate::memory::{MemorySubstituter, Nar};
 
 fn substituter() -> MemorySubstituter {
@@ -51,7 +51,7 @@ async fn a_client_is_who_the_kernel_says_or_a_believed_proxy() {
 
 #[tokio::test]
 async fn each_client_of_a_proxy_has_its_own_tries_of_tokens() {
-    let role = ListenerRole { access: Some(Arc::new(OneToken)), ..ListenerRole::local() };
+    let role = ListenerRole { access: Some(Arc::new(TwoTokens)), ..ListenerRole::local() };
     let gateway = gateway_behind("127.0.0.1", role).await;
     let ask = async |client: &str, token: &str| {
         let headers = [&*format!("X-Forwarded-For: {client}"), &format!("Authorization: Bearer {token}")];
