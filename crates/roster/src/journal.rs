@@ -76,12 +76,15 @@ impl Journal {
     /// that is taken meanwhile gets a number, and one whose builder key has the name of another one is a client. A change of
     /// somebody whom another signer removed meanwhile adds nobody, and what another one changed of him beside stays.
     pub fn complete(&self, signer: [u8; 32], newest: &Roster) -> Option<Roster> {
+        // The roster itself says how many edits of each signer it has, so that nothing is made twice.
         let count = newest.edits_of(&signer);
         let mut completed = newest.clone();
         for edit in self.edits.iter().filter(|edit| edit.number > count) {
+            // Removals first: whoever was removed and added again in one edit is added with what was said last.
             completed.members.retain(|member| !edit.removed.contains(&member.node_key));
             edit.added.iter().for_each(|member| put_again(&mut completed, member));
             for (was, is) in &edit.changed {
+                // Another signer removed them meanwhile: a change adds nobody.
                 if let Some(present) = find(&completed, &is.node_key).cloned() {
                     put_again(&mut completed, &change_again(present, was, is));
                 }
