@@ -88,16 +88,19 @@ impl Policy {
         content_addressed: bool,
     ) -> Ruling {
         match self.mode {
+            // These modes neither refuse nor prefer anything, so no lookup pays for a verdict.
             Mode::Off | Mode::Observe => Ruling::NotAsked,
             Mode::Prefer => {
                 let verdict = self.judge(ledger, path);
                 Ruling::Prefer(match verdict.agreed() {
+                    // It proves itself, whatever builders say.
                     _ if content_addressed => Preference::Agreed,
                     Some(agreed) if agreed.claim.fingerprint == fingerprint => Preference::Agreed,
                     Some(_) => Preference::Other,
                     None => Preference::Open,
                 })
             }
+            // Its contents are checked against its path: nobody's word is needed.
             Mode::Require if content_addressed => Ruling::Serve(Grounds::ContentAddressed),
             Mode::Require => self.rule_on(&self.judge(ledger, path), fingerprint),
         }

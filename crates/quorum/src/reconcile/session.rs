@@ -125,6 +125,7 @@ impl Session {
         let asked = std::mem::take(&mut self.asked);
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
+        // An answer to no node at all would let the session go round for ever.
         let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
         // Nodes that the answer had no room for stay open.
         self.open.extend_from_slice(rest);
