@@ -380,6 +380,7 @@ impl Parallel {
             self.joined.clear();
             self.rest_until = waited + REST;
         }
+        // Who joined last has to make the whole quicker by a tenth, or goes again.
         if !self.joined.is_empty() && total < self.rate_before + self.rate_before / GAIN {
             tick.let_go.append(&mut self.joined);
             self.rest_until = waited + REST;
@@ -391,6 +392,7 @@ impl Parallel {
         self.useless.extend(tick.let_go.iter().copied());
         let left = Duration::from_secs((self.nar_size - frontier) / total.max(1));
         if waited >= self.rest_until && left > WORTH_IT {
+            // As many again as there are: the number doubles for as long as that helps.
             let members = self.members.len() - tick.let_go.len().min(self.members.len());
             tick.may_join = members.clamp(1, MEMBERS_MAX.saturating_sub(members).max(1));
         }

@@ -133,6 +133,7 @@ impl Proofs {
         let taken = LeafHasher::new(url.nar_size, offset)?;
         let mut unasked: Vec<_> =
             holders.into_iter().filter(|source| source.peer().is_some()).take(ASKED_MAX).collect();
+        // They are taken from the end, so the first one is asked first.
         unasked.reverse();
         let asking = FuturesUnordered::new();
         let (bound, refused) = (Vec::new(), Vec::new());
@@ -207,6 +208,7 @@ impl Proofs {
             (true, true) => PATIENCE_NOT_YET,
             (true, false) => PATIENCE,
         };
+        // What is let through before there is a tree is checked only at the end, so a tree is waited for a little.
         if !self.asking.is_empty() && waited < patience {
             return Portion::None;
         }
@@ -215,6 +217,7 @@ impl Proofs {
             (None, _) | (_, Err(_)) => Portion::Unproven(u64::MAX),
             // The tree came in the middle of a leaf, or the transfer began there.
             (Some(_), _) if !self.taken.is_between_leaves() => Portion::Unproven(left),
+            // Half a leaf proves nothing.
             (Some(_), Ok(left)) if bytes < left => Portion::None,
             (Some(_), Ok(left)) => Portion::Leaf(left),
         }
@@ -271,6 +274,7 @@ impl Proofs {
         self.leaf_since = waited;
         for bound in &mut self.bound {
             let mut pairs = new.iter().zip(bound.tree.leaves().get(before..).unwrap_or_default());
+            // A leaf whose beginning was not read here has no hash, and contradicts nobody.
             bound.is_consistent &= pairs.all(|(taken, leaf)| taken.is_none_or(|taken| taken == *leaf));
         }
     }

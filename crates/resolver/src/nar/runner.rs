@@ -246,6 +246,7 @@ impl Runner {
         if is_silent {
             return Some(format!("nothing for {idle:.0?}"));
         }
+        // Bytes come on this line, but for other requests: it is left only when they got much more than their share.
         let share = u64::try_from(line.in_flight.max(1)).unwrap_or(u64::MAX).saturating_mul(PASSED_OVER_CHUNKS);
         let fair = share.saturating_mul(NarFrame::CHUNK_BYTES_MAX as u64);
         (self.passed_over_bytes(line) > fair).then(|| format!("it serves others for {idle:.0?}"))

@@ -101,6 +101,7 @@ impl NarsAhead {
             };
             self.shared.counters.ahead_wasted.inc_by(guesses.on_asked(&url, plan));
             let reading = guesses.reading.remove(&url);
+            // The place of this one is free for the next.
             self.begin_reading(&mut guesses);
             reading
         };
@@ -140,6 +141,7 @@ impl Guesses {
         match at {
             Some(0) => {
                 self.plan.pop_front();
+                // The guess came true, so twice as many are read ahead: at first, little is wasted on a wrong order.
                 self.window = (self.window * 2).clamp(1, AHEAD_MAX);
                 0
             }
@@ -148,6 +150,7 @@ impl Guesses {
                     // Nix skipped it, because it has it or does not want it.
                     self.expected.remove(&passed.hash_part);
                 }
+                // The order is not the planned one, so nothing is read ahead until a guess comes true again.
                 self.give_up(url)
             }
             None => self.give_up(url),
@@ -186,6 +189,7 @@ async fn throw_away(ahead: Weak<NarsAhead>) {
         let wasted = before - guesses.reading.len();
         if wasted > 0 {
             ahead.shared.counters.ahead_wasted.inc_by(wasted as u64);
+            // The guesses are wrong. Nothing is read ahead until the next one comes true.
             guesses.window = 0;
         }
         if guesses.reading.is_empty() {

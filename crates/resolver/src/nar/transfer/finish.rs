@@ -30,6 +30,7 @@ impl Transfer {
         if let Some(proofs) = self.proofs.take().filter(|_| self.verifier.is_some()) {
             let (signed, sent) = proofs.settle();
             signed.iter().for_each(|liar| self.blame(*liar, LookupEvent::NarTreeLie(*liar)));
+            // Who signed a wrong tree and sent its leaves did one wrong, and is charged once.
             let only_sent = sent.iter().filter(|source| !signed.contains(*source));
             only_sent.for_each(|liar| self.blame(*liar, LookupEvent::NarLeafLie(*liar)));
         }
