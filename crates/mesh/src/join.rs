@@ -115,6 +115,7 @@ pub async fn join(
         match tokio::time::timeout(DIAL_MAX, dial).await {
             Err(_) => failures.push(format!("{address}: no answer within {DIAL_MAX:?}")),
             Ok(Err(error)) => failures.push(format!("{address}: {}", innermost(&error))),
+            // The secret is for the machine that the token names, and for nobody else.
             Ok(Ok((found, _))) if found != inviter => {
                 failures.push(format!("{address}: another machine answers there, {found}"));
             }

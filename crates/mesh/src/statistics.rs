@@ -191,6 +191,7 @@ impl PeerStatistics {
             .filter_map(|candidate| statistics.get(&candidate.peer).map(|stats| (candidate, stats)))
             .filter(|(_, stats)| stats.set_aside_left().is_none())
             .collect();
+        // One that was never measured comes last of its kind.
         sorted.sort_by_key(|(_, stats)| {
             (!stats.connected, stats.timeouts_in_a_row, stats.latency.unwrap_or(Duration::MAX))
         });

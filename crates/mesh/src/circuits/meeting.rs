@@ -102,10 +102,12 @@ impl Port {
         let met = async {
             let mut trials = FuturesUnordered::new();
             for address in theirs.iter().take(CircuitRequest::ADDRESSES_MAX) {
+                // A socket of one family cannot connect to the other.
                 if address.is_ipv4() == self.local.is_ipv4() {
                     trials.push(futures::future::Either::Left(self.try_at(*address, choice)));
                 }
             }
+            // Anybody may connect to this port meanwhile, and each takes a socket until it shows the token.
             let mut strangers = 0;
             loop {
                 tokio::select! {
@@ -164,6 +166,7 @@ impl Choice {
                 }
                 Part::Listener => {
                     socket.read_exact(&mut heard).await?;
+                    // One connection is enough, and both sides must agree on which: the first one answered.
                     if heard != self.token || self.is_made.swap(true, Ordering::Relaxed) {
                         return Err(io::ErrorKind::InvalidData.into());
                     }

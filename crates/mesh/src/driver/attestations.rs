@@ -130,6 +130,8 @@ impl Attestations {
     pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         match self.requests.on_event(context, event) {
             Some(RequestEvent::Request { from, id, bytes }) => {
+                // The thread that answers is behind. *Busy* makes the peer ask later, and silence would look like a
+                // break.
                 if !self.link.pass_request(from, id, bytes)
                     && let Ok(busy) = encode_busy(Protocol::Quorum)
                 {

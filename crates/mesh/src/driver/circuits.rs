@@ -141,10 +141,12 @@ impl CircuitRequests {
         if !is_far || theirs.is_empty() {
             return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
         }
+        // Each meeting takes ports and connects to addresses that the peer names.
         if !self.meetings.admit(peer) {
             return self.dialogue.respond(context, request, encode_busy(Protocol::Circuit));
         }
         let (circuits, arrived, runtime) = (self.circuits.clone(), self.arrived.clone(), Handle::current());
+        // On a thread that may block, because preparing a meeting asks relays where they see us.
         self.dialogue.look_up(context, request, move || {
             let meeting = runtime.block_on(circuits.prepare_meeting());
             let reply = CircuitReply::Meeting(meeting.addresses().to_vec()).encode();
@@ -185,6 +187,7 @@ impl CircuitRequests {
         endpoint: &ConnectedPoint,
     ) {
         self.ways.on_opened(peer, id, endpoint);
+        // Where we dialled a relay, it can be dialled again for circuits; where it came from says nothing.
         if let ConnectedPoint::Dialer { address, .. } = endpoint
             && let Some(address) = socket_address(address)
             && context.config.relays.contains(&peer)

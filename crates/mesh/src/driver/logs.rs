@@ -43,6 +43,7 @@ impl Logs {
                 Err(error) if error.may_pass() => LogReply::Busy,
                 Ok(None) | Err(_) => LogReply::Absent,
             };
+            // Otherwise the time that "no" takes would tell whether a path is withheld or not there.
             if reply == LogReply::Absent {
                 level_absence(since);
             }

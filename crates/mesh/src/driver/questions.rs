@@ -232,6 +232,7 @@ impl Answers {
         request: Request,
         look_up: impl FnOnce() -> Result<Vec<u8>, CodecError> + Send + 'static,
     ) -> Result<(), Request> {
+        // Blocking threads serve the whole process, so only so many of them look up for peers.
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(request) };
         let (protocol, found) = (self.protocol, self.found_sender.clone());
         tokio::task::spawn_blocking(move || {

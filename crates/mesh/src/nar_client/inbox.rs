@@ -96,6 +96,7 @@ impl Inbox {
                         return Poll::Ready(Ok(Chunk::End(status)));
                     }
                     (0, None) => {}
+                    // Refused before anything of it is read: the length is the peer's word.
                     (NarFrame::CHUNK_BYTES_MAX.., _) if bytes > NarFrame::CHUNK_BYTES_MAX => {
                         return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "chunk over its limit")));
                     }

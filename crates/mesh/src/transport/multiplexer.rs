@@ -264,6 +264,7 @@ impl MuxerStream {
 
 impl AsyncRead for MuxerStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        // Only what the peer sends unasked is slowed down; answers to us come as fast as the line allows.
         if let Some(unasked) = &mut self.unasked
             && unasked.poll_may_read(context).is_pending()
         {

@@ -140,6 +140,7 @@ impl Uploads {
     ) -> Self {
         let rate = UploadRate::default();
         rate.set_rate(limits.bytes_per_s);
+        // Half of the cores at most compress for peers; the rest is for this machine's own work.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Shared {
             offer,
@@ -248,7 +249,9 @@ impl Uploads {
                 Ok(None) | Err(_) => return,
             };
             let Some(request) = request else { return blame.report_misdeed(peer, Misdeed::MalformedRequest) };
+            // The connection must not be closed as idle while its request waits here.
             let in_use = connection.begin_use();
+            // A request beyond the rate waits, and is not refused: it costs the peer its own time.
             self.0.rates.wait(&peer).await;
             let answered = self.answer(peer, &mut stream, of_peer, request).await;
             drop(in_use);
@@ -355,6 +358,7 @@ impl Uploads {
         let offer = Arc::clone(&self.0.offer);
         let left = request.end.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
+        // Taken before the NAR is opened: while it is waited for, no file is open.
         let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
         if let Some(copy) = partial {
             return Ok(match Reader::open_partial(copy, &request, encoder) {

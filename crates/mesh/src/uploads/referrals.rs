@@ -146,6 +146,7 @@ impl Referrals {
         let now = Instant::now();
         let mut nars = self.0.lock();
         let entry = find(&mut nars, request, now);
+        // Those who wanted it so long ago have it, or have given up.
         if now.saturating_duration_since(entry.asked) > WANTED {
             *entry = Entry::new(now);
         }

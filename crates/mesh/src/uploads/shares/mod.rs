@@ -114,6 +114,7 @@ impl Shares {
                 let chosen = share.next_body()?;
                 Some((share, chosen))
             }) else {
+                // It has nothing to send, and comes to the end of the ring when it has.
                 self.ring.pop_front();
                 continue;
             };
@@ -121,6 +122,7 @@ impl Shares {
             if !share.is_at_turn {
                 (share.is_at_turn, share.deficit) = (true, (share.deficit + slice).min(2 * slice));
             }
+            // Without a rate there is nothing to share, and every wish is granted whole.
             let bytes = if self.bytes_per_s.is_some() { wanted.min(slice) } else { wanted };
             if self.bytes_per_s.is_some() && share.deficit < bytes {
                 share.is_at_turn = false;
