@@ -63,6 +63,7 @@ impl PathIndex {
     /// Takes rows of a scan, or new rows. A row that differs from the known one counts as a removal and an addition.
     pub(crate) fn take(&mut self, rows: &[RowHead], change: &mut StoreChange) {
         for row in rows {
+            // Also of rows that name no path of ours, or each look would read them again.
             self.id_max = self.id_max.max(row.id);
             let Some(part) = row.hash_part else { continue };
             let mark = Mark { id: row.id, digest: row.digest, scan: self.scan, is_derivation: row.is_derivation };

@@ -71,6 +71,7 @@ impl NixDaemon {
         self.ask(|wire| {
             wire.call(QUERY_PATH_FROM_HASH_PART, &[hash_part])?;
             let path = wire.read_string()?;
+            // So the daemon says that there is none.
             if path.is_empty() {
                 return Ok(None);
             }

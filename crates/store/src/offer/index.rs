@@ -287,6 +287,7 @@ impl OfferIndex {
     /// Offers the sources in the closures of offered paths, and no other sources. A path is useless without one of its
     /// references, and no binary cache has the sources of this machine.
     fn carry_sources(&mut self, rules: &Rules) {
+        // What was carried before may have lost the path that needed it.
         for line in self.lines.values_mut().filter(|line| line.is_carried) {
             (line.is_carried, line.is_offered) = (false, false);
         }

@@ -158,8 +158,10 @@ impl Offer {
         {
             let mut index = self.shared.index.write();
             index.apply(&rules);
+            // Before this returns: a path that the operator has just excluded must not leave any more.
             self.shared.offered.write().retain(|part| index.is_offered(part));
         }
+        // Texts that were rendered hold signatures which the new policy may not give.
         self.shared.rendered.lock().clear();
         let mut pending = self.shared.pending.lock();
         pending.is_unpublished = true;
