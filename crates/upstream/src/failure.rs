@@ -173,11 +173,13 @@ impl Failure {
         let mut detail = String::new();
         let mut next = Some(error);
         while let Some(error) = next {
+            // Our own failures come wrapped in errors of the HTTP client, and know best what happened.
             if let Some(failure) = find_in_io::<Self>(error) {
                 return failure.clone();
             }
             kind = kind.or_else(|| kind_of(error));
             let text = error.to_string();
+            // Each layer of these libraries repeats the text of the one below.
             if !detail.contains(&text) {
                 detail = if detail.is_empty() { text } else { format!("{detail}: {text}") };
             }

@@ -184,12 +184,15 @@ impl Health {
             self.down = None;
             return None;
         }
+        // It answers, and says itself when it wants to be asked again.
         if kind == FailureKind::RateLimited {
             self.down = None;
             return self.limit(retry_after, now);
         }
         self.in_a_row += 1;
         let failing = now.saturating_duration_since(*self.failing_since.get_or_insert(now));
+        // Failures that may be over in a moment make it down only when they go on: all requests of one moment fail
+        // together.
         let is_long = failing >= FAILING_MIN || !kind.may_be_a_moment();
         let is_down = kind.is_lasting() || (is_long && self.in_a_row >= FAILURES_UNTIL_DOWN);
         (self.down.is_none() && is_down).then(|| self.go_down(kind, 0, now, chance))
