@@ -27,9 +27,11 @@ const TOKEN_BYTES_MAX: usize = 512;
 /// says nothing.
 pub(crate) fn token_of(headers: &HeaderMap) -> Option<Vec<u8>> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
+    // Two of them would leave it to each program on the way which one counts.
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
     let rest = rest.trim();
+    // Longer than any token in either form, so it need not be decoded.
     if rest.len() > 2 * TOKEN_BYTES_MAX {
         return None;
     }

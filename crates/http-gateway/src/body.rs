@@ -68,10 +68,12 @@ impl RoutedBody {
         if self.failure.is_none() {
             if self.rest.is_empty() {
                 match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                    // A failed body closes the connection, but what was read before it has to arrive.
                     Some(Err(failure)) => {
                         self.failure = Some(failure);
                         self.connection.await_flush();
                     }
+                    // Over HTTP/2 a body goes out in small pieces: each stream holds what its client has not taken.
                     Some(Ok(frame)) if self.connection.is_one_of_several() => match frame.into_data() {
                         Ok(data) => self.rest = data,
                         Err(other) => return Poll::Ready(Some(Ok(other))),

@@ -41,6 +41,7 @@ impl Owners {
     fn of(&self, route: Route) -> Owner {
         let (client, server) = match route {
             Route::Unix(user) => return user.map_or(Owner::Nobody, Owner::User),
+            // A user is known only on this machine; for other machines the address stands.
             Route::Tcp { client, .. } if !client.ip().to_canonical().is_loopback() => {
                 return Client::of(route).counted().map_or(Owner::Nobody, Owner::Address);
             }

@@ -102,11 +102,13 @@ impl ListenerRole {
     /// and so is every `Sec-Fetch-Site` except `none` and `same-origin`: a page from another local port is as
     /// foreign as one from the internet.
     pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), GatewayError> {
+        // Two names would let a rebound one stand beside a good one.
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(GatewayError::ForeignHost) };
         if !self.is_ours(host.as_bytes()) {
             return Err(GatewayError::ForeignHost);
         }
+        // A target in absolute form overrules `Host`, so it has to pass as well.
         if let Some(authority) = uri.authority()
             && !self.is_ours(authority.as_str().as_bytes())
         {

@@ -100,6 +100,7 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
 
 impl<S: Substituter> Endpoint<S> {
     async fn dispatch(&self, target: Target, head: &Head) -> Result<Response, GatewayError> {
+        // A web page is refused first, and does not even learn whether tokens are needed here.
         self.role.admit(&head.uri, &head.headers)?;
         self.demand_token(head)?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
@@ -107,12 +108,14 @@ impl<S: Substituter> Endpoint<S> {
             // Such bodies are used to smuggle one request inside another; no client that we know sends one.
             return Err(GatewayError::UnexpectedBody);
         }
+        // Before the method: what is not here is not there for any.
         if !self.role.offers(&target) {
             return Err(GatewayError::NotFound);
         }
         if !is_read {
             return Err(GatewayError::MethodNotAllowed);
         }
+        // Before any source is asked, or two gateways would ask each other for ever.
         if let (Some(via), Some(part)) = (via_of(head), path_of(&target))
             && self.substituter.is_circle(&part, via)
         {
@@ -218,9 +221,11 @@ impl<S: Substituter> Endpoint<S> {
             self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
             Response::new(Body::empty())
         } else {
+            // Before the NAR is fetched, which would else wait for an encoder with its memory taken.
             let permit = self.encoders.take().await.ok_or(GatewayError::Busy)?;
             let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await?;
             let mut stream = compress(nar, url.nar_size, permit);
+            // A NAR that cannot be read at all is 404, and that can only be said before the head is out.
             let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
             let metrics = Arc::clone(&self.metrics);
             Response::new(Body::new(StreamedBody::new(RequestKind::Nar, first, stream, None, metrics)))
@@ -246,6 +251,7 @@ impl<S: Substituter> Endpoint<S> {
             }
         };
         let mut stream = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await?;
+        // As long as no byte is out, a failure is a 404, on which Nix builds; later it is a broken body.
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let metrics = Arc::clone(&self.metrics);
         let body = StreamedBody::new(RequestKind::Nar, first, stream, Some(length), metrics);
