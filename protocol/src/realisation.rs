@@ -142,6 +142,7 @@ impl Realisation {
             Some(Value::Array(found)) => found,
             Some(_) => return Err(RealisationError::Field("signatures")),
         };
+        // Each of them costs a verification.
         if signatures.len() > SIGNATURES_MAX {
             return Err(RealisationError::TooManySignatures);
         }

@@ -160,6 +160,7 @@ impl Roster {
         if self.members.len() > Self::MEMBERS_MAX {
             return Err(RosterError::TooMany { members: self.members.len() });
         }
+        // Strictly ascending, so that no member stands there twice and there is one encoding.
         if !self.members.is_sorted_by(|one, next| one.node_key < next.node_key) {
             return Err(RosterError::Order);
         }

@@ -236,6 +236,7 @@ impl Parser {
                 b"regular" => Expected::ExecutableOrContents,
                 b"symlink" => Expected::TargetWord,
                 b"directory" => {
+                    // The names of each open directory are compared with each other alone.
                     self.last_names.push(Vec::new());
                     Expected::EntryOrClose
                 }
@@ -249,10 +250,12 @@ impl Parser {
             Expected::ContentsWord => word(b"contents", Expected::Contents)?,
             Expected::Contents => Expected::NodeClose,
             Expected::TargetWord => word(b"target", Expected::Target)?,
+            // The system cannot make such a link, so it would fail in the middle of unpacking.
             Expected::Target if token.is_empty() || token.contains(&0) => return Err(NarError::Target),
             Expected::Target => Expected::NodeClose,
             Expected::NodeClose => word(b")", self.after_node())?,
             Expected::EntryOrClose => match token {
+                // Before the entry is opened: whatever unpacks it needs stack for each level.
                 b"entry" if self.last_names.len() >= DEPTH_MAX => return Err(NarError::Depth),
                 b"entry" => Expected::EntryOpen,
                 b")" => {
