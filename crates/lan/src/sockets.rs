@@ -43,6 +43,7 @@ impl Sockets {
                 readable = is_readable(&self.v4) => readable?,
                 readable = is_readable(&self.v6) => readable?,
             }
+            // Readiness may be of before, so both are tried, and "would block" is no answer.
             for socket in [&self.v4, &self.v6].into_iter().flatten() {
                 match socket.try_recv(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
