@@ -89,6 +89,7 @@ impl PeerLogs {
             return Ok(None);
         }
         let searched = async {
+            // A log is asked of many peers at once; many clients that ask must not become a flood at each of them.
             let _turn = self.searches.acquire().await.map_err(|_| Unheard)?;
             let asked = peers.into_iter().take(ASKED_MAX).map(|peer| self.ask(peer, derivation));
             let mut answers = std::pin::pin!(stream::iter(asked).buffer_unordered(ASKED_AT_ONCE_MAX));
@@ -97,6 +98,7 @@ impl PeerLogs {
                 match answer {
                     Answer::Here(log) => return Ok(Some(*log)),
                     Answer::Absent => {}
+                    // Somebody did not answer, so "no such log" would be a guess.
                     Answer::Late => otherwise = Err(Unheard),
                 }
             }
@@ -212,6 +214,7 @@ impl Text {
             let (piece, is_stuck, is_whole) = self.unpack(unpacker).await?;
             if !piece.is_empty() {
                 self.text_bytes += piece.len() as u64;
+                // A small file may unpack to a text without end.
                 return if self.text_bytes > LOG_BYTES_MAX { Err(LogFault::TooLong) } else { Ok(Some(piece)) };
             }
             if is_stuck {

@@ -177,6 +177,7 @@ impl NarFeed for UpstreamFeed {
                 return match body.read(out, bytes_max).await {
                     Ok(0) => Ok(Piece::Complete),
                     Ok(_) => {
+                        // The transfer looks at this to tell a slow cache from a silent one.
                         *self.under_way.source.last_received.lock() = Some(Instant::now());
                         Ok(Piece::Data)
                     }

@@ -132,6 +132,7 @@ impl Source {
                 return Err(failure);
             }
         };
+        // As if it were not there: the operator takes nothing of that name from this cache.
         if !self.upstream.settings().allows(info.path.name()) {
             self.misses.insert(*part, ());
             return Ok(None);
