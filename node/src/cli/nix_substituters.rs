@@ -53,6 +53,7 @@ impl NixSubstituters {
             }
         }
         let is_anybodys = |key: &&NixPublicKey| !places.iter().any(|(place, _)| is_key_of(key, place));
+        // Where Nix orders them, so does this; otherwise they are asked as equals.
         let any_priority = places.iter().any(|(_, priority)| priority.is_some());
         for (place, priority) in &places {
             let counts = keys.iter().filter(|key| is_key_of(key, place) || is_anybodys(key));

@@ -48,6 +48,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
     let before = read(&file)?;
     let after = with_part(&before, Some(&part));
+    // A restart of nix-daemon breaks what it is doing, so only a change is worth it.
     if after == before {
         return Ok(());
     }

@@ -131,6 +131,7 @@ impl Daemon {
         });
         let answered: Vec<_> = futures::future::join_all(asked).await.into_iter().flatten().collect();
         answered.iter().for_each(|peer| drop(peers.remove(peer)));
+        // A dial would make the peer take the present connection for dead, so only those without one are dialled.
         let mut results = probe(&peers, &self.secrets.keypair).await?;
         results.extend(answered.into_iter().map(|peer| (peer, ProbeResult::AllowedBothWays)));
         let chosen = |peer: &&PeerSettings| {

@@ -74,6 +74,8 @@ impl HandedSockets {
                 HandedSocket::Tcp(listener) => {
                     let local = listener.local_addr()?;
                     anyhow::ensure!(
+                        // The gateway answers for the whole mesh, whoever asks; systemd must not open it to the network
+                        // by mistake.
                         local.ip().is_loopback(),
                         "the socket handed over by systemd listens on {local}; accepted: a loopback address, or a listener \
                          in [[gateway.listener]] with address = \"systemd:NAME\""
@@ -109,6 +111,7 @@ impl HandedSockets {
                 HandedSocket::Unix(self.sockets.take_unix_listener(at).ok().flatten().ok_or_else(wrong)?)
             }
         };
+        // A connected socket, as `Accept=yes` hands over, would look like a listener on which nobody ever calls.
         let is_listening = match &socket {
             HandedSocket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| is_listener(socket)),
             HandedSocket::Unix(socket) => socket.set_nonblocking(true).and_then(|()| is_listener(socket)),

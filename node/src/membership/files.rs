@@ -103,10 +103,12 @@ impl MeshFiles {
         given: Option<&SignedRoster>,
         change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(SignedRoster, T)> {
+        // Two commands at once would both sign the same next version, and one of the changes would be lost.
         let _lock = self.lock()?;
         let before = newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?;
         let key = self.key_of(&before)?;
         anyhow::ensure!(
+            // A machine that was removed may still have the mesh key: it must not go on to change the mesh by mistake.
             Self::is_on(&before, signer),
             "this machine is not on roster version {} of the mesh: it was removed, and changes nothing any more. \
              `narmesh join TOKEN` makes it a member again",
@@ -118,6 +120,7 @@ impl MeshFiles {
         let known = journal.complete(signer, before.roster()).unwrap_or_else(|| before.roster().clone());
         let mut roster = known.clone();
         let changed = change(&mut roster)?;
+        // A version that changes nothing would still have to be brought to every member.
         if roster == *before.roster() {
             return Ok((before, changed));
         }

@@ -63,6 +63,7 @@ impl Admission {
             return JoinReply::Refused;
         };
         let now = Timestamp::now();
+        // Looked at, and not used up yet: whoever is refused for another reason may try again.
         let is_open = self.files.read_invitations().map(|mut invitations| invitations.use_up(now, &request.secret));
         let invitation = match is_open {
             Ok(Some(invitation)) => invitation,
@@ -85,6 +86,7 @@ impl Admission {
         if let Err(error) = check_new(&wanted) {
             return JoinReply::Unfit { why: error.to_string() };
         }
+        // Two machines of one name could not be told apart in tables and commands.
         if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(roster.roster(), &wanted)) {
             return JoinReply::Unfit { why };
         }
@@ -107,6 +109,7 @@ impl Admission {
         now: Timestamp,
         member: Member,
     ) -> anyhow::Result<Option<SignedRoster>> {
+        // Used up first: if signing fails, the token is lost, and nobody can join twice with it.
         let used: Option<Invitation> =
             self.files.change_invitations(|invitations| Ok(invitations.use_up(now, secret)))?;
         if used.is_none() {

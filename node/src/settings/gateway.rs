@@ -67,6 +67,7 @@ pub(super) fn check_ports(gateway: &GatewaySettings, listen: &[Multiaddr]) -> Re
     for (index, listener) in gateway.listeners.iter().enumerate() {
         let ListenerAddress::Tcp(address) = listener.address else { continue };
         let key = format!("gateway.listener[{index}].address");
+        // The second to open it would fail with an error of the system that names no key.
         if let Some((other, first)) = taken.iter().find(|(_, first)| overlap(*first, address)) {
             return Err(SettingsError::OnePort {
                 key,

@@ -48,10 +48,13 @@ impl Settings {
                 continue;
             };
             if peer_id == *me {
+                // The machine's own configuration decides, if it says anything.
                 self.node.relay = self.node.relay.or(Some(member.relay));
             } else if let Some(known) = self.peers.iter_mut().find(|peer| peer.peer_id == peer_id) {
+                // Either is enough.
                 known.relay |= member.relay;
             } else {
+                // A summary has no room for more, so whoever is beyond would be told nothing.
                 if self.peers.len() >= Summary::AUDIENCE_MAX {
                     remarks.push(format!(
                         "member {:?} is no peer: there are {} already",

@@ -143,6 +143,7 @@ pub(super) fn check(configs: &[UpstreamConfig], base: &Path) -> Result<Vec<Upstr
                 accepted: "one [[upstream]] per name",
             });
         }
+        // Also of those that are not enabled, so that a mistake does not wait there until somebody enables it.
         let upstream = check_one(config, index, base)?;
         if config.enabled {
             checked.push(upstream);
@@ -171,6 +172,7 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
         ((None, None), None, None) => None,
         ((Some(path), None), None, None) => Some(CredentialsFile::Token(path)),
         ((None, Some(file)), None, None) => match &place {
+            // A netrc file has entries for hosts, so the host of the URL says which one is meant.
             Place::Http(url) => url.host_str().map(|host| CredentialsFile::Netrc { host: host.to_owned(), file }),
             Place::Directory(_) => {
                 return Err(refused(key("netrc_file"), &file, "no netrc_file where url is file:///DIRECTORY"));
@@ -182,6 +184,7 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
             return Err(refused(key("user"), user.as_deref().unwrap_or_default(), accepted));
         }
     };
+    // A colon would end the user name in the header.
     if let Some(user) = config.user.as_ref().filter(|user| !is_user(user)) {
         return Err(refused(key("user"), user, "1 to 256 bytes without colons and control characters"));
     }

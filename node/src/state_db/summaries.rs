@@ -51,6 +51,7 @@ impl SummaryFiles {
         let dir = state_dir.join(SUMMARIES_DIR);
         match Lies::at(&dir)? {
             Lies::Nothing | Lies::Directory => {}
+            // Whatever stands in the way is moved aside, because a missing gateway would fail builds.
             Lies::File => tell_moved(&dir, "a file")?,
             Lies::Other(what) => tell_moved(&dir, what)?,
         }

@@ -109,6 +109,7 @@ fn look_at_failure(answer: &Answer, mender: &Mender, look: &mut Look) {
 
 fn look_at_status(status: &Status, mender: &Mender, look: &mut Look) {
     let restart = || mender.restart_daemon(status.pid);
+    // The kernel says so of a program whose file was replaced, which an update does.
     match Process(status.pid).program() {
         Ok(program) if program.to_string_lossy().ends_with(" (deleted)") => look.found(
             Finding::warning(format!(

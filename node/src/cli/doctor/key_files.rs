@@ -55,6 +55,7 @@ fn look_at_file(file: &KeyFile, owner: Option<u32>, mender: &Mender, look: &mut 
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Without the others the daemon starts, so they are not missed.
             if *is_needed {
                 let missing = Finding::error(format!("{}: there is no such file: the daemon does not start", named()));
                 look.found(missing.mended_by(mender.narmesh("init --keys")));

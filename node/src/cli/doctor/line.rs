@@ -23,6 +23,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
 fn look_at_buffers(facts: &Facts, look: &mut Look) {
     let peers = facts.status().map_or(&[][..], |status| &status.peers[..]);
     let far = peers.iter().filter(|peer| peer.stats.connected).filter_map(|peer| Some((peer, peer.rtt_ms?)));
+    // The farthest of them needs the largest buffer.
     let Some((peer, rtt_ms)) = far.max_by(|(_, one), (_, other)| one.total_cmp(other)) else { return };
     for (name, rest) in [("net.ipv4.tcp_wmem", "4096 65536"), ("net.ipv4.tcp_rmem", "4096 131072")] {
         let text = match fs::read_to_string(Path::new("/proc/sys").join(name.replace('.', "/"))) {

@@ -106,6 +106,7 @@ fn look_at_proxies(facts: &Facts, daemon: Option<Process>, look: &mut Look) {
         }
         Ok(None)
     };
+    // Of the daemon's own environment: that of this shell says nothing about it.
     match value(&PROXIES).and_then(|proxy| Ok((proxy, value(&EXCEPTIONS)?))) {
         Ok((Some((name, proxy)), exceptions)) if !excepts_us(facts, exceptions.as_ref().map(|(_, value)| &**value)) => {
             let whose = if daemon.is_some() { format!("nix-daemon (pid {})", who.0) } else { "this shell".to_owned() };

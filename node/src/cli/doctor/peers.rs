@@ -73,6 +73,7 @@ fn explain(peer: &PeerStatus, mender: &Mender) -> (String, Vec<String>) {
         let address = "addresses = [\"/ip4/ADDRESS/tcp/7280\"] in its [[peer]]";
         return (what.to_owned(), vec![mender.edit(address), there("sudo narmesh doctor")]);
     };
+    // The first that fits counts, so what is said more exactly stands first.
     let has = |words: &[&str]| words.iter().any(|word| why.to_ascii_lowercase().contains(word));
     let mends = if has(&["another peer answers"]) {
         vec![there("narmesh id"), mender.edit("the peer_id that this prints, in its [[peer]]")]

@@ -32,6 +32,7 @@ pub(super) fn upstream_findings(settings: &Settings) -> Vec<Finding> {
                  changes",
                 cache.place
             ))),
+            // Each question would come back here, and be refused as a circle only when it is asked.
             Place::Http(_) if leads_here(&cache.place, settings) => findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?}: url = \"{}\" leads back to this gateway, which would ask itself. Remove the entry",
                 cache.place

@@ -303,6 +303,7 @@ impl Limits {
             })
             .collect();
         told.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.peer.cmp(&b.peer)));
+        // What others can repeat at will must not fill the log by being summed up, either.
         let rest = told.split_off(told.len().min(TOLD_MAX));
         let rest = rest.into_iter().reduce(|sum, next| LeftOut {
             count: sum.count + next.count,
