@@ -60,6 +60,7 @@ pub enum JoinError {
 pub(super) async fn answer_joins(mut arrivals: mpsc::Receiver<Arrival>, handler: JoinHandler) {
     let places = Arc::new(Semaphore::new(JOINS_MAX));
     while let Some((peer, muxer)) = arrivals.recv().await {
+        // Dropped, and not queued: whoever joins tries again, and a queue would be one that strangers fill.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
         let handler = Arc::clone(&handler);
         tokio::spawn(async move {

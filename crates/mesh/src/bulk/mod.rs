@@ -157,6 +157,7 @@ impl Bulk {
             return;
         }
         let known = table.peers.entry(peer).or_default();
+        // Noted also before there is a control connection: the dial begins as soon as there is one.
         known.hinted = Some(Instant::now());
         if !known.control.is_empty() {
             self.dial_unless_under_way(&mut table, peer);

@@ -160,6 +160,7 @@ impl Circuits {
     /// Connects to a relay and says what for.
     async fn greet(&self, relay: PeerId, hello: RelayHello) -> io::Result<(Socket, RelayWelcome)> {
         let addresses = self.0.relays.lock().get(&relay).cloned().unwrap_or_default();
+        // A relay may be known at several addresses, and the last failure is told.
         let mut why = io::Error::other("no connection with the relay");
         for address in addresses {
             match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address)).await {

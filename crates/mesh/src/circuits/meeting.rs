@@ -63,6 +63,7 @@ impl Meeting {
     /// Meets the other side at `theirs`.
     pub(crate) async fn meet(self, theirs: &[SocketAddr], token: [u8; 16], part: Part) -> io::Result<Socket> {
         let choice = Choice { token, part, is_made: AtomicBool::new(false) };
+        // From all ports at once: a NAT may let through one family and not the other.
         let trials = self.ports.into_iter().map(|port| Box::pin(port.meet(theirs, &choice)));
         let trials: Vec<_> = trials.collect();
         if trials.is_empty() {
@@ -136,6 +137,7 @@ impl Port {
             {
                 return Ok(met);
             }
+            // The other side's NAT lets nothing in before its own first packet has gone out.
             tokio::time::sleep(AGAIN).await;
         }
     }

@@ -72,6 +72,7 @@ enum Arrival {
 
 impl Pair {
     fn arrive(&self, socket: Socket) -> Arrival {
+        // Under one lock, so that of two that come at once one is the first and the other the second.
         let mut awaited = self.awaited.lock();
         match awaited.take() {
             None => Arrival::Late(socket),
@@ -98,6 +99,7 @@ impl Drop for Place {
         for member in &self.members {
             if let Some(circuits) = table.circuits.get_mut(member) {
                 *circuits -= 1;
+                // Members come and go, and the table keeps those that have circuits.
                 if *circuits == 0 {
                     table.circuits.remove(member);
                 }

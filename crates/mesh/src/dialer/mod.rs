@@ -253,6 +253,7 @@ impl Dialer {
 
     /// This machine has another address, so what failed before may not fail now: the pauses end.
     pub(super) fn on_new_address(&mut self, now: Moment) {
+        // Several addresses change together, and each change must not begin all dials anew.
         if self.moved.is_some_and(|before| now.since(before) < MOVED_PAUSE_MS) {
             return;
         }
@@ -428,6 +429,7 @@ impl Target {
         add_new(&mut addresses, &self.proven);
         add_new(&mut addresses, self.found.dialable(now));
         add_new(&mut addresses, &self.learned_untried(now));
+        // Either the one or the other: a direct connection must not lose against a circuit that is quicker to make.
         if addresses.is_empty() || (self.is_relays_turn && !self.relays.is_empty()) {
             return self.relays.iter().copied().map(over_relay).collect();
         }

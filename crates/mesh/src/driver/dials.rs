@@ -66,6 +66,7 @@ impl Dials {
 
     /// Dials: the names are resolved, or were not in time.
     pub(super) fn on_resolved(&mut self, context: &mut Context, peer: PeerId, resolved: Resolved) {
+        // A reload may have removed it while its names were resolved.
         if !context.config.peers.contains_key(&peer) {
             return;
         }

@@ -64,6 +64,7 @@ impl Logs {
 
 fn read_part(log: &BuildLog, offset: u64) -> LogReply {
     let size_bytes = log.size_bytes();
+    // The asker takes no longer one, so it need not begin.
     if size_bytes > LOG_BYTES_MAX || offset > size_bytes {
         return LogReply::Absent;
     }

@@ -113,6 +113,7 @@ impl Mesh {
             self.dials.mark_remembered(owner);
             self.attestations.on_audience_changed(&self.context, owner);
         }
+        // What the core says of the restored ones comes before anything of this run.
         self.perform();
         self.summaries = Some(restored.keep()?);
         Ok(())

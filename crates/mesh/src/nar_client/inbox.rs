@@ -73,6 +73,7 @@ impl Inbox {
         loop {
             if let Some((length, rest)) = self.waiting().split_first_chunk() {
                 let bytes = u32::from_le_bytes(*length) as usize;
+                // It would never fit into the buffer, so this would wait for ever.
                 if bytes > bytes_max {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "frame over its limit")));
                 }

@@ -189,6 +189,7 @@ impl Uploads {
         self.0.queue.lock().close();
         loop {
             let mut ended = std::pin::pin!(self.0.ended.notified());
+            // Listens before it looks, or the last one might end in between and nobody would tell.
             ended.as_mut().enable();
             if self.0.queue.lock().under_way() == 0 {
                 return;
@@ -231,6 +232,7 @@ impl Uploads {
 
     fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
         let (rates, mut peers) = (self.0.peer_rates.lock(), self.0.peers.lock());
+        // Peers without any stream open are forgotten here, or the table would keep whoever once asked.
         peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
         Arc::clone(
             peers
@@ -407,6 +409,7 @@ impl Uploads {
     }
 
     async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
+        // Outside of the blocking thread: bytes of a partial copy may not come for a while.
         if tokio::time::timeout(COMING_MAX, reader.wait_until_there()).await.is_err() {
             return Ok((reader, Err(ReadFailure::NothingComes)));
         }

@@ -114,6 +114,7 @@ impl Entry {
             let reader = reader.lock();
             reader.compares && reader.bodies > 0 && now.saturating_duration_since(reader.since) >= STAYED
         };
+        // One that compared has stayed, so comparing is worth it for this NAR.
         if self.readers.values().any(stayed) {
             self.pause = PAUSE_MIN;
         }
