@@ -200,6 +200,7 @@ impl Parallel {
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<(usize, Said)> {
         for (number, worker) in self.workers.iter_mut().enumerate() {
             let left = worker.asked_end - worker.at - worker.runner.tail.len() as u64;
+            // A worker whose range has all come waits for its leaves to be taken, and has nothing to say.
             if left > 0
                 && let Poll::Ready(said) = worker.runner.poll(context, left)
             {
@@ -273,6 +274,7 @@ impl Parallel {
             return None;
         }
         let worker = self.workers.swap_remove(number);
+        // Another source is reading that range as well, so it needs no new one.
         let is_twice = self.workers.iter().any(|other| other.at <= worker.at && other.end >= worker.end);
         if !is_twice && worker.at < worker.end {
             self.gaps.push(worker.at..worker.end);

@@ -180,10 +180,12 @@ impl Proofs {
     }
 
     fn add(&mut self, author: SourceId, tree: NarTree) {
+        // The tree that most holders signed counts, so equal ones are one with several authors.
         if let Some(known) = self.bound.iter_mut().find(|bound| bound.tree.root() == tree.root()) {
             known.authors.push(author);
             return;
         }
+        // Leaves that were taken before this tree came have to agree with it, too.
         let mut pairs = self.taken.leaves().iter().zip(tree.leaves());
         let is_consistent = pairs.all(|(taken, leaf)| taken.is_none_or(|taken| taken == *leaf));
         self.bound.push(Bound { tree, authors: vec![author], is_consistent, is_dropped: false });
@@ -252,6 +254,7 @@ impl Proofs {
         if counting.leaf(offset) == Some(&hash) {
             return Judgement::Right(hash);
         }
+        // It signed this very tree, so it contradicts itself and nobody else need be believed.
         if counting.authors.contains(&source) {
             self.forget(source);
             return Judgement::AgainstItself;
@@ -309,6 +312,7 @@ impl Proofs {
     /// What was taken over turned out to be no NAR, or another one. Returns the authors of trees by which it is just what it
     /// has to be; nobody takes their word any more.
     pub(super) fn refute(&mut self) -> Vec<SourceId> {
+        // Only where each leaf was compared does a wrong whole prove a wrong tree.
         let is_whole = self.taken.leaves().iter().all(Option::is_some) && self.is_at_a_leafs_end();
         let mut liars = Vec::new();
         for bound in self.bound.iter_mut().filter(|bound| is_whole && bound.is_consistent) {

@@ -214,6 +214,7 @@ impl Runner {
     pub(super) fn on_queued(&mut self, place: u32, waited: Duration, line: &Line) {
         let is_nearer = self.progress.place.is_none_or(|before| place < before);
         let has_moved = line.received_bytes.saturating_sub(self.progress.line_bytes) > QUEUE_PROGRESS_BYTES;
+        // Others of this queue are being served, so it moves, and our turn comes.
         if is_nearer || has_moved {
             self.progress.at = waited;
             self.progress.line_bytes = line.received_bytes;

@@ -79,6 +79,7 @@ impl NarsAhead {
     /// Notes that Nix was given the narinfo of this path.
     pub(crate) fn expect(&self, part: HashPart) {
         let mut guesses = self.guesses.lock();
+        // Whatever was expected and never asked for would else stay here for ever.
         if guesses.expected.len() >= EXPECTED_MAX {
             guesses.expected.clear();
         }
@@ -112,6 +113,7 @@ impl NarsAhead {
 
     fn begin_reading(self: &Arc<Self>, guesses: &mut Guesses) {
         for next in guesses.next() {
+            // It came into our own store meanwhile, by this very copy.
             if self.shared.has(&next.hash_part) {
                 continue;
             }

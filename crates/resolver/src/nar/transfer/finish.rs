@@ -110,6 +110,7 @@ impl Transfer {
     pub(super) fn blame(&mut self, liar: SourceId, lie: LookupEvent) {
         self.context.lookup_log.note(self.url.hash_part, lie);
         self.context.nar_faults.note_liar(self.url.nar_hash, liar);
+        // It may have passed on what another one sent it, in good faith: it is only asked last.
         if self.has_only_passed_on(&liar) {
             self.context.nar_faults.suspect(liar);
         } else {
