@@ -130,10 +130,12 @@ impl Policy {
     /// path; what they say must count, and they must all say the same. Otherwise an attacker could win by suppressing the
     /// other builders.
     pub(crate) fn grace_of(&self, verdict: &Verdict) -> Option<FingerprintDigest> {
+        // Grace helps where too few have spoken, and never against a contradiction.
         let (Some(_), State::Short | State::None) = (&self.grace, verdict.state) else { return None };
         let attested = verdict.attested.iter().map(|attested| attested.claim.fingerprint);
         let said: BTreeSet<FingerprintDigest> = attested.chain(verdict.own.iter().copied()).collect();
         let only = said.first().filter(|_| said.len() == 1)?;
+        // A builder that said anything else, even what does not count, ends the grace.
         let silent_or_graced = |(number, ballot): (usize, &Ballot)| match ballot {
             Ballot::Missing => true,
             Ballot::For(_) => self.has_grace(number),

@@ -157,6 +157,7 @@ impl Policy {
     }
 
     fn why_not(&self, member: &GroupedBuilder, vote: &Vote) -> Option<Uncounted> {
+        // First: of a revoked key, nothing else matters.
         if self.is_void(vote) {
             return Some(match self.since(vote) {
                 Some(_) => Uncounted::Revoked,

@@ -53,6 +53,7 @@ impl Comparisons {
             return;
         }
         self.sweep_at = draw_sweep(cx);
+        // One with which a comparison runs, or nothing may be compared, would waste the turn of the minute.
         let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
         let idle: Vec<PeerId> = cx.peers.iter().filter(idle).map(|(peer, _)| *peer).collect();
         if let Some(peer) = cx.chance.choose(idle, 1).first().and_then(|peer| cx.peers.get_mut(peer)) {
@@ -138,6 +139,7 @@ fn pull(cx: &mut Context, ledger: &Ledger, from: PeerId, builders: Shared, found
     let mut wanted = found.theirs;
     wanted.sort_unstable();
     wanted.dedup();
+    // The next comparison finds the rest.
     let cut = wanted.len() > WANTED_MAX;
     wanted.truncate(WANTED_MAX);
     if wanted.is_empty() {

@@ -325,6 +325,7 @@ impl Exchange {
     fn on_taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
         let cx = &mut self.context;
         let Some((from, waiting)) = cx.verifying.remove(&id) else { return };
+        // Before the pull goes on, or what the builder has no room for would be asked for again.
         self.comparisons.leave_out(cx.now, &taken.full);
         if taken.refused > 0 {
             cx.penalize(from, Fault::FalseAttestation);

@@ -68,6 +68,7 @@ impl Paths {
         let Some(known) = cx.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
             return;
         };
+        // One question at a time: what gathers meanwhile goes into the next one together.
         known.asking = true;
         let asked: Vec<_> = known.queue.drain(..ASK_MAX.min(known.queue.len())).collect();
         let builders = known.spoken.counted.window(from).digests();
@@ -129,6 +130,7 @@ impl Paths {
         while let Some(id) = self.ends.pop(cx.now) {
             self.close(id);
             cx.outputs.push_back(Output::Answered { id, last: true });
+            // The queues are looked through once for all that ended.
             expired = true;
         }
         if expired {

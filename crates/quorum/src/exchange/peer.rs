@@ -180,6 +180,7 @@ impl Peer {
 
     /// A comparison failed. The pause that follows is long only if failed and fruitless ones cost too much.
     fn pause(&mut self, now: Moment, queries: usize, new: usize) {
+        // It brought something before it failed, so it is worth another try soon.
         if new > 0 {
             self.failures = 0;
             self.vain = Tokens::default();

@@ -391,6 +391,7 @@ fn hash_item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, Fingerpri
     let mut hasher = Sha256::new();
     hasher.update(builder.0);
     hasher.update(hash_part.0);
+    // Two nodes may hold different ones of a builder's many statements, and void is void.
     match said {
         [(_, only)] => hasher.update(only.0),
         _ => hasher.update(b"void"),

@@ -112,6 +112,7 @@ impl Session {
     /// Starts again with the builders that the answerer compares, at most once. False when that is not possible.
     fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
         let fewer = self.shared.restricted_to(builders);
+        // A peer that names other builders each time must not keep a session going.
         if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
             return false;
         }
