@@ -104,6 +104,7 @@ impl LogUnpacker {
     /// # Errors
     /// When this is not bzip2.
     pub fn unpack(&mut self, packed: &[u8], bytes_max: usize) -> io::Result<(Vec<u8>, usize)> {
+        // A log may be several streams one after the other, as `cat` makes of two.
         if self.is_between_streams {
             if packed.is_empty() {
                 return Ok((Vec::new(), 0));

@@ -111,6 +111,7 @@ impl FailedCopies {
     ) {
         let copy = FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: false };
         let mut copies = self.copies.lock();
+        // What this process found itself counts more than what an earlier one kept.
         if copies.len() < FAILED_MAX {
             copies.entry(part).or_insert(copy);
         }

@@ -211,6 +211,7 @@ impl NarStream {
         let start = out.len();
         let outcome = self.read(out, start, start.saturating_add(bytes_max.max(1)));
         outcome.map_err(|error| {
+            // An error may come in the middle, and no byte after it may get out.
             out.truncate(start);
             self.reader = Reader::Spent;
             if let Some(fault) = error.our_copys_fault() {

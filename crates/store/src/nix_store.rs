@@ -284,6 +284,7 @@ impl NixStore {
     pub fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
         let registered = self.registry.read_path_info(&info.path.hash_part())?;
         match registered {
+            // The narinfo was made of `info`, so a path that was registered anew is not the one that was asked for.
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
                 self.open_row(row, info, first_byte)
             }

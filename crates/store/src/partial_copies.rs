@@ -121,6 +121,7 @@ impl PartialCopy {
         if progress.end == End::Failed || there == self.info.nar_size {
             return Poll::Ready(None);
         }
+        // Each poll would else add one more, and a slow copy is polled often.
         if !progress.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
             progress.wakers.push(context.waker().clone());
         }
@@ -261,6 +262,7 @@ impl PartialCopies {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(openat(CWD, &self.0.dir, flags, Mode::RUSR | Mode::WUSR)?);
         let disk = fstatvfs(&file)?;
+        // To pass on must not fill a disk that is needed for other things.
         if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes.saturating_mul(FREE_FACTOR) {
             return Err(io::ErrorKind::StorageFull.into());
         }

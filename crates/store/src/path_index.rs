@@ -82,6 +82,7 @@ impl PathIndex {
     /// Removes the rows that the scan did not meet.
     pub(crate) fn end_scan(&mut self, change: &mut StoreChange) {
         let scan = self.scan;
+        // Rows are found gone only by a whole scan, because nothing tells which one was deleted.
         self.rows.retain(|part, mark| {
             let met = mark.scan == scan;
             if !met {

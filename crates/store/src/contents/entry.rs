@@ -237,6 +237,7 @@ impl<'a> Walk<'a> {
             Ok(NodeKind::Regular) => Some(self.open_file(INDEX)?),
             Ok(NodeKind::Directory | NodeKind::Symlink | NodeKind::Special) | Err(_) => None,
         };
+        // Held for as long as the rows are read: a large directory counts until it is given out.
         let mut share = ListingShare::new(&self.contents.memory);
         let listing = Listing::open_within(self.here(), c".", &mut |bytes| share.take(bytes))?;
         Ok(Entry::Directory(DirectoryRows { listing, _share: share, index }))

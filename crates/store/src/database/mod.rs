@@ -157,6 +157,7 @@ impl Database {
         let files = [self.read_state_of(&self.file)?, self.read_state_of(&self.beside("-wal"))?];
         let is_settled = files.iter().flatten().all(FileState::is_settled);
         let mut session = self.session.lock();
+        // A file that is just being written may change again within the same time stamp.
         if !is_settled || session.seen_files != Some(files) {
             session.epoch += 1;
             session.seen_files = is_settled.then_some(files);
@@ -258,6 +259,7 @@ impl Database {
                 _ => StoreError::Io { path: self.file.clone(), source },
             },
         )?;
+        // Without a `-wal` nobody writes, and in WAL mode a reader would have to make files beside the database.
         self.open(if version == [1] { "mode=ro" } else { "mode=ro&immutable=1" })
     }
 

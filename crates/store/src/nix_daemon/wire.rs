@@ -70,6 +70,7 @@ impl<S: Read + Write> Wire<S> {
     /// Reads a string. Invalid UTF-8 is replaced: it cannot be a path, hash or signature, so the caller's parser refuses it.
     pub(super) fn read_string(&mut self) -> Result<String, DaemonError> {
         let length = self.read_number()?;
+        // Before memory is taken for it.
         if length > STRING_BYTES_MAX {
             return Err(DaemonError::Malformed);
         }
