@@ -68,6 +68,7 @@ impl Attempts {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut tries = table.get(&client).copied().unwrap_or_else(|| Rate::unused(TRIES, now));
         tries.count(TRIES, now);
+        // Anybody can add to this table. The one whose last wrong token is longest ago has most of its tries back.
         if table.len() >= CLIENTS_MAX && !table.contains_key(&client) {
             let oldest = table.iter().min_by_key(|(_, tries)| tries.at()).map(|(client, _)| *client);
             if let Some(oldest) = oldest {

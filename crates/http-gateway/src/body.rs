@@ -52,11 +52,13 @@ impl RoutedBody {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 line.note_piece(frame.data_ref().map_or(0, Bytes::len));
+                // Some of it may still be here in a piece that was not given on.
                 if self.failure.is_none() && self.rest.is_empty() && self.body.is_end_stream() {
                     line.note_whole();
                 }
             }
             Poll::Ready(None) => line.note_whole(),
+            // Written now, while it says that the body is not whole.
             Poll::Ready(Some(Err(_))) => self.line = None,
             Poll::Pending => {}
         }

@@ -231,6 +231,7 @@ impl ConnectionState {
     fn left_lying_ms(&self, now_ms: u64) -> u64 {
         let written = self.written_bytes.load(Ordering::Relaxed);
         let taken = written.saturating_sub(self.taking_bytes.load(Ordering::Relaxed));
+        // It took something worth counting, or there is nothing for it: its time begins anew.
         if !self.is_blocked.load(Ordering::Relaxed) || taken >= TAKEN_BYTES_MIN {
             self.taking_ms.store(now_ms, Ordering::Relaxed);
             self.taking_bytes.store(written, Ordering::Relaxed);

@@ -181,6 +181,7 @@ impl ConnectionTable {
         let owner = Owner::Address(client);
         let mut open = self.open();
         match open.connections.get_mut(&id) {
+            // Each request of a proxy may ask for another client, and mostly it is the same one.
             Some(connection) if connection.owner != owner => connection.owner = owner,
             Some(_) | None => return,
         }
@@ -243,6 +244,7 @@ impl ConnectionTable {
 
     async fn wait_until_empty(&self) {
         loop {
+            // Made before the look: the last one may leave in between.
             let emptied = self.emptied.notified();
             if self.open().connections.is_empty() {
                 return;

@@ -58,6 +58,7 @@ fn parse_decimal(text: &str) -> Option<Option<u64>> {
     if text.is_empty() {
         return Some(None);
     }
+    // Parsing alone would take a sign, too.
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

@@ -147,6 +147,7 @@ fn is_named(authority: &[u8], name: &[u8]) -> bool {
 fn is_address(authority: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(authority) else { return false };
     match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        // A colon divides the groups of an IPv6 address as well, so the port comes after the bracket.
         Some((address, port)) => address.parse::<Ipv6Addr>().is_ok() && is_port(port.as_bytes()),
         None => {
             let (address, port) = text.split_at(text.find(':').unwrap_or(text.len()));

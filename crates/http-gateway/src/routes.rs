@@ -172,7 +172,9 @@ impl<S: Substituter> Endpoint<S> {
         let Some(access) = &self.role.access else { return Ok(()) };
         let client = head.extensions.get().copied().and_then(Client::counted);
         let now = Instant::now();
+        // Without any token no try is spent: a client asks so first, and repeats with one when it is told to.
         let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
+        // Before it is compared, or tries beyond the bound would still be worth making.
         if !self.attempts.may_try(client, now) {
             return Err(GatewayError::TooManyTries);
         }
@@ -352,6 +354,7 @@ fn outcome(error: GatewayError) -> Outcome {
 async fn read_first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
     loop {
         match stream.next().await {
+            // An empty piece proves nothing, and a 404 is still possible after it.
             Some(Ok(chunk)) if chunk.is_empty() => {}
             Some(Ok(chunk)) => return Ok(chunk),
             Some(Err(BodyAborted)) | None => return Err(BodyAborted),
