@@ -160,6 +160,7 @@ impl Failure {
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         if detail.len() > DETAIL_BYTES_MAX {
+            // What a cache sends may end in the middle of a character there.
             detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
             detail.push('…');
             detail.shrink_to_fit();

@@ -191,6 +191,7 @@ fn authorization(credentials: &Credentials) -> Result<HeaderValue, Failure> {
     };
     let mut value = HeaderValue::from_str(&text)
         .map_err(|_| Failure::new(FailureKind::Unauthorized, "the credentials contain control characters"))?;
+    // So that no log of the HTTP client shows it.
     value.set_sensitive(true);
     Ok(value)
 }

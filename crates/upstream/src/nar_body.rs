@@ -30,6 +30,7 @@ pub(crate) fn body_of(
             wire.take(&bytes);
             Ok(bytes)
         }
+        // The URL may hold a token, and failures are logged.
         Err(error) => Err(io::Error::other(Failure::of_error(&error.without_url()))),
     });
     StreamReader::new(Box::pin(counted))
