@@ -92,6 +92,7 @@ fn open_v6(interfaces: &[Interface]) -> io::Result<UdpSocket> {
     for interface in interfaces.iter().filter(|interface| interface.has_v6) {
         socket.join_multicast_v6(&GROUP_V6, interface.index)?;
     }
+    // Only what comes on the interfaces that were joined: other programs join the group elsewhere.
     socket.set_multicast_all_v6(false)?;
     socket.set_multicast_hops_v6(HOPS)?;
     socket.set_multicast_loop_v6(false)?;
