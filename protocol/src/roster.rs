@@ -136,6 +136,7 @@ impl Roster {
         while self.members.iter().any(|known| known.name == member.name) {
             let end = format!("-{number}");
             let room = Member::NAME_BYTES_MAX - end.len();
+            // The number must fit into the bound of a name, and a character must not be cut.
             let start = wanted.get(..wanted.floor_char_boundary(room)).unwrap_or_default();
             member.name = format!("{}{end}", start.trim_end());
             number += 1;

@@ -221,6 +221,7 @@ fn encode_lineage(lineage: &Lineage) -> Option<Vec<u8>> {
 fn decode_lineage(bytes: &[u8]) -> Option<(Lineage, &[u8])> {
     let (&count, rest) = bytes.split_first()?;
     let count = usize::from(count);
+    // None at all has a format of its own, so that each roster has one encoding.
     if !(1..=Lineage::SUCCESSIONS_MAX).contains(&count) {
         return None;
     }

@@ -162,6 +162,7 @@ impl Summary {
     fn check(&self) -> Result<(), SummaryError> {
         check_audience(&self.audience)?;
         check_addresses(&self.addresses)?;
+        // Before the filter is looked at, whose rules follow from it.
         if self.hash_id != crate::HASH_ID_V1 {
             return Err(SummaryError::UnknownHashId { hash_id: self.hash_id });
         }
