@@ -222,6 +222,7 @@ struct Looked {
 const NAMED_MAX: usize = 3;
 
 fn tell_unread(named: &mut BTreeSet<HashPart>, unread: Vec<(HashPart, StoreError)>) {
+    // Once for each path, because it is tried again and again.
     let new: Vec<_> = unread.into_iter().filter(|(part, _)| named.insert(*part)).collect();
     for (part, error) in new.iter().take(NAMED_MAX) {
         tracing::warn!(store_path = %part, %error, "not attested: its row in the Nix database cannot be read");

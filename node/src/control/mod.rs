@@ -287,6 +287,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
 
 fn encode_reply(reply: &ControlReply) -> io::Result<Vec<u8>> {
     let mut encoded = serde_json::to_vec(reply)?;
+    // The asker would cut it there, and take what is left for damage.
     if encoded.len() >= REPLY_BYTES_MAX {
         let why = format!("the reply would take {} bytes, more than {REPLY_BYTES_MAX}", encoded.len());
         encoded = serde_json::to_vec(&ControlReply::Refused { why })?;

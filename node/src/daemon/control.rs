@@ -43,6 +43,7 @@ impl ControlHandler for Daemon {
 
     fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()> {
         match question {
+            // Whoever may ask the socket may not yet have this machine sign or keep something.
             Question::Import => may_change(asker.uid(), "import attestations")?,
             Question::Attest { .. } => may_change(asker.uid(), "attest")?,
             Question::Report(_) | Question::Export { .. } => {}

@@ -47,6 +47,7 @@ impl HandedSockets {
         let mut found = (0..self.names.len()).filter(|at| self.names.get(*at).is_some_and(is_named));
         match (found.next(), found.next()) {
             (Some(at), None) => self.take_at(at),
+            // Which of them is meant cannot be told, and clients of the other would wait without end.
             (Some(_), Some(_)) => anyhow::bail!(
                 "systemd handed over several sockets with the name {name:?}; accepted: one, so a socket unit with one \
                  ListenStream= and a FileDescriptorName= of its own for each listener"

@@ -202,6 +202,7 @@ impl MeshFiles {
         &self,
         change: impl FnOnce(&mut Invitations) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        // The daemon and a command may change them at the same moment.
         let _lock = self.lock()?;
         let mut invitations = self.read_invitations()?;
         let changed = change(&mut invitations)?;
@@ -301,6 +302,7 @@ pub(crate) fn unix_ms() -> u64 {
 
 fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // One byte more than is accepted shows that there is more.
     open_to_read(file)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         let why = format!("it is larger than {bytes_max} bytes");

@@ -105,6 +105,7 @@ impl Invitations {
         let mut found = None;
         for invitation in &mut self.0 {
             let is_it = bool::from(invitation.digest.ct_eq(&digest));
+            // Not `&&`, and no early end: the time must not tell which one it was.
             if is_it & invitation.is_open(now) {
                 invitation.uses -= 1;
                 found = Some(invitation.clone());

@@ -50,6 +50,7 @@ impl Admission {
             Box::pin(async move {
                 let admit = move || this.admit(peer, &request);
                 let reply = tokio::task::spawn_blocking(admit).await.unwrap_or(JoinReply::NotNow);
+                // All that are refused take as long, whatever the reason, and nobody can guess fast.
                 if reply == JoinReply::Refused {
                     tokio::time::sleep(REFUSED_AFTER).await;
                 }

@@ -185,6 +185,7 @@ impl PartReader {
         let answer = tokio::time::timeout(PART_WAIT, self.mesh.ask_log(self.peer, request)).await;
         let part = answer.map_err(|_| LogFault::Late)??.ok_or(LogFault::Gone)?;
         let is_same = (self.is_compressed, self.size_bytes, self.version);
+        // Parts of two logs together would be a log that nobody wrote.
         if (part.is_compressed, part.size_bytes, part.version) != is_same {
             return Err(LogFault::Changed);
         }

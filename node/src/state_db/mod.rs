@@ -319,6 +319,7 @@ impl StateDb {
     }
 
     fn drop_oldest(&mut self) -> Result<(), StateDbError> {
+        // More than one at a time, because to find the oldest takes a look at all.
         let keep = self.answers_max - self.answers_max / DROP_SHARE;
         let left: i64 = self.run(|connection| {
             let count: i64 = connection.query_row("SELECT count(*) FROM answers", (), |row| row.get(0))?;

@@ -146,6 +146,7 @@ impl SummaryStore for SummaryFiles {
 fn look_at(entry: &DirEntry) -> io::Result<Option<(PeerId, u64)>> {
     let name = entry.file_name();
     let name = name.to_str().unwrap_or_default();
+    // A process was killed while it wrote this.
     if name.ends_with(UNFINISHED) {
         return clear(&entry.path()).map(|()| None);
     }

@@ -282,6 +282,7 @@ impl LiveLedger {
         if gone.is_empty() {
             return Ok(());
         }
+        // If the file cannot be changed, memory must not forget what comes back from it at the next start.
         self.with_file(|db| {
             db.remove(gone)?;
             self.in_portions(gone, Ledger::withdraw);
@@ -410,6 +411,7 @@ impl LiveLedger {
         loop {
             let (rows, last) = db.read_stored_after(*last_row, ROWS)?;
             let gone = self.show(rows.iter().map(|(verified, at)| (verified, *at)), &mut TakeOutcome::default());
+            // Whoever only looks, beside a daemon, changes nothing in its file.
             if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;
             }

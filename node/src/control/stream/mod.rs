@@ -134,6 +134,7 @@ impl Turns {
         while !self.may_begin(&working, uid) {
             self.free.wait_for(&mut working, STILL_WAITING);
             if !self.may_begin(&working, uid) {
+                // Writing to an asker that does not read must not hold up those whose turn it is.
                 parking_lot::MutexGuard::unlocked(&mut working, || output.tell(&Part::Progress(0)))?;
             }
         }
