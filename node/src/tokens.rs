@@ -98,6 +98,7 @@ impl Tokens {
                 continue;
             }
             let token = parse_line(text).ok_or(line)?;
+            // A name that stands twice would leave it open which of the two `revoke` means.
             if tokens.len() == TOKENS_MAX || tokens.iter().any(|known| known.name == token.name) {
                 return Err(line);
             }
@@ -116,11 +117,13 @@ impl Tokens {
     pub(crate) fn admits(&self, secret: &[u8], now: Timestamp) -> bool {
         let digest: [u8; 32] = Sha256::digest(secret).into();
         let counts = |token: &Token| token.until.is_none_or(|until| now < until);
+        // Over all of them, so that the time does not tell at which one it was.
         self.0.iter().fold(false, |found, token| found | (bool::from(token.digest.ct_eq(&digest)) & counts(token)))
     }
 
     /// Adds a token, in place of one of the same name, and returns its secret, which is kept nowhere.
     pub(crate) fn add(&mut self, name: &str, until: Option<Timestamp>) -> Result<String, TokensError> {
+        // First, so that a full file still takes a new secret for a name that it has.
         self.revoke(name);
         if self.0.len() == TOKENS_MAX {
             return Err(TokensError::TooMany);

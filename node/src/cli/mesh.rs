@@ -275,6 +275,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
 
 /// Where the running daemon listens, for a machine whose addresses no default route tells: those of its interfaces.
 fn listened(config: &Path) -> Vec<Multiaddr> {
+    // Without a daemon nothing is known, and the caller asks for --address.
     let Ok(ControlReply::Status(status)) = ask(config, &ControlRequest::Status) else { return Vec::new() };
     let is_reached = |address: &Multiaddr| {
         let ip = socket_address(address).map(|address| address.ip());
@@ -325,6 +326,7 @@ fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyh
         is_changed = *member != before;
         Ok(())
     })?;
+    // No version was signed, so no member has to hear of it.
     if !is_changed {
         eprint_line(&format!("{name:?} is that already: the roster stays as it is"));
         return Ok(());
@@ -339,6 +341,7 @@ fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     let name = member.name.clone();
     let roster = place.edit(|roster| {
         if let Some(known) = roster.members.iter().find(|known| known.node_key == member.node_key) {
+            // Whoever comes again stays a builder, as with a token.
             member.role = higher(known.role, role);
         }
         if let Some(why) = find_name_in_use(roster, &member) {

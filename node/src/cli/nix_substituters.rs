@@ -77,6 +77,7 @@ impl NixSubstituters {
             Place::Http(url) => url.host_str().unwrap_or_default().to_owned(),
             Place::Directory(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
+        // Room for a number, if another cache has the same host.
         let mut name: String =
             name.chars().filter(|letter| letter.is_ascii_graphic()).take(NAME_BYTES_MAX - 4).collect();
         if name.is_empty() {

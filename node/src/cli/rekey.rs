@@ -69,6 +69,7 @@ fn accept(config: &Path, key: &NixPublicKey) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let (mesh, roster) = (place.mesh()?, place.roster()?);
     let is_it = |roster: &SignedRoster| roster.key().bytes() == key.bytes();
+    // The one in force is right: only the other one has to go.
     if is_it(&roster) {
         replace_mesh_key(config, roster.key())?;
         place.files.forget_other()?;

@@ -53,6 +53,7 @@ pub(super) fn check(config: &GatewayConfig, base: &Path) -> Result<GatewaySettin
         host_names: check_names("gateway.host_names", &config.host_names)?,
         priority: config.priority,
         narinfo_deadline: Duration::from_millis(narinfo_deadline_ms),
+        // Whoever raises the deadline alone means that it counts.
         narinfo_deadline_max: Duration::from_millis(narinfo_deadline_max_ms.max(narinfo_deadline_ms)),
         sign: config.sign,
         prefer: check_prefer(&config.prefer)?,

@@ -368,6 +368,7 @@ fn begins_with_hash_part(pattern: &str) -> bool {
 fn check_patterns(key: &str, patterns: &[String]) -> Result<(), SettingsError> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte);
     for (index, pattern) in patterns.iter().enumerate() {
+        // A pattern with a hash part would never match, since names are compared without one.
         let is_of_a_name = pattern.bytes().all(permitted) && !begins_with_hash_part(pattern);
         if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !is_of_a_name {
             return Err(refused(

@@ -151,6 +151,7 @@ fn check_keep(paths: &[String]) -> Result<BTreeSet<HashPart>, SettingsError> {
         return Err(refused("quorum.keep", Count(paths.len(), "paths"), "at most 10000"));
     }
     let parse = |(index, text): (usize, &String)| {
+        // With its directory or without, as people copy it.
         let base_name = text.rsplit('/').next().unwrap_or_default();
         let path = StorePath::parse(base_name);
         let form = "a store path, such as /nix/store/<32 characters>-<name>";

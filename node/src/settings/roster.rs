@@ -29,6 +29,7 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     };
     let key = mesh.key.as_ref().map(parse).transpose()?;
     let roster_file = mesh.roster_file.as_ref().map(|path| path_from(base, "mesh.roster_file", path)).transpose()?;
+    // A roster without the key that signed it would be believed whoever wrote the file.
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }

@@ -94,6 +94,7 @@ fn read_netrc(key: String, host: &str, path: &Path) -> Result<Credentials, Secre
     const ACCEPTED: &str = "a netrc file that only its owner may read, of at most 64 KiB, with login and password for the \
                             host of the cache";
     let login = find_login(&read_secret(key.clone(), path, ACCEPTED)?, host);
+    // Either would break the header that they are put into.
     let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
     let login = login.filter(is_usable).ok_or_else(|| {
         unusable(key, path, &format!("it holds no login and password for {host} that can be sent"), ACCEPTED)

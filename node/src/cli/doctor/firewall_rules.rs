@@ -108,6 +108,7 @@ impl Rules {
     /// Reads `iptables -S`.
     pub(super) fn of_iptables(text: &str) -> Self {
         let mut rules = Self::default();
+        // As for nft: a firewall with lists of addresses is not read at all.
         for line in text.lines().take_while(|_| text.len() <= RULES_BYTES_MAX) {
             let words: Vec<_> = line.split_whitespace().collect();
             match &words[..] {
@@ -153,6 +154,7 @@ impl Rules {
     fn reachable<'a>(&'a self, from: &'a str, surely: bool) -> BTreeSet<&'a str> {
         let (mut found, mut open) = (BTreeSet::new(), vec![from]);
         while let Some(name) = open.pop() {
+            // Chains may jump to each other in a circle.
             if !found.insert(name) {
                 continue;
             }

@@ -59,6 +59,7 @@ fn look_at_interfaces(facts: &Facts, look: &mut Look) {
     for interface in interfaces.flatten() {
         let name = interface.file_name().to_string_lossy().into_owned();
         let read = |file: &str| fs::read_to_string(interface.path().join(file)).unwrap_or_default().trim().to_owned();
+        // An interface that is off carries nothing, whatever its MTU.
         let is_off = read("operstate") == "down";
         let Some(mtu) = read("mtu").parse::<u64>().ok().filter(|mtu| *mtu < MTU_MIN && !is_off) else { continue };
         look.found(

@@ -73,6 +73,7 @@ fn look_at_user(facts: &Facts, look: &mut Look) {
     let asks = |nix: &NixSettings| nix.words("substituters").iter().any(|url| names_gateway(url, gateway));
     let of_the_machine = NixSettings::from_file(&default_file());
     let user = geteuid();
+    // Only here it matters who asks: root and trusted users are obeyed.
     if user.is_root() || !asks(&facts.nix) || asks(&of_the_machine) || is_trusted(user.as_raw(), &of_the_machine) {
         return;
     }

@@ -57,6 +57,7 @@ fn leads_here(place: &Place, settings: &Settings) -> bool {
     let is_loopback = host == "localhost" || ip.is_some_and(|ip| ip.is_loopback());
     let is_same = |own: SocketAddr| {
         ip == Some(own.ip())
+            // A listener at all addresses is reached by loopback as well.
             || (is_loopback && own.ip().is_unspecified())
             || (host == "localhost" && own.ip().is_loopback())
     };

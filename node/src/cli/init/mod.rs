@@ -309,6 +309,7 @@ impl Keys {
             let builder_key = dir.join(BUILDER_KEY);
             let key = new_builder_key(name)?;
             keys.make(&builder_key, || create_builder_key(&builder_key, &key))?;
+            // Read back, because one that was there already is another than the one just made.
             keys.builder_key = Some(crate::settings::read_builder_key(&builder_key)?);
         }
         Ok(keys)

@@ -188,6 +188,7 @@ impl Line {
         for letter in body.chars() {
             let is_harmful = is_harmful(letter);
             let len = if is_harmful { letter.escape_default().len() } else { letter.len_utf8() };
+            // Before it is written, so that no character is cut in the middle.
             if len > self.bytes_max - bytes {
                 is_cut = true;
                 break;

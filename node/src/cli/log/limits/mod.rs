@@ -255,6 +255,7 @@ impl Limits {
         self.all.take(bytes);
         match peer {
             Some(peer) => {
+                // Beyond the bound of peers that are told apart, all others share one allowance.
                 let key = if self.peers.contains_key(&peer) { peer } else { SHARED };
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.bytes.take(bytes);
