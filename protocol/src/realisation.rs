@@ -29,7 +29,7 @@ pub struct RealisationId {
 pub struct Realisation {
     /// The output.
     pub id: RealisationId,
-    /// Its path.
+    /// The store path of that output.
     pub out_path: StorePath,
     /// The realisations of other outputs to whose paths this one refers; Nix since 2.34 names none.
     pub dependents: BTreeMap<RealisationId, StorePath>,

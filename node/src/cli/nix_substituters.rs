@@ -109,7 +109,7 @@ impl NixSubstituters {
     }
 }
 
-/// Whether the name of the key begins with the host of the cache, as that of cache.nixos.org and those of Cachix do.
+/// Whether the name of the key begins with the host of the cache, as the keys of cache.nixos.org and of Cachix do.
 fn is_key_of(key: &NixPublicKey, place: &Place) -> bool {
     let Place::Http(url) = place else { return false };
     let Some(rest) = url.host_str().and_then(|host| key.name().strip_prefix(host)) else { return false };

@@ -27,7 +27,7 @@ pub(crate) struct Invitation {
     pub(crate) role: MemberRole,
     /// How many machines may still use it.
     pub(crate) uses: u32,
-    /// When it ends.
+    /// The time at which it ends.
     pub(crate) until: Timestamp,
     /// After how long without a sign of life the member is forgotten, seconds; 0 for never.
     pub(crate) ephemeral_s: u32,

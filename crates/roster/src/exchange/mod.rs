@@ -22,7 +22,7 @@ const TIMEOUT_MS: u64 = 15_000;
 pub enum Input {
     /// This peer of the allowlist is connected.
     Peer(PeerId),
-    /// It is not any more.
+    /// This peer is no longer connected.
     Gone(PeerId),
     /// This is in force now; `None` where we are of no mesh.
     Held(Option<Membership>),
@@ -46,7 +46,7 @@ pub enum Input {
     },
     /// A request got no answer.
     Failed {
-        /// Its number.
+        /// The number of the request.
         id: u64,
     },
     /// The deadline is here.
@@ -75,7 +75,7 @@ pub enum Output {
     /// A newer roster was heard: keep it, and put it in force. Or one that contradicts ours ([`Standing::Contradicts`]): show
     /// it to people, who alone can decide.
     Heard {
-        /// Who gave it.
+        /// The peer that gave it.
         from: PeerId,
         /// The roster.
         roster: Arc<SignedRoster>,
@@ -84,7 +84,7 @@ pub enum Output {
     Misbehaved {
         /// The peer.
         peer: PeerId,
-        /// What it sent.
+        /// The rule that it broke.
         fault: Fault,
     },
 }
