@@ -109,6 +109,7 @@ impl GivenTotals {
         days.retain(|day, _| *day <= today && day + DAYS > today);
         for (source, total) in &totals {
             let before = counted.get(source).copied().unwrap_or_default();
+            // The resolver counts from its own start; what it had counted before is in the days already.
             let more = difference(total, &before);
             if more == Given::default() {
                 continue;

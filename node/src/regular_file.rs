@@ -118,10 +118,13 @@ pub(crate) fn replace_text(path: &Path, text: &str) -> io::Result<()> {
 /// 0600.
 pub(crate) fn replace(path: &Path, bytes: &[u8], prepare: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let beside = with_suffix(path, ".new");
+    // A process that was killed in the middle may have left one.
     clear(&beside)?;
+    // With its mode from the first moment on, since it may hold a secret.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     prepare(&file)?;
     file.write_all(bytes)?;
+    // Before it gets its name: after a power cut the name must not stand for an empty file.
     file.sync_all()?;
     fs::rename(&beside, path)
 }

@@ -104,6 +104,7 @@ impl Tokens {
                 continue;
             }
             let token = parse_line(text).ok_or(line)?;
+            // A name that stands twice would leave it open which of the two `revoke` means.
             if tokens.len() == TOKENS_MAX || tokens.iter().any(|known| known.name == token.name) {
                 return Err(line);
             }

@@ -154,6 +154,7 @@ impl Attestation {
         }
         let references = match wire.references.as_str() {
             "" => Vec::new(),
+            // Two blanks side by side would be a second encoding of the same list.
             list if list.split(' ').any(str::is_empty) => return Err(AttestationError::ReferenceOrder),
             list => list.split(' ').map(parse).collect::<Result<Vec<_>, _>>()?,
         };

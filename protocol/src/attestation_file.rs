@@ -80,12 +80,14 @@ pub fn line(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation)
 /// Parses one line, given without its newline; `None` for an empty line or a comment. It does not verify the signatures; the
 /// caller does that with the returned key, and decides whether that key is a builder's.
 pub fn parse_line(store_dir: &StoreDir, line: &str) -> Result<Option<(NixPublicKey, Attestation)>, LineError> {
+    // Before anything of it is parsed: a file may come from anybody.
     if line.len() > LINE_BYTES_MAX {
         return Err(LineError::TooLong);
     }
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
     }
+    // The fingerprint comes last and keeps its blanks, which a store directory may have.
     let mut fields = line.splitn(5, ' ');
     let mut field = || fields.next().ok_or(LineError::Fields);
     let [key, nix_signature, time, dated_signature, fingerprint] = [field()?, field()?, field()?, field()?, field()?];
@@ -110,10 +112,12 @@ fn parse_fingerprint(store_dir: &StoreDir, text: &str) -> Option<Statement> {
     let (nar_hash, rest) = rest.split_once(';')?;
     let (nar_size, mut rest) = rest.split_once(';')?;
     let path = StorePath::parse(path).ok()?;
+    // Another spelling of the same hash would be another fingerprint, which nobody signed.
     let hash = NarHash::parse(nar_hash).ok().filter(|hash| hash.to_string() == nar_hash)?;
     let nar_size = parse_decimal(nar_size).filter(|size| *size > 0)?;
     let mut references = Vec::new();
     while !rest.is_empty() {
+        // Each reference is found by the store directory before it, because that may contain a comma.
         let (base_name, following) = match below(rest)?.split_once(',') {
             Some((_, "")) => return None,
             Some(parts) => parts,

@@ -17,7 +17,7 @@ pub enum CircuitRequest {
     Open([u8; 32]),
     /// From a relay: the member with this node key waits there for the receiver.
     Come {
-        /// Who waits.
+        /// The node key of the member that waits.
         from: [u8; 32],
         /// What the receiver shows the relay.
         ticket: [u8; 16],

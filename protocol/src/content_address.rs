@@ -104,6 +104,7 @@ impl ContentAddress {
         let other = || Ok(Self::Other(text.into()));
         match method {
             "text" => {
+                // Nix makes texts with SHA-256 alone; another algorithm would be of a later version.
                 let Some(digest) = rest.strip_prefix("sha256:") else { return other() };
                 let sha256 = digest_text::parse(digest).ok_or(ContentAddressError::Digest { bytes: 32 })?;
                 Ok(Self::Text { sha256 })
@@ -135,6 +136,7 @@ impl ContentAddress {
         let hash_part = match self {
             Self::Text { sha256 } => {
                 let kind = typed("text", store_dir, references, false);
+                // A text cannot know its own path, which follows from what it says.
                 (!self_reference).then(|| make_hash_part(&kind, sha256, store_dir, name))?
             }
             Self::Fixed { recursive: true, algorithm: HashAlgorithm::Sha256, digest } => {
@@ -142,6 +144,7 @@ impl ContentAddress {
                 make_hash_part(&kind, digest, store_dir, name)
             }
             Self::Fixed { recursive, algorithm, digest } => {
+                // Nix has no way to put references into such an address.
                 if self_reference || !references.is_empty() {
                     return None;
                 }

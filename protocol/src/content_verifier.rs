@@ -176,6 +176,7 @@ impl Modulo {
             if let Some(text) = self.pending.get_mut(at..from) {
                 text.fill(0);
             }
+            // A file of nothing but this hash would take as much memory as it has bytes.
             match self.offsets.len() < OFFSETS_MAX {
                 true => self.offsets.push(self.hashed_bytes + at as u64),
                 false => self.offsets_lost = true,
@@ -217,6 +218,7 @@ impl Flat {
         if in_head > 0 {
             self.left = self.claimed_length().unwrap_or(0);
         }
+        // What comes after the claimed contents must be the end of a NAR, and is compared with one.
         let in_contents = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
         let (contents, tail) = bytes.split_at(in_contents);
         self.hasher.update(contents);

@@ -147,6 +147,7 @@ impl BitPositions {
             *slot = match i {
                 0 => first,
                 1 => second,
+                // As the crate `bloomfilter` does, so that both set the same bits.
                 _ => first.wrapping_add(i.wrapping_mul(second)) % PRIME,
             };
         }

@@ -131,6 +131,7 @@ impl LeafHasher {
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.offset < self.nar_size {
             let left = self.leaf_end() - self.offset;
+            // A piece may end in the middle of a leaf, and may hold the ends of several.
             let (of_leaf, rest) =
                 usize::try_from(left).ok().and_then(|left| bytes.split_at_checked(left)).unwrap_or((bytes, &[]));
             if let Some(leaf) = &mut self.leaf {

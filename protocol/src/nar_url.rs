@@ -49,6 +49,7 @@ impl NarUrl {
             Some(text) => Some(nix32::decode(text)?),
             None => None,
         };
+        // Nothing after the last part, so that each NAR has one URL.
         (nar_size > 0 && parts.next().is_none()).then_some(Self { hash_part, nar_hash, nar_size, fingerprint })
     }
 }

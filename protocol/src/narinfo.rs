@@ -163,6 +163,7 @@ impl NarInfo {
             return Err(NarInfoError::TooLong { bytes: text.len() });
         }
         let text = std::str::from_utf8(text).map_err(|_| NarInfoError::NotUtf8)?;
+        // Nix would take it as a part of the value.
         if text.contains('\r') {
             return Err(NarInfoError::CarriageReturn);
         }
@@ -300,6 +301,7 @@ impl<'a> Fields<'a> {
         let bad_path = |field| move |source| NarInfoError::Path { field, source };
         let path = required(self.store_path, NarInfoField::StorePath)?;
         let path = store_dir.parse_path(path).map_err(bad_path(NarInfoField::StorePath))?;
+        // Only its presence counts: where a NAR comes from is decided here.
         required(self.url, NarInfoField::Url)?;
         let nar_hash = required(self.nar_hash, NarInfoField::NarHash)?;
         let nar_hash = NarHash::parse(nar_hash).map_err(NarInfoError::NarHash)?;
@@ -310,6 +312,7 @@ impl<'a> Fields<'a> {
             references.push(StorePath::parse(reference).map_err(bad_path(NarInfoField::References))?);
         }
         references.sort_unstable();
+        // Nix holds them in a set, too, and signs them in that order.
         references.dedup();
         let deriver = match self.deriver {
             None | Some("unknown-deriver") => None,

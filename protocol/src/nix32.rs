@@ -30,12 +30,14 @@ pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
         return None;
     }
     let mut bytes = [0; N];
+    // The first character holds the highest bits.
     for (position, character) in text.bytes().rev().enumerate() {
         let (byte, bit) = (position * 5 / 8, position * 5 % 8);
         let [low, high] = (u16::from(digit(character)?) << bit).to_le_bytes();
         *bytes.get_mut(byte)? |= low;
         match bytes.get_mut(byte + 1) {
             Some(next) => *next |= high,
+            // The last digit has bits beyond the last byte; set, they would be a second spelling.
             None if high != 0 => return None,
             None => {}
         }

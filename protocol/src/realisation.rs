@@ -29,7 +29,7 @@ pub struct RealisationId {
 pub struct Realisation {
     /// The output.
     pub id: RealisationId,
-    /// Its path.
+    /// The store path of that output.
     pub out_path: StorePath,
     /// The realisations of other outputs to whose paths this one refers; Nix since 2.34 names none.
     pub dependents: BTreeMap<RealisationId, StorePath>,
@@ -142,6 +142,7 @@ impl Realisation {
             Some(Value::Array(found)) => found,
             Some(_) => return Err(RealisationError::Field("signatures")),
         };
+        // Each of them costs a verification.
         if signatures.len() > SIGNATURES_MAX {
             return Err(RealisationError::TooManySignatures);
         }

@@ -136,6 +136,7 @@ impl Roster {
         while self.members.iter().any(|known| known.name == member.name) {
             let end = format!("-{number}");
             let room = Member::NAME_BYTES_MAX - end.len();
+            // The number must fit into the bound of a name, and a character must not be cut.
             let start = wanted.get(..wanted.floor_char_boundary(room)).unwrap_or_default();
             member.name = format!("{}{end}", start.trim_end());
             number += 1;
@@ -160,6 +161,7 @@ impl Roster {
         if self.members.len() > Self::MEMBERS_MAX {
             return Err(RosterError::TooMany { members: self.members.len() });
         }
+        // Strictly ascending, so that no member stands there twice and there is one encoding.
         if !self.members.is_sorted_by(|one, next| one.node_key < next.node_key) {
             return Err(RosterError::Order);
         }

@@ -21,6 +21,7 @@ pub fn find_signed_deriver(
     path: &StorePath,
     trusted: &TrustedKeys,
 ) -> Option<StorePath> {
+    // From the end on, and no further than the lines that belong to this: a narinfo may have 8 MiB.
     let lines = std::str::from_utf8(narinfo).ok()?.lines().rev().take_while(|line| !line.starts_with(BEFORE));
     let (mut deriver, mut signature) = (None, None);
     for line in lines {

@@ -72,10 +72,12 @@ impl SignedRoster {
         let members = &roster.members;
         let is_member =
             |edits: &EditCount| members.binary_search_by(|member| member.node_key.cmp(&edits.signer)).is_ok();
+        // Counts of those who are no members any more go first when the bound is reached.
         if roster.edits.len() > Roster::SIGNERS_MAX {
             roster.edits.retain(is_member);
         }
         roster.edits.sort_by_key(|edits| edits.signer);
+        // Checked before it is signed: a roster that others refuse must not come into being.
         roster.check()?;
         check_lineage(&key.public(), lineage, &roster)?;
         let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&roster)?;
@@ -129,6 +131,7 @@ impl SignedRoster {
             FORMAT => (Lineage::default(), signed),
             _ => decode_lineage(signed).ok_or(RosterError::Lineage)?,
         };
+        // Before the signature: that of a key which nobody asked for need not be verified.
         if !accepts(signer, &lineage) {
             return Ok(None);
         }
@@ -218,6 +221,7 @@ fn encode_lineage(lineage: &Lineage) -> Option<Vec<u8>> {
 fn decode_lineage(bytes: &[u8]) -> Option<(Lineage, &[u8])> {
     let (&count, rest) = bytes.split_first()?;
     let count = usize::from(count);
+    // None at all has a format of its own, so that each roster has one encoding.
     if !(1..=Lineage::SUCCESSIONS_MAX).contains(&count) {
         return None;
     }

@@ -98,6 +98,7 @@ impl StoreDir {
         if text.chars().any(char::is_control) {
             return Err(StorePathError::DirControlCharacter);
         }
+        // Two spellings of one directory would be two directories here, and fingerprints contain it.
         if below_root.split('/').any(|component| matches!(component, "" | "." | "..")) {
             return Err(StorePathError::DirNotCanonical);
         }

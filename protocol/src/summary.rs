@@ -162,6 +162,7 @@ impl Summary {
     fn check(&self) -> Result<(), SummaryError> {
         check_audience(&self.audience)?;
         check_addresses(&self.addresses)?;
+        // Before the filter is looked at, whose rules follow from it.
         if self.hash_id != crate::HASH_ID_V1 {
             return Err(SummaryError::UnknownHashId { hash_id: self.hash_id });
         }
@@ -234,6 +235,7 @@ impl SummaryDelta {
     /// Applies the delta to `base`, whose `seq` is `held_seq`. The caller compares the result's
     /// digest with the announcement.
     pub fn apply(&self, base: &Summary, held_seq: u64) -> Result<Summary, SummaryError> {
+        // On another base the same bits would make another filter.
         if self.base_seq != held_seq {
             return Err(SummaryError::Base { base_seq: self.base_seq, held_seq });
         }
@@ -247,6 +249,7 @@ impl SummaryDelta {
         }
         let bits = next.filter_bytes.len() as u64 * 8;
         for &position in &self.positions {
+            // A position beyond the filter is a lie; the filter does not grow for it.
             let byte = next.filter_bytes.get_mut(position as usize / 8);
             let byte = byte.ok_or(SummaryError::Position { position, bits })?;
             *byte |= 1 << (position % 8);

@@ -36,9 +36,11 @@ const TOKEN_BYTES_MAX: usize = 512;
 /// says nothing.
 pub(crate) fn token_of(headers: &HeaderMap) -> Option<Vec<u8>> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
+    // Two of them would leave it to each program on the way which one counts.
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
     let rest = rest.trim();
+    // Longer than any token in either form, so it need not be decoded.
     if rest.len() > 2 * TOKEN_BYTES_MAX {
         return None;
     }
@@ -75,6 +77,7 @@ impl Attempts {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut tries = table.get(&client).copied().unwrap_or_else(|| Rate::unused(TRIES, now));
         tries.count(TRIES, now);
+        // Anybody can add to this table. The one whose last wrong token is longest ago has most of its tries back.
         if table.len() >= CLIENTS_MAX && !table.contains_key(&client) {
             let oldest = table.iter().min_by_key(|(_, tries)| tries.at()).map(|(client, _)| *client);
             if let Some(oldest) = oldest {

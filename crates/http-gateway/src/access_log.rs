@@ -50,6 +50,7 @@ impl Lines {
         // All addresses of one prefix are one client, or else it could go on from the next.
         let client = client.counted().map_or(client, Client::Address);
         let mut of_one = self.of_clients.get(&client).copied().unwrap_or_else(|| Rate::unused(OF_ONE_CLIENT, now));
+        // Both are asked before either is counted: a line that is left out uses up nothing.
         if !self.of_all.permits(OF_ALL, now) || !of_one.permits(OF_ONE_CLIENT, now) {
             self.left_out = self.left_out.saturating_add(1);
             self.last_left_out = Some(client);
@@ -57,6 +58,7 @@ impl Lines {
         }
         self.of_all.count(OF_ALL, now);
         of_one.count(OF_ONE_CLIENT, now);
+        // The one that was counted longest ago has the most of its rate left, so little is lost with it.
         if self.of_clients.len() >= CLIENTS_MAX && !self.of_clients.contains_key(&client) {
             let oldest = self.of_clients.iter().min_by_key(|(_, rate)| rate.at()).map(|(client, _)| *client);
             if let Some(oldest) = oldest {

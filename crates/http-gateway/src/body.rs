@@ -52,11 +52,13 @@ impl RoutedBody {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 line.note_piece(frame.data_ref().map_or(0, Bytes::len));
+                // Some of it may still be here in a piece that was not given on.
                 if self.failure.is_none() && self.rest.is_empty() && self.body.is_end_stream() {
                     line.note_whole();
                 }
             }
             Poll::Ready(None) => line.note_whole(),
+            // Written now, while it says that the body is not whole.
             Poll::Ready(Some(Err(_))) => self.line = None,
             Poll::Pending => {}
         }
@@ -68,10 +70,12 @@ impl RoutedBody {
         if self.failure.is_none() {
             if self.rest.is_empty() {
                 match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                    // A failed body closes the connection, but what was read before it has to arrive.
                     Some(Err(failure)) => {
                         self.failure = Some(failure);
                         self.connection.await_flush();
                     }
+                    // Over HTTP/2 a body goes out in small pieces: each stream holds what its client has not taken.
                     Some(Ok(frame)) if self.connection.is_one_of_several() => match frame.into_data() {
                         Ok(data) => self.rest = data,
                         Err(other) => return Poll::Ready(Some(Ok(other))),

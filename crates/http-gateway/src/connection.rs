@@ -204,6 +204,7 @@ impl ConnectionState {
     /// Why the connection has exceeded a time limit, if it has. To be called at each sweep.
     pub(crate) fn overdue(&self, now_ms: u64, limits: &GatewayLimits, is_memory_short: bool) -> Option<CloseReason> {
         let left_lying_ms = self.left_lying_ms(now_ms);
+        // Who leaves bytes lying holds memory that others wait for; otherwise it may take its time.
         if is_memory_short && u128::from(left_lying_ms) > limits.short_stall_timeout.as_millis() {
             return Some(CloseReason::Stalled);
         }
@@ -215,8 +216,10 @@ impl ConnectionState {
         let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
         let body_ms = self.streams.get().and_then(Streams::oldest_moved_ms).map(|moved| now_ms.saturating_sub(moved));
         let (elapsed_ms, limit, reason) = match self.phase() {
+            // Pings move bytes, too, so over HTTP/2 only requests keep a connection from being idle.
             PHASE_IDLE if self.streams.get().is_some() => (head_ms, limits.idle_timeout, CloseReason::Idle),
             PHASE_IDLE => (still_ms, limits.idle_timeout, CloseReason::Idle),
+            // The stream that has stood longest counts: others that move must not hide it.
             PHASE_BUSY => (body_ms.unwrap_or(still_ms), limits.stall_timeout, CloseReason::Stalled),
             PHASE_HANDSHAKE => (head_ms, limits.tls_handshake_timeout, CloseReason::SlowHandshake),
             _ => (head_ms, limits.header_read_timeout, CloseReason::SlowHead),
@@ -228,6 +231,7 @@ impl ConnectionState {
     fn left_lying_ms(&self, now_ms: u64) -> u64 {
         let written = self.written_bytes.load(Ordering::Relaxed);
         let taken = written.saturating_sub(self.taking_bytes.load(Ordering::Relaxed));
+        // It took something worth counting, or there is nothing for it: its time begins anew.
         if !self.is_blocked.load(Ordering::Relaxed) || taken >= TAKEN_BYTES_MIN {
             self.taking_ms.store(now_ms, Ordering::Relaxed);
             self.taking_bytes.store(written, Ordering::Relaxed);

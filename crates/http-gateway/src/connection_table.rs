@@ -41,6 +41,7 @@ impl Owners {
     fn of(&self, route: Route) -> Owner {
         let (client, server) = match route {
             Route::Unix(user) => return user.map_or(Owner::Nobody, Owner::User),
+            // A user is known only on this machine; for other machines the address stands.
             Route::Tcp { client, .. } if !client.ip().to_canonical().is_loopback() => {
                 return Client::of(route).counted().map_or(Owner::Nobody, Owner::Address);
             }
@@ -180,6 +181,7 @@ impl ConnectionTable {
         let owner = Owner::Address(client);
         let mut open = self.open();
         match open.connections.get_mut(&id) {
+            // Each request of a proxy may ask for another client, and mostly it is the same one.
             Some(connection) if connection.owner != owner => connection.owner = owner,
             Some(_) | None => return,
         }
@@ -242,6 +244,7 @@ impl ConnectionTable {
 
     async fn wait_until_empty(&self) {
         loop {
+            // Made before the look: the last one may leave in between.
             let emptied = self.emptied.notified();
             if self.open().connections.is_empty() {
                 return;

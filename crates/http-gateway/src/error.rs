@@ -102,6 +102,7 @@ impl GatewayError {
     /// After a request `with_body` the connection is closed, because the bytes that follow must not be read as a request.
     pub(crate) fn into_response(self, id: RequestId, with_body: bool) -> Response {
         let status = self.status();
+        // Nothing of the reason: the client sees a number, under which the log has it.
         let mut response = Response::new(Body::from(format!("{status}\nrequest {id}\n")));
         *response.status_mut() = status;
         let headers = response.headers_mut();

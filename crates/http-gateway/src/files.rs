@@ -43,7 +43,9 @@ impl<S: Substituter> Endpoint<S> {
         let mut response = self.stream(RequestKind::Log, head, length, log.body).await?;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, LOG_TYPE);
+        // The same URL has two bodies, and a proxy between must not give one for the other.
         headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        // A log holds whatever a build printed, and a browser must not take it for a page of ours.
         headers.insert(CONTENT_SECURITY_POLICY, FILE_POLICY);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if log.is_compressed {
@@ -88,6 +90,7 @@ impl<S: Substituter> Endpoint<S> {
             Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
             Span::Unsatisfiable => return Err(GatewayError::RangeNotSatisfiable { size: file.size_bytes }),
         };
+        // An empty file has no first byte to begin at.
         let body = if length == 0 { futures::stream::empty().boxed() } else { (file.read_from)(first) };
         let mut response = self.stream(RequestKind::Entry, head, Some(length), body).await?;
         if let Span::Part { first, last } = span {
@@ -97,6 +100,7 @@ impl<S: Substituter> Endpoint<S> {
         let headers = response.headers_mut();
         headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         headers.insert(CONTENT_TYPE, content_type(&file.name));
+        // A file of a package is no page of ours, whatever is in it.
         headers.insert(CONTENT_SECURITY_POLICY, FILE_POLICY);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         validators.write(headers);

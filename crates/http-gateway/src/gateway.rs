@@ -158,7 +158,7 @@ impl<S> fmt::Debug for Gateway<S> {
 }
 
 /// Bodies besides narinfos that are under way at once over one connection of HTTP/2; the others wait. Each holds a piece of 64 KiB
-/// or so in memory, as that of a connection of HTTP/1 does. Nix fetches 16 NARs at a time.
+/// or so in memory, as a body over HTTP/1 does. Nix fetches 16 NARs at a time.
 const BODIES_MAX: usize = 32;
 
 /// Answers the requests of one connection.

@@ -67,6 +67,7 @@ impl Listener {
             }
             Self::Tls(listener, settings) => {
                 let (stream, route) = accept_tcp(listener).await?;
+                // The one of now, so that a renewed certificate counts from the next connection on.
                 Ok((Accepted::Tls(stream, settings.current()), route))
             }
             Self::Unix(listener) => {

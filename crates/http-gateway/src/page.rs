@@ -20,6 +20,7 @@ pub(crate) fn render(root: &str, path: &EntryPath, title: &str, directory: Store
         "<!DOCTYPE html>\n<html><head><meta charset=\"utf-8\"><title>Index of {title}</title></head>\n\
          <body><h1>Index of {title}</h1>\n<table>\n"
     );
+    // Above the store path there is nothing to show.
     if let Some((parent, _)) = base.rsplit_once('/').filter(|_| !path.names().is_empty()) {
         writeln!(head, "<tr><td><a href=\"{parent}/\">../</a></td><td></td></tr>").expect("a String takes everything");
     }
@@ -54,6 +55,7 @@ fn render_row(text: &mut String, base: &str, row: &DirectoryRow) {
         RowKind::Symlink { target } => {
             writeln!(text, "<tr><td><a href=\"{link}\">{name}</a></td><td>-&gt; {}</td></tr>", escape(target))
         }
+        // No link: a pipe or a device is never opened.
         RowKind::Special => writeln!(text, "<tr><td>{name}</td><td></td></tr>"),
     };
     written.expect("a String takes everything");

@@ -37,6 +37,7 @@ impl Network {
         let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let prefix_bits = match prefix {
             None => bits_max,
+            // Parsing alone would take `+8`, too.
             Some(text) if text.len() <= 3 && text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok()?,
             Some(_) => return None,
         };
@@ -89,6 +90,7 @@ impl TrustedProxies {
         let values = headers.get_all(&X_FORWARDED_FOR).iter().rev();
         let hops = values.flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
         let mut found = None;
+        // From the last one on, because each proxy adds at the end.
         for hop in hops.take(HOPS_MAX) {
             // A proxy that writes no address says no more than the one before it.
             let Some(address) = parse_hop(hop) else { break };

@@ -30,6 +30,7 @@ pub(crate) fn parse_span(headers: &HeaderMap, size: u64, validators: Option<Vali
 /// Parses `bytes=N-`, `bytes=N-M` or `bytes=-K`; `None` for anything else.
 fn parse(text: &str, size: u64) -> Option<Span> {
     let (unit, set) = text.split_once('=')?;
+    // Several ranges would need a body of several parts; the header is ignored, as HTTP allows.
     if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
         return None;
     }
@@ -41,6 +42,7 @@ fn parse(text: &str, size: u64) -> Option<Span> {
             Some(end) if first <= end => Span::Part { first, last: last.unwrap_or(end).min(end) },
             Some(_) | None => Span::Unsatisfiable,
         },
+        // The last bytes. A file without any has none to give.
         (Some(None), Some(Some(count))) => match end {
             Some(end) if count > 0 => Span::Part { first: size.saturating_sub(count), last: end },
             Some(_) | None => Span::Unsatisfiable,
@@ -56,6 +58,7 @@ fn parse_decimal(text: &str) -> Option<Option<u64>> {
     if text.is_empty() {
         return Some(None);
     }
+    // Parsing alone would take a sign, too.
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

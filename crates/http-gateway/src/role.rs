@@ -102,11 +102,13 @@ impl ListenerRole {
     /// and so is every `Sec-Fetch-Site` except `none` and `same-origin`: a page from another local port is as
     /// foreign as one from the internet.
     pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), GatewayError> {
+        // Two names would let a rebound one stand beside a good one.
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(GatewayError::ForeignHost) };
         if !self.is_ours(host.as_bytes()) {
             return Err(GatewayError::ForeignHost);
         }
+        // A target in absolute form overrules `Host`, so it has to pass as well.
         if let Some(authority) = uri.authority()
             && !self.is_ours(authority.as_str().as_bytes())
         {
@@ -145,6 +147,7 @@ fn is_named(authority: &[u8], name: &[u8]) -> bool {
 fn is_address(authority: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(authority) else { return false };
     match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        // A colon divides the groups of an IPv6 address as well, so the port comes after the bracket.
         Some((address, port)) => address.parse::<Ipv6Addr>().is_ok() && is_port(port.as_bytes()),
         None => {
             let (address, port) = text.split_at(text.find(':').unwrap_or(text.len()));

@@ -118,6 +118,7 @@ impl<S> EndpointsByToken<S> {
     /// Who answers this request, or why nobody does.
     fn admit(&self, head: &Head) -> Result<&Endpoint<S>, GatewayError> {
         let listener = &self.everything.listener;
+        // A web page is refused first, and does not even learn whether tokens are needed here.
         listener.role.admit(&head.uri, &head.headers)?;
         match listener.demand_token(head)? {
             Reads::Everything => Ok(&self.everything),
@@ -132,7 +133,9 @@ impl ListenerState {
         let Some(access) = &self.role.access else { return Ok(Reads::Everything) };
         let client = head.extensions.get().copied().and_then(Client::counted);
         let now = Instant::now();
+        // Without any token no try is spent: a client asks so first, and repeats with one when it is told to.
         let token = token_of(&head.headers).ok_or(GatewayError::NoToken)?;
+        // Before it is compared, or tries beyond the bound would still be worth making.
         if !self.attempts.may_try(client, now) {
             return Err(GatewayError::TooManyTries);
         }
@@ -150,12 +153,14 @@ impl<S: Substituter> Endpoint<S> {
             // Such bodies are used to smuggle one request inside another; no client that we know sends one.
             return Err(GatewayError::UnexpectedBody);
         }
+        // Before the method: what is not here is not there for any.
         if !self.listener.role.offers(&target) {
             return Err(GatewayError::NotFound);
         }
         if !is_read {
             return Err(GatewayError::MethodNotAllowed);
         }
+        // Before any source is asked, or two gateways would ask each other for ever.
         if let (Some(via), Some(part)) = (via_of(head), path_of(&target))
             && self.substituter.is_circle(&part, via)
         {
@@ -246,9 +251,11 @@ impl<S: Substituter> Endpoint<S> {
             self.listener.metrics.on_finished(RequestKind::Nar, Outcome::Served);
             Response::new(Body::empty())
         } else {
+            // Before the NAR is fetched, which would else wait for an encoder with its memory taken.
             let permit = self.listener.encoders.take().await.ok_or(GatewayError::Busy)?;
             let nar = self.substituter.fetch_nar(url, 0, false, user_of(head)).await?;
             let mut stream = compress(nar, url.nar_size, permit);
+            // A NAR that cannot be read at all is 404, and that can only be said before the head is out.
             let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
             let metrics = Arc::clone(&self.listener.metrics);
             Response::new(Body::new(StreamedBody::new(RequestKind::Nar, first, stream, None, metrics)))
@@ -274,6 +281,7 @@ impl<S: Substituter> Endpoint<S> {
             }
         };
         let mut stream = self.substituter.fetch_nar(url, first_byte, resumed, user_of(head)).await?;
+        // As long as no byte is out, a failure is a 404, on which Nix builds; later it is a broken body.
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let metrics = Arc::clone(&self.listener.metrics);
         let body = StreamedBody::new(RequestKind::Nar, first, stream, Some(length), metrics);
@@ -374,6 +382,7 @@ fn outcome(error: GatewayError) -> Outcome {
 async fn read_first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
     loop {
         match stream.next().await {
+            // An empty piece proves nothing, and a 404 is still possible after it.
             Some(Ok(chunk)) if chunk.is_empty() => {}
             Some(Ok(chunk)) => return Ok(chunk),
             Some(Err(BodyAborted)) | None => return Err(BodyAborted),

@@ -61,6 +61,7 @@ pub async fn serve<S: Substituter>(
                 let client = Client::of(route);
                 tokio::spawn(serve_connection(accepted, entered, client, gateway.clone(), http.clone()));
             }
+            // The client has left before it was accepted, which says nothing about this machine.
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Most likely the process is out of descriptors: free one, so that the waiting client gets in. Warn at most
@@ -74,6 +75,7 @@ pub async fn serve<S: Substituter>(
             }
         }
     }
+    // Whoever connects from now on waits for the next process, if systemd keeps the socket, or is refused.
     drop(listener);
     table.drain(grace).await;
     gateway.tell_left_out(true);
@@ -131,6 +133,7 @@ async fn serve_connection<S: Substituter>(
         return;
     }
     let state = Arc::clone(&entered.state);
+    // In the task of the connection, so that a slow handshake keeps no other client waiting.
     let stream = match accepted {
         Accepted::Open(stream) => stream,
         Accepted::Tls(stream, settings) => match shake_hands(stream, settings, &state).await {
@@ -142,6 +145,7 @@ async fn serve_connection<S: Substituter>(
     let is_http2 = is_http2(&stream);
     let io = WatchedStream::new(stream, Arc::clone(&state));
     if is_http2 {
+        // Before the first request: what is overdue is judged by another rule then.
         state.answer_several();
     }
     let service = gateway.connection(&entered, client);

@@ -56,6 +56,7 @@ fn parse_name(text: &str) -> Option<Vec<u8>> {
         name.push(u8::from_str_radix(digits, 16).ok()?);
         rest = after;
     }
+    // Looked at after decoding, so that no escape brings in what the path itself may not have.
     let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
         && !matches!(name.as_slice(), b"." | b"..")
         && !name.iter().any(|byte| matches!(byte, b'/' | 0));

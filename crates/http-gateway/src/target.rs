@@ -54,6 +54,7 @@ impl Target {
             "version" => Self::Version,
             "metrics" => Self::Metrics,
             _ => {
+                // The longer ending first, or it would be taken for a part of the name.
                 if let Some(file) = name.strip_prefix("nar/").and_then(|file| file.strip_suffix(ZSTD_SUFFIX)) {
                     Self::ZstdNar(NarUrl::parse_file_name(file).ok())
                 } else if let Some(file) = name.strip_prefix("nar/") {

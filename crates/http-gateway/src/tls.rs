@@ -29,6 +29,7 @@ pub(crate) async fn shake_hands(
     settings: Arc<ServerConfig>,
     state: &ConnectionState,
 ) -> io::Result<ClientStream> {
+    // From the first byte on: whoever says nothing holds a connection, too.
     state.begin_handshake();
     let mut handshake = pin!(open(stream, settings));
     let mut wait = LastWait::default();

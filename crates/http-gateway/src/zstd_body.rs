@@ -94,6 +94,7 @@ pub(crate) fn compress(nar: NarBody, nar_size: u64, permit: OwnedSemaphorePermit
                     return Some((rest.ok().and_then(Result::ok).map(Bytes::from).ok_or(BodyAborted), Some(state)));
                 }
             };
+            // On another thread, piece by piece, so that one large NAR keeps no request of this thread waiting.
             let compressed = spawn_blocking(move || write(encoder, &piece)).await;
             let Some((back, bytes)) = compressed.ok().and_then(Result::ok) else {
                 return Some((Err(BodyAborted), Some(state)));

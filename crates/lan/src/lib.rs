@@ -51,6 +51,7 @@ pub async fn discover(
     let mut air = Air::default();
     let mut pace = Pace::new(clock());
     let mut tokens = Tokens::default();
+    // One byte more than a packet may have shows that it had more.
     let mut buffer = [0; PACKET_BYTES_MAX + 1];
     let mut is_told = true;
     loop {
@@ -74,15 +75,18 @@ pub async fn discover(
                 Err(_) => return,
             },
             received = air.sockets.receive(&mut buffer) => {
+                // Not reading lets the system drop what comes too fast, which costs us nothing.
                 if !tokens.try_take(PACKETS_READ, clock()) {
                     tokio::time::sleep(REST).await;
                 }
+                // A socket that fails again and again must not make this a busy loop.
                 let Ok(length) = received else {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
                 match read(&key, buffer.get(..length).unwrap_or_default()) {
                     Heard::Question => pace.on_question(clock(), &mut rng),
+                    // Multicast comes back to its sender.
                     Heard::Presence(presence) if presence.node_key != node_key => found(presence),
                     Heard::Presence(_) | Heard::Foreign => {}
                 }

@@ -58,6 +58,7 @@ pub fn answer(key: &LanKey, presence: &Presence, salt: Salt) -> Result<Vec<u8>, 
 
 /// Reads a packet that came by multicast. What is not ours costs no more than parsing it, or trying to open it once.
 pub fn read(key: &LanKey, bytes: &[u8]) -> Heard {
+    // Before it is parsed: a header may promise thousands of records.
     if bytes.len() > PACKET_BYTES_MAX || !has_few_entries(bytes) {
         return Heard::Foreign;
     }

@@ -59,6 +59,7 @@ impl Pace {
 
     /// What to say now, if anything; notes that it was said.
     pub(crate) fn take_due(&mut self, now: Moment, rng: &mut impl Rng) -> Option<Due> {
+        // After a suspend the machine may be on another network, where nobody has heard of it.
         if now.since(self.looked) >= SUSPENDED_MS {
             self.restart(now);
         }

@@ -99,6 +99,7 @@ impl Presence {
                 _ => return None,
             };
             let (port, after) = after.split_first_chunk::<2>()?;
+            // More than any honest member says.
             if addresses.len() == ADDRESSES_MAX {
                 return None;
             }

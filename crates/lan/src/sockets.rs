@@ -43,6 +43,7 @@ impl Sockets {
                 readable = is_readable(&self.v4) => readable?,
                 readable = is_readable(&self.v6) => readable?,
             }
+            // Readiness may be of before, so both are tried, and "would block" is no answer.
             for socket in [&self.v4, &self.v6].into_iter().flatten() {
                 match socket.try_recv(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -91,6 +92,7 @@ fn open_v6(interfaces: &[Interface]) -> io::Result<UdpSocket> {
     for interface in interfaces.iter().filter(|interface| interface.has_v6) {
         socket.join_multicast_v6(&GROUP_V6, interface.index)?;
     }
+    // Only what comes on the interfaces that were joined: other programs join the group elsewhere.
     socket.set_multicast_all_v6(false)?;
     socket.set_multicast_hops_v6(HOPS)?;
     socket.set_multicast_loop_v6(false)?;

@@ -29,6 +29,7 @@ impl Chance {
     pub fn choose<T>(&mut self, mut among: Vec<T>, count: usize) -> Vec<T> {
         let count = count.min(among.len());
         for place in 0..count {
+            // Each place is drawn from those that are left, so that all choices are as likely.
             let left = u64::try_from(among.len() - place).unwrap_or(1);
             let chosen = place + usize::try_from(self.draw_below(left)).unwrap_or(0);
             among.swap(place, chosen);

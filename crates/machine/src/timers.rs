@@ -34,6 +34,7 @@ impl<K: Copy + Ord> Timers<K> {
             Some(moment) => self.by_key.insert(timer, moment),
             None => self.by_key.remove(&timer),
         };
+        // A timer has one moment: the earlier one would go off as well.
         if let Some(before) = before {
             self.by_time.remove(&(before, timer));
         }

@@ -68,6 +68,7 @@ pub(super) fn choose_told<'a>(
     let (v4, v6): (Vec<_>, Vec<_>) = listened.into_iter().map(|(_, address)| address).partition(SocketAddr::is_ipv4);
     let most = v4.len().max(v6.len());
     addresses.extend((0..most).flat_map(|rank| v4.get(rank).into_iter().chain(v6.get(rank))));
+    // The operator may name what we listen on anyway.
     let mut seen = BTreeSet::new();
     addresses.retain(|address| seen.insert(*address));
     addresses.truncate(Summary::ADDRESSES_MAX);

@@ -37,6 +37,7 @@ impl BytesCodec {
         let small = SMALL_BYTES.min(self.reply_bytes_max + 1);
         let mut bytes = Vec::new();
         (&mut *io).take(small as u64).read_to_end(&mut bytes).await?;
+        // Most replies are small and wait for nobody; long ones share the memory that all of them may take.
         if bytes.len() == small && small <= self.reply_bytes_max {
             let _room = self.room.acquire().await.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?;
             read_rest(io, &mut bytes, self.reply_bytes_max + 1).await?;

@@ -62,6 +62,7 @@ impl DeadConnections {
             return Ok(());
         }
         tracing::info!(%peer, "peer dials again: its earlier connection is dead");
+        // All of them, so that gossipsub begins anew with the first connection that comes next.
         self.close(|line| line.peer == peer);
         Err(DialsAgain)
     }

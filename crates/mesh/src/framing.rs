@@ -13,6 +13,7 @@ pub(super) async fn read_frame(io: &mut (impl AsyncRead + Unpin), bytes_max: usi
     }
     io.read_exact(rest).await?;
     let bytes = u32::from_le_bytes(length) as usize;
+    // Before memory is taken: the length is the peer's word.
     if bytes > bytes_max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "frame over its limit"));
     }

@@ -196,6 +196,7 @@ impl MeshHandle {
     /// or that no such NAR can have, is a misdeed.
     pub async fn ask_tree(&self, peer: PeerId, request: TreeRequest) -> Result<TreeAnswer, AskError> {
         self.connect(peer).await?;
+        // Further questions wait here and not at the peer: a connection has only so many streams.
         let slots = ask_slots(&self.tree_asks, TREE_ASKS_MAX, peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
         let bytes = self.call(|reply| Command::AskTree { peer, request, reply }).await??;
@@ -208,6 +209,7 @@ impl MeshHandle {
             Ok(TreeReply::NotYet | TreeReply::Busy) => Ok(TreeAnswer::NotYet),
             Ok(TreeReply::Tree { signature, leaves }) => {
                 let tree = NarTree::fold(request.nar_size, leaves);
+                // The signature names the NarHash, so that a tree of another NAR cannot be passed off for this one.
                 let bound = tree.filter(|tree| tree.is_bound_by(&peer, &request.nar_hash, &signature));
                 bound.map(TreeAnswer::Bound).ok_or_else(|| malformed("a tree that is not its own".to_owned()))
             }

@@ -82,6 +82,7 @@ impl HandshakeLimits {
     fn see(&mut self, peer: PeerId, ip: IpAddr) {
         let ip = ip.to_canonical();
         let seen = self.seen.entry(peer).or_default();
+        // Moved to the end, so that the address that was used longest ago makes room.
         if let Some(at) = seen.iter().position(|seen| *seen == ip) {
             seen.remove(at);
             return seen.push_back(ip);

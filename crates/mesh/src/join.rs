@@ -60,6 +60,7 @@ pub enum JoinError {
 pub(super) async fn answer_joins(mut arrivals: mpsc::Receiver<Arrival>, handler: JoinHandler) {
     let places = Arc::new(Semaphore::new(JOINS_MAX));
     while let Some((peer, muxer)) = arrivals.recv().await {
+        // Dropped, and not queued: whoever joins tries again, and a queue would be one that strangers fill.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
         let handler = Arc::clone(&handler);
         tokio::spawn(async move {
@@ -115,6 +116,7 @@ pub async fn join(
         match tokio::time::timeout(DIAL_MAX, dial).await {
             Err(_) => failures.push(format!("{address}: no answer within {DIAL_MAX:?}")),
             Ok(Err(error)) => failures.push(format!("{address}: {}", innermost(&error))),
+            // The secret is for the machine that the token names, and for nobody else.
             Ok(Ok((found, _))) if found != inviter => {
                 failures.push(format!("{address}: another machine answers there, {found}"));
             }

@@ -85,6 +85,7 @@ impl Listeners {
                         Some(Errno::ADDRNOTAVAIL) => !is_here(*family),
                         Some(_) | None => false,
                     };
+                    // Anything else is a mistake of the operator, or of somebody who has the port.
                     let Some(family) = family.filter(lacks) else {
                         return Err(ListenError::Refused {
                             address: address.to_string(),
@@ -96,6 +97,7 @@ impl Listeners {
             }
         }
         let names: Vec<_> = missing.iter().map(|family| family.name()).collect();
+        // A machine that lacks one family works with the other; if nothing is open, nobody can connect.
         if open == 0 {
             let addresses = addresses.iter().map(Multiaddr::to_string).collect();
             return Err(ListenError::NoFamily { addresses, missing: names.join(" and no ") });

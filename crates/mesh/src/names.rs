@@ -107,9 +107,11 @@ impl Names {
     /// for it.
     fn ask(&self, host: &str) -> Result<watch::Receiver<LookedUp>, String> {
         let mut under_way = self.0.under_way.lock();
+        // Several peers may be behind one name, and the system is asked once for all.
         if let Some(answer) = under_way.get(host) {
             return Ok(answer.clone());
         }
+        // A thread that asks the system cannot be stopped, so there may be only so many.
         if under_way.len() >= LOOKUPS_MAX {
             return Err(format!("{LOOKUPS_MAX} other names are being resolved"));
         }
@@ -117,6 +119,7 @@ impl Names {
         let (shared, name) = (Arc::clone(&self.0), host.to_owned());
         let thread = thread::Builder::new().name("lookup".to_owned()).spawn(move || {
             let found = (shared.system)(&name).map_err(|error| error.to_string());
+            // Before the answer is given, so that whoever asks after it asks anew.
             shared.under_way.lock().remove(&name);
             sender.send_replace(Some(found));
         });

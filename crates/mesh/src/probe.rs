@@ -54,6 +54,7 @@ async fn resolve(peers: &BTreeMap<PeerId, Vec<Multiaddr>>) -> BTreeMap<PeerId, R
         let failures = vec![format!("its names were not resolved within {PROBE_TIMEOUT:?}")];
         (*peer, Resolved { addresses: Vec::new(), failures })
     };
+    // Filled in first, so that a name which hangs leaves a reason behind.
     let mut resolved: BTreeMap<_, _> = peers.keys().map(not_in_time).collect();
     let all = async {
         while let Some((peer, found)) = each.next().await {
@@ -97,6 +98,7 @@ pub async fn probe(
         while results.len() < peers.len() {
             match swarm.select_next_some().await {
                 SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                    // An established connection says nothing: whoever does not allow us closes it after the handshake.
                     swarm.behaviour_mut().narinfo.send_request(&peer_id, question.clone());
                 }
                 SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(request_response::Event::Message {

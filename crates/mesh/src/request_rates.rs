@@ -103,6 +103,7 @@ impl RequestRates {
     /// Counts one request.
     pub(super) fn admit(&mut self, peer: PeerId) -> Admission {
         let (rate, now) = (self.peers.entry(peer).or_default(), moment());
+        // An honest peer that is told *busy* slows down. Whoever does not is a flood, once a second at most.
         if rate.answered.try_take(self.answered, now) {
             Admission::Answer
         } else if rate.busy.try_take(self.busy, now) || !rate.blamed.try_take(BLAMED, now) {

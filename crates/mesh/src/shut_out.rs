@@ -50,6 +50,7 @@ impl ShutOut {
             (conduct.misdeeds, conduct.since) = (0, now);
         }
         conduct.misdeeds = conduct.misdeeds.saturating_add(1);
+        // A flood costs us for each message, so it is not waited for the hundredth.
         let is_flood = matches!(misdeed, Misdeed::AnnouncementFlood | Misdeed::RequestFlood | Misdeed::ConnectionFlood);
         let is_out_already = conduct.until.is_some_and(|until| until > now);
         if is_out_already || !(is_flood || conduct.misdeeds >= MISDEEDS_MAX) {

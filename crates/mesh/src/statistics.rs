@@ -191,6 +191,7 @@ impl PeerStatistics {
             .filter_map(|candidate| statistics.get(&candidate.peer).map(|stats| (candidate, stats)))
             .filter(|(_, stats)| stats.set_aside_left().is_none())
             .collect();
+        // One that was never measured comes last of its kind.
         sorted.sort_by_key(|(_, stats)| {
             (!stats.connected, stats.timeouts_in_a_row, stats.latency.unwrap_or(Duration::MAX))
         });
@@ -221,6 +222,7 @@ impl PeerStatistics {
     pub fn on_overtaken(&self, peer: &PeerId, elapsed: Duration) {
         self.update(peer, |stats| {
             let usual = stats.latency.unwrap_or_default();
+            // To average in a shorter time would make it quicker for not answering.
             if elapsed > usual {
                 let latency_us = average(stats.latency.map(|old| old.as_micros()), elapsed.as_micros());
                 stats.latency = Some(Duration::from_micros(latency_us));
@@ -309,6 +311,7 @@ impl PeerStatistics {
     pub fn on_received(&self, peer: &PeerId, bytes: u64, line_bytes: u64, elapsed: Duration) {
         self.update(peer, |stats| {
             stats.bytes_in += bytes;
+            // A few bytes that came in one packet say nothing of the line.
             if line_bytes >= RATE_BYTES_MIN || elapsed >= RATE_TIME_MIN {
                 let rate = u128::from(line_bytes) * 1_000_000 / elapsed.as_micros().max(1);
                 stats.rate_bytes_s = Some(average(stats.rate_bytes_s.map(u128::from), rate));

@@ -47,6 +47,7 @@ impl<R: Eq + Hash> UnreadReplies<R> {
             return true;
         }
         let unread = self.bytes.get(&peer).copied().unwrap_or(0);
+        // One reply is always let through, however long: otherwise a peer could never get the longest.
         if unread > 0 && unread + bytes > UNREAD_BYTES_MAX {
             return false;
         }

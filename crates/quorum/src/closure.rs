@@ -123,6 +123,7 @@ pub fn judge_closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members
     let mut order = Vec::new();
     while let Some(path) = open.pop_front() {
         for reference in by_path.get(&path).into_iter().flat_map(|member| &member.references) {
+            // A path may refer to itself, and many need the same one: each is judged once.
             if !reached_from.contains_key(reference) {
                 reached_from.insert(reference.clone(), Some(path.clone()));
                 open.push_back(reference.clone());

@@ -41,14 +41,17 @@ impl Digests {
 
     /// Remembers the digests that were computed for these builders.
     pub(crate) fn remember(&self, builders: &[u16], node: Node, digests: impl Iterator<Item = NodeDigest>) {
+        // Deeper nodes are too many to remember, and are compared only where the upper ones differ.
         let Some(slot) = slot_of(node) else { return };
         let mut all = self.lock();
         for (builder, digest) in builders.iter().zip(digests) {
             let builder = usize::from(*builder);
+            // Builders are numbered as they are first heard of.
             if all.len() <= builder {
                 all.resize_with(builder + 1, Box::default);
             }
             let Some(slots) = all.get_mut(builder) else { continue };
+            // A builder takes this memory only once its statements are compared.
             if slots.is_empty() {
                 *slots = vec![None; SLOTS].into_boxed_slice();
             }

@@ -46,6 +46,7 @@ impl Node {
         for (at, byte) in last.iter_mut().enumerate().skip(whole) {
             *byte |= if at == whole && half { 0x0f } else { 0xff };
         }
+        // A hash part is ordered as its text is, of which the last byte comes first.
         let text_order = |mut bytes: [u8; 20]| {
             bytes.reverse();
             HashPart(bytes)

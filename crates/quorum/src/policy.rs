@@ -197,6 +197,7 @@ impl Policy {
         let mut warnings = Vec::new();
         let mut policy = Self {
             mode: rules.mode,
+            // Until `demand` sets it, nothing can be agreed.
             require: Require { k: usize::MAX, overrides: Vec::new(), grace: None, veto: false },
             builders: Vec::new(),
             numbers: BTreeMap::new(),
@@ -225,6 +226,7 @@ impl Policy {
             if !policy.numbers.contains_key(&revocation.key) {
                 warnings.push(PolicyWarning::RevokedStranger { key: revocation.key });
             }
+            // Of two revocations the earlier one counts: it voids more.
             let earlier = policy.revoked.get(&revocation.key).is_some_and(|known| known.from <= revocation.from);
             if !earlier {
                 policy.revoked.insert(revocation.key, revocation);
@@ -232,6 +234,7 @@ impl Policy {
         }
         match rules.require {
             Some(require) => policy.demand(require, &names, &mut warnings)?,
+            // Nobody is asked, so no number is needed.
             None if rules.mode == Mode::Off => {}
             None => return Err(PolicyError::NoK { of: policy.groups.len() }),
         }
@@ -306,9 +309,11 @@ impl Policy {
     }
 
     fn admit_if_new(&mut self, builder: Builder) {
+        // One key under two names is one builder, and counts once.
         if self.numbers.contains_key(&builder.key) {
             return;
         }
+        // A builder that names no group is a group by itself.
         let known =
             builder.group.as_ref().and_then(|name| self.groups.iter().position(|known| known.as_ref() == Some(name)));
         let group = known.unwrap_or_else(|| {
@@ -334,9 +339,11 @@ impl Policy {
         let overrides =
             require.overrides.iter().enumerate().map(|(at, special)| (format!("quorum.override[{at}].k"), special.k));
         for (key, k) in std::iter::once(("quorum.k".to_owned(), require.k)).chain(overrides) {
+            // More than there are groups could never be reached, and 0 would be agreement of nobody.
             if k == 0 || k > of {
                 return Err(PolicyError::K { key, k, of });
             }
+            // Then two different results can both have enough groups.
             if k * 2 <= of {
                 warnings.push(PolicyWarning::Minority { key, k, of });
             }

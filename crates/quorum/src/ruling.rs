@@ -88,16 +88,19 @@ impl Policy {
         content_addressed: bool,
     ) -> Ruling {
         match self.mode {
+            // These modes neither refuse nor prefer anything, so no lookup pays for a verdict.
             Mode::Off | Mode::Observe => Ruling::NotAsked,
             Mode::Prefer => {
                 let verdict = self.judge(ledger, path);
                 Ruling::Prefer(match verdict.agreed() {
+                    // It proves itself, whatever builders say.
                     _ if content_addressed => Preference::Agreed,
                     Some(agreed) if agreed.claim.fingerprint == fingerprint => Preference::Agreed,
                     Some(_) => Preference::Other,
                     None => Preference::Open,
                 })
             }
+            // Its contents are checked against its path: nobody's word is needed.
             Mode::Require if content_addressed => Ruling::Serve(Grounds::ContentAddressed),
             Mode::Require => self.rule_on(&self.judge(ledger, path), fingerprint),
         }
@@ -127,10 +130,12 @@ impl Policy {
     /// path; what they say must count, and they must all say the same. Otherwise an attacker could win by suppressing the
     /// other builders.
     pub(crate) fn grace_of(&self, verdict: &Verdict) -> Option<FingerprintDigest> {
+        // Grace helps where too few have spoken, and never against a contradiction.
         let (Some(_), State::Short | State::None) = (&self.grace, verdict.state) else { return None };
         let attested = verdict.attested.iter().map(|attested| attested.claim.fingerprint);
         let said: BTreeSet<FingerprintDigest> = attested.chain(verdict.own.iter().copied()).collect();
         let only = said.first().filter(|_| said.len() == 1)?;
+        // A builder that said anything else, even what does not count, ends the grace.
         let silent_or_graced = |(number, ballot): (usize, &Ballot)| match ballot {
             Ballot::Missing => true,
             Ballot::For(_) => self.has_grace(number),

@@ -116,6 +116,7 @@ impl Policy {
         let (ballots, attested) = self.count(ballots);
         let name = NameDigest::of(path.name());
         let is_name_disputed = attested.iter().any(|attested| attested.claim.name != name);
+        // Overrides go by name, and nobody has proved the name: a made-up one must not lower how many have to agree.
         let k = if is_name_disputed { self.k_of_disputed_name() } else { self.k(path.name()) };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
         let vetoed = self.require.veto && reached == 1 && attested.len() > 1;
@@ -125,6 +126,7 @@ impl Policy {
             (1, _) if !vetoed && is_ours => State::Agreed,
             (0, 0) => State::None,
             (0, 1) if !is_name_disputed => State::Short,
+            // Two at `k`, several below it, or one under another name than that of the path.
             _ => State::Conflict,
         };
         let own = self.collect_own_word(ledger, &path.hash_part());
@@ -146,6 +148,7 @@ impl Policy {
     fn collect_ballots(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
         let mut said: Vec<Vec<(Option<Uncounted>, Claim)>> = vec![Vec::new(); self.builders.len()];
         for vote in ledger.votes(hash_part) {
+            // The ledger also holds what keys said that are no builders any more.
             let Some(number) = self.numbers.get(&vote.builder) else { continue };
             let (Some(member), Some(said)) = (self.builders.get(*number), said.get_mut(*number)) else { continue };
             said.push((self.why_not(member, &vote), vote.claim));
@@ -154,6 +157,7 @@ impl Policy {
     }
 
     fn why_not(&self, member: &GroupedBuilder, vote: &Vote) -> Option<Uncounted> {
+        // First: of a revoked key, nothing else matters.
         if self.is_void(vote) {
             return Some(match self.since(vote) {
                 Some(_) => Uncounted::Revoked,

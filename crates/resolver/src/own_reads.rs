@@ -55,6 +55,7 @@ impl OwnReads {
         &self,
         read: impl FnOnce() -> Result<T, NotNow> + Clone + Send + 'static,
     ) -> T {
+        // Many that tried at once would wait for the same lock, each on a thread of its own.
         let _turn = self.trying.lock().await;
         loop {
             if let Ok(value) = self.read(read.clone()).await {

@@ -144,6 +144,7 @@ impl State {
 
     /// Takes a free turn for the first of the user who comes after the last one and may have another.
     fn take_next(&mut self) -> Option<(User, oneshot::Sender<Turn>)> {
+        // From the user after the last one on, in a circle, so that nobody is passed over twice.
         let after = self.waiting.range((Bound::Excluded(self.last), Bound::Unbounded)).map(|(user, _)| *user);
         let user = after.chain(self.waiting.keys().copied()).find(|user| self.may_have_another(*user))?;
         if !self.take_if_free(user) {

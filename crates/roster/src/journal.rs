@@ -72,16 +72,20 @@ impl Journal {
         self.edits.drain(..excess);
     }
 
-    /// The newest roster with the edits of `signer` that it lacks; `None` if it lacks none. Whoever is added again under a name
-    /// that is taken meanwhile gets a number, and one whose builder key has the name of another one is a client. A change of
-    /// somebody whom another signer removed meanwhile adds nobody, and what another one changed of him beside stays.
+    /// The newest roster with the edits of `signer` that it lacks; `None` if it lacks none. A member that is added again under
+    /// a name that somebody else has taken meanwhile gets a number, and becomes a client if somebody else's builder key has
+    /// the name of its own. A changed member that another signer has removed meanwhile is not added again, and what another
+    /// signer changed of a member stays.
     pub fn complete(&self, signer: [u8; 32], newest: &Roster) -> Option<Roster> {
+        // The roster itself says how many edits of each signer it has, so that nothing is made twice.
         let count = newest.edits_of(&signer);
         let mut completed = newest.clone();
         for edit in self.edits.iter().filter(|edit| edit.number > count) {
+            // Removals first: whoever was removed and added again in one edit is added with what was said last.
             completed.members.retain(|member| !edit.removed.contains(&member.node_key));
             edit.added.iter().for_each(|member| put_again(&mut completed, member));
             for (was, is) in &edit.changed {
+                // Another signer removed them meanwhile: a change adds nobody.
                 if let Some(present) = find(&completed, &is.node_key).cloned() {
                     put_again(&mut completed, &change_again(present, was, is));
                 }

@@ -34,6 +34,7 @@ impl Membership {
     pub(crate) fn reply_to(&self, peer: &PeerId, request: &RosterRequest) -> RosterReply {
         let ours = self.version();
         let is_our_key = self.key.bytes() == request.mesh;
+        // Before we look who asks: it may be a member that only the newer roster names.
         if is_our_key && request.have > ours {
             return RosterReply::Older;
         }
@@ -43,6 +44,7 @@ impl Membership {
             None => RosterReply::Absent,
             Some(_) if is_our_key && request.have == ours => RosterReply::Same,
             Some(roster) if self.knows(&request.mesh) => RosterReply::Newer(roster.as_bytes().to_vec()),
+            // Our key has taken nobody's place, so it cannot have taken that of the key which the peer follows.
             Some(roster) if roster.lineage().successions().is_empty() => RosterReply::Absent,
             Some(roster) => RosterReply::OtherKey(roster.as_bytes().to_vec()),
         }

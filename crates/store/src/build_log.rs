@@ -104,6 +104,7 @@ impl LogUnpacker {
     /// # Errors
     /// When this is not bzip2.
     pub fn unpack(&mut self, packed: &[u8], bytes_max: usize) -> io::Result<(Vec<u8>, usize)> {
+        // A log may be several streams one after the other, as `cat` makes of two.
         if self.is_between_streams {
             if packed.is_empty() {
                 return Ok((Vec::new(), 0));
@@ -163,9 +164,11 @@ fn places(log_dir: &Path, derivation: &StorePath) -> [(PathBuf, bool); 4] {
 
 /// Opens a regular file that everybody may read, without following a link: whoever asks the gateway is anybody.
 fn open_log(path: &Path) -> Result<Option<(File, u64, u64)>, Errno> {
+    // NONBLOCK, or a pipe of this name would keep the thread until somebody writes to it.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match open(path, flags, Mode::empty()) {
         Ok(file) => file,
+        // None of these is a log, so there is none; any other error says nothing about whether there is.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => return Ok(None),
         Err(errno) => return Err(errno),
     };
@@ -174,6 +177,7 @@ fn open_log(path: &Path) -> Result<Option<(File, u64, u64)>, Errno> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !is_public {
         return Ok(None);
     }
+    // Parts of one log are asked for one after the other, and must be of the same file.
     let mut version = DefaultHasher::new();
     (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec).hash(&mut version);
     Ok(Some((file.into(), u64::try_from(stat.st_size).unwrap_or(0), version.finish())))

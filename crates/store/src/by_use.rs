@@ -40,6 +40,7 @@ impl<V> ByUse<V> {
     /// Puts a value that takes `bytes` in place of the previous one. A value larger than the whole bound is not kept.
     pub(crate) fn put(&mut self, part: HashPart, bytes: usize, value: V) {
         self.remove(&part);
+        // It would push out all others, and then itself.
         if bytes > self.bytes_max {
             return;
         }

@@ -28,6 +28,7 @@ pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> 
     }
     rest.read_environment(&mut environment)?;
     rest.expect(b")")?;
+    // What we do not understand to its end may say more than we have read.
     if !rest.0.is_empty() {
         return Err(NotADerivation);
     }
@@ -129,6 +130,7 @@ impl Rest<'_> {
 
     /// Skips a string, list or tuple.
     fn skip_value(&mut self, nesting: usize) -> Result<(), NotADerivation> {
+        // A derivation is a file that somebody wrote: without a bound it could use up the stack.
         if nesting > NESTING_MAX {
             return Err(NotADerivation);
         }

@@ -96,7 +96,7 @@ pub enum StoreError {
     Attestations {
         /// The store path.
         path: StorePath,
-        /// Why not.
+        /// The error of reading them.
         why: String,
     },
     /// The operating system could not start a thread.

@@ -90,11 +90,13 @@ impl FailedCopies {
     ) {
         {
             let mut copies = self.copies.lock();
+            // Any of them may go: it is found again when it is read.
             if copies.len() >= FAILED_MAX && !copies.contains_key(&part) {
                 copies.pop_first();
             }
             copies.insert(part, FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: true });
         }
+        // After the lock is free, because whoever wakes up takes it.
         self.wake();
     }
 
@@ -109,6 +111,7 @@ impl FailedCopies {
     ) {
         let copy = FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: false };
         let mut copies = self.copies.lock();
+        // What this process found itself counts more than what an earlier one kept.
         if copies.len() < FAILED_MAX {
             copies.entry(part).or_insert(copy);
         }

@@ -52,6 +52,7 @@ impl NixStore {
         let Some((row, info)) = self.read_registration(part)? else { return Ok(false) };
         let (root, registration) = (self.location().real_path(&info.path), Registration::of(row, &info));
         let identity = FileIdentity::at(&root);
+        // A copy that was repaired or registered anew is another one, and must not stay withheld.
         let is_same = stamp_of(&registration, identity) == kept.stamp;
         if is_same {
             self.failed.restore(*part, kept.fault, &root, registration, identity);

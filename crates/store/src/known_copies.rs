@@ -45,6 +45,7 @@ impl KnownCopies {
     pub(crate) fn get(&self, part: &HashPart, registration: &Registration) -> Option<KnownCopy> {
         let mut copies = self.copies.lock();
         let (registered, copy) = copies.get(part)?;
+        // Registered anew, its contents may be others.
         if registered != registration {
             copies.remove(part);
             return None;

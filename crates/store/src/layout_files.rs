@@ -18,7 +18,7 @@ const TMPFS_MAGIC: u32 = 0x0102_1994;
 /// Whether a read may wait for a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waiting {
-    /// It may.
+    /// A read may wait for the disk.
     Allowed,
     /// What is not in memory is refused with `EAGAIN`. Names are resolved with `RESOLVE_CACHED` (Linux 5.12), and contents
     /// are read with `RWF_NOWAIT` (Linux 4.14); where the kernel or the file system has neither, everything is refused.

@@ -54,6 +54,7 @@ impl LayoutReader {
         while out.len() < target {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
             match stretch {
+                // Nothing is read of it, but another file or link here would make another NAR.
                 Stretch::Seen { name, fingerprint } => {
                     if self.files.identity(self.layout.name(name))?.fingerprint() != fingerprint {
                         return Err(Unread::NotAsSeen);

@@ -82,6 +82,7 @@ impl Listing {
         name: &CStr,
         take: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Self, ListingError> {
+        // Opened here and not by its path later: what is listed stays the same directory, whatever is renamed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(parent, name, flags, rustix::fs::Mode::empty())?;
         let identity = FileIdentity::of(&fstat(&directory)?);
@@ -98,6 +99,7 @@ impl Listing {
             if entries.len() == ENTRIES_MAX {
                 return Err(ListingError::TooManyEntries);
             }
+            // Asked for before it is taken: a directory may have more names than there is memory.
             if !take(bytes_of_entry(name)) {
                 return Err(ListingError::NoMemory);
             }
@@ -112,6 +114,7 @@ impl Listing {
         // Growing took up to twice as much.
         names.shrink_to_fit();
         entries.shrink_to_fit();
+        // A NAR has its entries in the order of their bytes, and the system lists them in any.
         entries.sort_unstable_by(|left, right| name_at(&names, left.0).cmp(name_at(&names, right.0)));
         Ok(Self { directory, identity, names, entries, taken: 0 })
     }

@@ -130,6 +130,7 @@ impl NarStream {
         copies: (Arc<FailedCopies>, Arc<KnownCopies>),
         first_byte: u64,
     ) -> Result<Self, StoreError> {
+        // Opened once, so that all that follows is below one and the same store directory.
         let root = location.real_path(&info.path);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let store = open(&location.real_dir, flags, Mode::empty())
@@ -140,6 +141,7 @@ impl NarStream {
         let (failed, known) = copies;
         let registration = Registration::of(row, info);
         let layout = known.get(&info.path.hash_part(), &registration);
+        // A layout that was not hashed is good enough for a range, which nobody hashes here anyway.
         let by_layout = match layout.filter(|copy| copy.is_verified || first_byte > 0) {
             Some(KnownCopy { layout, is_verified }) => {
                 let files = LayoutFiles::new(Arc::clone(&store), Waiting::Allowed);
@@ -154,6 +156,7 @@ impl NarStream {
         let (reader, hasher) = match by_layout {
             Some(reader) => (reader, None),
             None => {
+                // A range begins in the middle, so there is no whole to hash.
                 let hasher = (first_byte == 0).then(Sha256::new);
                 (Reader::Walk(Box::new(Walk::new(Arc::clone(&store), root_name.clone(), first_byte))), hasher)
             }
@@ -208,6 +211,7 @@ impl NarStream {
         let start = out.len();
         let outcome = self.read(out, start, start.saturating_add(bytes_max.max(1)));
         outcome.map_err(|error| {
+            // An error may come in the middle, and no byte after it may get out.
             out.truncate(start);
             self.reader = Reader::Spent;
             if let Some(fault) = error.our_copys_fault() {
@@ -271,9 +275,11 @@ impl NarStream {
         // Bytes given out by a verified layout are right: their files were unchanged since they were hashed.
         let is_given_right = matches!(self.reader, Reader::Layout { is_verified: true, .. });
         let is_range = self.first_byte > 0;
+        // What was given out may be of the old files, and nothing would show it: a range is not hashed.
         if has_changed && is_range && self.given > 0 && !is_given_right {
             return Err(Error::Changed);
         }
+        // What was given out already must be what the second reading finds, or the two together are no NAR.
         if let Some(hasher) = self.hasher.take().filter(|_| self.offset > 0) {
             self.first_reading = Some((self.offset, hasher.finalize().into()));
         }

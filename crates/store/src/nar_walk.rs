@@ -153,6 +153,7 @@ impl Walk {
             return Ok(());
         };
         let name = innermost.name().to_bytes();
+        // A NAR of more would be refused by whoever gets it.
         if depth >= DEPTH_MAX || name.len() > NAME_BYTES_MAX {
             return Err(Stop::NotArchivable);
         }
@@ -254,6 +255,7 @@ impl Walk {
             Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
+        // The file is shorter than its head in the NAR has already said.
         if got == 0 {
             return Err(Stop::Changed);
         }

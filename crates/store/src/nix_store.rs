@@ -130,6 +130,7 @@ impl NixStore {
         let mut change = StoreChange::default();
         let outcome = self.read_rows(&mut refresh, complete, &mut change);
         let (gap, outcome) = match outcome {
+            // No error: a store that is not there yet reads as empty, and `status` shows why.
             Err(StoreError::NotNix { path, why }) => (Some(StoreGap::NotNix(path, why)), Ok(None)),
             outcome => (self.location.gap(), outcome),
         };
@@ -137,6 +138,7 @@ impl NixStore {
         let news = self.failed.take_news(|part, registration| self.is_registered_anew(part, registration));
         change.failed = news.failed;
         change.mended = news.mended;
+        // Told under the lock of the refresh, so that subscribers hear of changes in their order.
         if !change.is_empty() {
             let subscribers: Vec<_> =
                 self.subscribers.lock().iter().map(|(_, subscriber)| Arc::clone(subscriber)).collect();
@@ -282,6 +284,7 @@ impl NixStore {
     pub fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
         let registered = self.registry.read_path_info(&info.path.hash_part())?;
         match registered {
+            // The narinfo was made of `info`, so a path that was registered anew is not the one that was asked for.
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
                 self.open_row(row, info, first_byte)
             }

@@ -121,6 +121,7 @@ impl PartialCopy {
         if progress.end == End::Failed || there == self.info.nar_size {
             return Poll::Ready(None);
         }
+        // Each poll would else add one more, and a slow copy is polled often.
         if !progress.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
             progress.wakers.push(context.waker().clone());
         }
@@ -234,18 +235,21 @@ impl PartialCopies {
     /// Begins the copy of a NAR that is coming in, if this machine would offer it, and if there is room for it. Reads the
     /// disk.
     pub fn begin(&self, info: &NarInfo, give_away: GiveAway) -> Option<PartialWriter> {
+        // Nothing is passed on that would not be offered once it is in the store.
         if info.nar_size > self.0.bytes_max.load(Ordering::Relaxed) || !self.0.offer.would_offer(info) {
             return None;
         }
         let file = self.open_file(info.nar_size).inspect_err(|error| {
             tracing::debug!(dir = %self.0.dir.display(), %error, "a NAR cannot be passed on while it comes");
         });
+        // Each leaf is passed on once it is proven. Neighbours take it as it comes, and verify the whole.
         let proven = if give_away == GiveAway::AsItComes { info.nar_size } else { 0 };
         let progress = Progress { written: 0, proven, end: End::Open, wakers: Vec::new() };
         let copy = PartialCopy { info: info.clone(), file: file.ok()?, progress: Mutex::new(progress) };
         let copy = Arc::new(copy);
         let mut copies = self.0.copies.lock();
         let bytes = copies.bytes + info.nar_size;
+        // Looked at after the file was made, since that takes time in which another request may have begun.
         if copies.by_hash.contains_key(&info.nar_hash) || bytes > self.0.bytes_max.load(Ordering::Relaxed) {
             return None;
         }
@@ -258,6 +262,7 @@ impl PartialCopies {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(openat(CWD, &self.0.dir, flags, Mode::RUSR | Mode::WUSR)?);
         let disk = fstatvfs(&file)?;
+        // To pass on must not fill a disk that is needed for other things.
         if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes.saturating_mul(FREE_FACTOR) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -282,6 +287,7 @@ fn write_all(to_write: &Receiver<Write>, copies: &Mutex<Copies>) {
     let mut looked = Instant::now();
     loop {
         match to_write.recv_timeout(LOOK) {
+            // Bytes of a copy that is over may still wait in the queue.
             Ok(Write { copy, at, bytes }) if !copy.is_over() => match copy.file.write_all_at(&bytes, at) {
                 Ok(()) => copy.change(|progress| progress.written = at + bytes.len() as u64),
                 Err(error) => {

@@ -63,6 +63,7 @@ impl PathIndex {
     /// Takes rows of a scan, or new rows. A row that differs from the known one counts as a removal and an addition.
     pub(crate) fn take(&mut self, rows: &[RowHead], change: &mut StoreChange) {
         for row in rows {
+            // Also of rows that name no path of ours, or each look would read them again.
             self.id_max = self.id_max.max(row.id);
             let Some(part) = row.hash_part else { continue };
             let mark = Mark { id: row.id, digest: row.digest, scan: self.scan, is_derivation: row.is_derivation };
@@ -81,6 +82,7 @@ impl PathIndex {
     /// Removes the rows that the scan did not meet.
     pub(crate) fn end_scan(&mut self, change: &mut StoreChange) {
         let scan = self.scan;
+        // Rows are found gone only by a whole scan, because nothing tells which one was deleted.
         self.rows.retain(|part, mark| {
             let met = mark.scan == scan;
             if !met {

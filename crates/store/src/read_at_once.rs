@@ -23,6 +23,7 @@ pub(crate) fn read_at_once(layout: Arc<Layout>, store_dir: &Path, path: &StorePa
         return None;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Fails instead of waiting for the disk: this runs where nothing may block.
     let store = openat2(CWD, store_dir, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
     let files = LayoutFiles::new(Arc::new(store), Waiting::Refused);
     let root = CString::new(path.to_string()).ok()?;

@@ -74,6 +74,7 @@ struct Watching {
 impl Watching {
     fn run(mut self, woken: &Receiver<()>, is_stopping: &AtomicBool) {
         while !is_stopping.load(Ordering::Acquire) {
+            // Held only while it is looked at: a watcher must not keep its store alive.
             let Some(store) = self.store.upgrade() else { return };
             self.ask_kernel(&store.location().database_dir());
             let wait = match store.refresh_now(false) {
@@ -82,6 +83,7 @@ impl Watching {
                     put_off.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)
                 }
                 Err(error) => {
+                    // Once for each time that it begins to fail: this is tried every second.
                     if !std::mem::replace(&mut self.has_complained, true) {
                         tracing::warn!(%error, "cannot see what changed in the store; trying again each second");
                     }

@@ -71,12 +71,14 @@ impl Chains {
     /// too. Returns whether nobody is to be asked for it, because this process stands in that chain or it is too long.
     /// What is no list of ids is ignored.
     pub fn is_circle(&self, part: &HashPart, via: &str) -> bool {
+        // One more than may be: so it shows whether the list is too long, and nobody can have us parse a longer one.
         let ids: Vec<_> = via.split(',').take(IDS_MAX + 1).filter_map(|id| ProcessId::parse(id.trim())).collect();
         if ids.contains(&self.0.own) || ids.len() >= IDS_MAX {
             return true;
         }
         if !ids.is_empty() {
             let (mut asking, now) = (self.0.asking.lock(), Instant::now());
+            // Old entries go only when the table is full, which it mostly never is.
             if asking.len() >= PATHS_MAX {
                 asking.retain(|_, (_, at)| now.saturating_duration_since(*at) < ASKING_FOR);
             }

@@ -160,6 +160,7 @@ impl Failure {
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         if detail.len() > DETAIL_BYTES_MAX {
+            // What a cache sends may end in the middle of a character there.
             detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
             detail.push('…');
             detail.shrink_to_fit();
@@ -173,11 +174,13 @@ impl Failure {
         let mut detail = String::new();
         let mut next = Some(error);
         while let Some(error) = next {
+            // Our own failures come wrapped in errors of the HTTP client, and know best what happened.
             if let Some(failure) = find_in_io::<Self>(error) {
                 return failure.clone();
             }
             kind = kind.or_else(|| kind_of(error));
             let text = error.to_string();
+            // Each layer of these libraries repeats the text of the one below.
             if !detail.contains(&text) {
                 detail = if detail.is_empty() { text } else { format!("{detail}: {text}") };
             }

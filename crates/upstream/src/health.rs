@@ -156,6 +156,7 @@ impl Health {
 
     /// Notes that another source answered while this one had said nothing for so long: it takes at least that.
     pub(crate) fn on_overtaken(&mut self, waited: Duration, now: Instant) {
+        // All requests of one moment are overtaken together, which is one sign and not many.
         if self.overtaken_at.is_none_or(|at| now.saturating_duration_since(at) >= SAME_MOMENT) {
             self.overtaken_at = Some(now);
             self.overtaken += 1;
@@ -184,12 +185,15 @@ impl Health {
             self.down = None;
             return None;
         }
+        // It answers, and says itself when it wants to be asked again.
         if kind == FailureKind::RateLimited {
             self.down = None;
             return self.limit(retry_after, now);
         }
         self.in_a_row += 1;
         let failing = now.saturating_duration_since(*self.failing_since.get_or_insert(now));
+        // Failures that may be over in a moment make it down only when they go on: all requests of one moment fail
+        // together.
         let is_long = failing >= FAILING_MIN || !kind.may_be_a_moment();
         let is_down = kind.is_lasting() || (is_long && self.in_a_row >= FAILURES_UNTIL_DOWN);
         (self.down.is_none() && is_down).then(|| self.go_down(kind, 0, now, chance))
@@ -211,6 +215,7 @@ impl Health {
         let pause = PAUSES_S
             .get(index.min(PAUSES_S.len() - 1))
             .map_or(RETRY_AFTER_MAX, |seconds| Duration::from_secs(*seconds));
+        // Machines of one site that saw the same failure would else all try again together.
         let pause = pause.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
         let is_moment = kind.may_be_a_moment() && !is_lasting;
         self.down = Some(Down { until: now + pause, tried: now, pauses: index + 1, is_moment, is_lasting });

@@ -71,12 +71,15 @@ impl Http {
     ) -> Result<Response, Failure> {
         let via = self.chains.via(part);
         let mut url = self.base.join(name).map_err(|error| Failure::new(FailureKind::BadNarInfo, error.to_string()))?;
+        // A narinfo names the file, and nobody signed that: it must not send our credentials to another host.
         if url.origin() != self.base.origin() {
             return Err(Failure::new(FailureKind::BadNarInfo, format!("its URL leads to {}", host_of(&url))));
         }
         let (mut client, mut is_public) = (if purpose == Purpose::Text { &self.texts } else { &self.bodies }, false);
+        // Followed here and not by the client, because each hop is looked at.
         for _ in 0..=REDIRECTS_MAX {
             let response = self.send(client, &url, &via, offset).await?;
+            // Before anything else of it is believed: this gateway asked itself.
             self.refuse_circle(&response)?;
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return Ok(response);
@@ -188,6 +191,7 @@ fn authorization(credentials: &Credentials) -> Result<HeaderValue, Failure> {
     };
     let mut value = HeaderValue::from_str(&text)
         .map_err(|_| Failure::new(FailureKind::Unauthorized, "the credentials contain control characters"))?;
+    // So that no log of the HTTP client shows it.
     value.set_sensitive(true);
     Ok(value)
 }
@@ -223,10 +227,12 @@ fn next_hop(response: &Response, is_public: bool) -> Result<Url, Failure> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| refuse("a redirect without Location".to_owned()))?;
     let url = response.url().join(location).map_err(|error| refuse(error.to_string()))?;
+    // Never from an encrypted connection to an open one.
     match (response.url().scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => {}
         (from, to) => return Err(refuse(format!("from {from} to {to}"))),
     }
+    // A cache on the internet must not have us ask what only our own network reaches.
     if is_public && !public_by_name(&url) {
         return Err(refuse(format!("from a public address to {}", host_of(&url))));
     }

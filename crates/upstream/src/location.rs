@@ -39,6 +39,7 @@ impl NarLocation {
             lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
         };
         let url = field("URL").ok_or(LocationError::Url)?;
+        // It becomes part of a request, so it must not be able to end its line.
         if url.is_empty() || url.len() > URL_BYTES_MAX || url.contains(|letter: char| letter.is_whitespace()) {
             return Err(LocationError::Url);
         }
@@ -46,6 +47,7 @@ impl NarLocation {
             None => Compression::Bzip2,
             Some(name) => Compression::parse(name).ok_or_else(|| LocationError::Compression(shorten(name)))?,
         };
+        // Both are hints: what is malformed counts as not said, and the NAR itself is verified.
         let file_size = field("FileSize").and_then(|digits| digits.parse().ok());
         let file_hash = field("FileHash").and_then(|text| NarHash::parse(text).ok()).map(|digest| digest.0);
         Ok(Self { url: url.to_owned(), compression, file_size, file_hash })

@@ -30,6 +30,7 @@ pub(crate) fn body_of(
             wire.take(&bytes);
             Ok(bytes)
         }
+        // The URL may hold a token, and failures are logged.
         Err(error) => Err(io::Error::other(Failure::of_error(&error.without_url()))),
     });
     StreamReader::new(Box::pin(counted))
@@ -128,6 +129,7 @@ impl NarBody {
             }
             Ok(bytes) => {
                 self.left -= bytes as u64;
+                // The NAR is whole. What is wrong with its file from here on is only counted against the cache.
                 if self.left == 0 {
                     self.check_end().await;
                 }
@@ -142,6 +144,7 @@ impl NarBody {
     /// The decoder. Made when the beginning of the file has come, which says how much of the memory is needed.
     async fn unpacked(&mut self) -> io::Result<&mut Unpacked> {
         if let Contents::Packed(packed) = &mut self.contents {
+            // The window decides how much memory unpacking takes, and the file chooses it.
             let most = window_max(self.compression);
             let window = window_of(self.compression, packed.fill_buf().await?).unwrap_or(most);
             let contents = std::mem::replace(&mut self.contents, Contents::Refused);
@@ -157,6 +160,7 @@ impl NarBody {
     }
 
     async fn read_unpacked(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> io::Result<usize> {
+        // A compressed file has no beginning in its middle, so what comes before is unpacked and dropped.
         while self.skip > 0 {
             let mut dropped = Vec::with_capacity(UNPACKED_BYTES);
             let limit = usize::try_from(self.skip).unwrap_or(UNPACKED_BYTES).min(UNPACKED_BYTES);
@@ -184,6 +188,7 @@ impl NarBody {
     async fn find_wrong_end(&mut self, FileEnd { file_size, file_hash }: FileEnd) -> Option<Failure> {
         let wrong_length = |detail: String| Some(Failure::new(FailureKind::WrongLength, detail));
         let more = match self.unpacked().await {
+            // One byte more is enough to see that it goes on.
             Ok(unpacked) => unpacked.read_buf(&mut Vec::with_capacity(1)).await,
             Err(error) => Err(error),
         };

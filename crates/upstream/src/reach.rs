@@ -48,6 +48,7 @@ pub(crate) fn public_by_name(url: &Url) -> bool {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
             let is_below =
                 |private: &&str| name.strip_suffix(*private).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            // A name without a dot is one of this network.
             name.contains('.') && !PRIVATE_NAMES.iter().any(is_below)
         }
         None => false,

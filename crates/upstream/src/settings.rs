@@ -71,6 +71,7 @@ impl Place {
     /// Parses the URL of a cache. Its query is dropped: Nix puts settings of its own there, such as `?priority=30`.
     pub fn parse(text: &str) -> Result<Self, PlaceError> {
         let mut url = Url::parse(text).map_err(|error| PlaceError::Url(error.to_string()))?;
+        // Credentials have keys of their own; a URL is shown in `status` and in the log.
         if !url.username().is_empty() || url.password().is_some() {
             return Err(PlaceError::Credentials);
         }
@@ -78,6 +79,7 @@ impl Place {
         url.set_fragment(None);
         match url.scheme() {
             "http" | "https" => {
+                // Without it, joining a file name would replace the last part of the path.
                 if !url.path().ends_with('/') {
                     url.set_path(&format!("{}/", url.path()));
                 }

@@ -190,6 +190,7 @@ impl Upstream {
     }
 
     async fn try_once(&self) {
+        // The file that failed last: a cache may serve its small files while all others fail.
         let file = self.trial.file.lock().clone();
         let answer = self.fetch_text(file.as_deref().unwrap_or("nix-cache-info"), None, CACHE_INFO_BYTES_MAX).await;
         let (now, mut health) = (Instant::now(), self.health.lock());
@@ -323,6 +324,7 @@ impl Upstream {
         memory: Memory,
     ) -> Result<Option<NarBody>, Failure> {
         let is_plain = location.compression == Compression::None;
+        // A range of a compressed file cannot be unpacked.
         let wanted_from = if is_plain { offset } else { 0 };
         let file_size = location.file_size.or(is_plain.then_some(nar_size));
         let file_hash = location.file_hash.filter(|_| !is_plain);
@@ -339,6 +341,7 @@ impl Upstream {
                 let response = http.get(&location.url, Some(part), wanted_from, Purpose::Body).await?;
                 let from = match response.status() {
                     StatusCode::PARTIAL_CONTENT if range_begins_at(&response, wanted_from) => wanted_from,
+                    // The cache ignored the range, so it comes from its beginning and what is too much is dropped.
                     StatusCode::OK => 0,
                     StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
                         return Err(Failure::new(
@@ -351,6 +354,7 @@ impl Upstream {
                         Refusal::Failed(failure) => return Err(failure),
                     },
                 };
+                // A wrong size is seen before the body is read, and not after gigabytes.
                 match response.content_length() {
                     Some(bytes) => expect_size(file_size, from + bytes)?,
                     None => is_end_known = false,
@@ -393,6 +397,7 @@ async fn text_of(response: reqwest::Response, name: &str, bytes_max: usize) -> R
     let (mut text, mut body) = (Vec::new(), response.bytes_stream());
     while let Some(bytes) = body.next().await {
         text.extend_from_slice(&bytes.map_err(|error| Failure::of_error(&error.without_url()))?);
+        // The length that a head names need not be true, so what comes is counted.
         if text.len() > bytes_max {
             return Err(Failure::new(FailureKind::BadNarInfo, format!("{name}: more than {bytes_max} bytes")));
         }

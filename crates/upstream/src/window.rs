@@ -69,6 +69,7 @@ fn xz_window(head: &[u8]) -> Option<u64> {
 /// An integer in the encoding of xz: seven bits in each byte, the lowest first.
 fn xz_number(next: &mut impl FnMut() -> Option<u8>) -> Option<u64> {
     let mut number = 0;
+    // Nine bytes are the longest that xz allows.
     for shift in (0..63).step_by(7) {
         let byte = next()?;
         number |= u64::from(byte & 0x7f) << shift;

@@ -65,6 +65,7 @@ impl Attester {
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
         let watcher = store.watch(Box::new(move |change| {
+            // Noted only: this is called while the store looks at its rows, and others wait to be told.
             told.work.lock().pending.extend(change.added);
             told.changed.notify_one();
         }))?;
@@ -140,6 +141,7 @@ impl Shared {
                     withdrawn_at = None;
                     break (key, signers, losses, all());
                 }
+                // With another key, other signers or after a loss, what was looked at before has to be looked at again.
                 if looked_with != (key.as_ref().map(NixSecretKey::public), signers.clone(), losses) {
                     withdrawn_at = None;
                     break (key, signers, losses, all());
@@ -148,6 +150,7 @@ impl Shared {
                 if !is_idle && (!pending.is_empty() || !dropped.is_empty() || is_due(withdrawn_at)) {
                     break (key, signers, losses, Changes { pending, dropped });
                 }
+                // Not for ever: whether something has to be taken back is asked from time to time.
                 self.changed.wait_for(&mut work, WATCH);
             };
             drop(work);
@@ -219,6 +222,7 @@ struct Looked {
 const NAMED_MAX: usize = 3;
 
 fn tell_unread(named: &mut BTreeSet<HashPart>, unread: Vec<(HashPart, StoreError)>) {
+    // Once for each path, because it is tried again and again.
     let new: Vec<_> = unread.into_iter().filter(|(part, _)| named.insert(*part)).collect();
     for (part, error) in new.iter().take(NAMED_MAX) {
         tracing::warn!(store_path = %part, %error, "not attested: its row in the Nix database cannot be read");
@@ -236,6 +240,7 @@ fn look(
 ) -> Result<Looked, LedgerDbError> {
     let mut looked = Looked::default();
     if let Some(own) = own {
+        // What may no longer be told is taken back before anything new is said.
         let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.dropped.iter().copied())? };
         if withdrawn > 0 {
             tracing::info!(withdrawn, "attestations of paths that are withheld now were taken back");
@@ -257,6 +262,7 @@ fn look(
         }
         looked.unread.extend(taken.unread);
     }
+    // A row that cannot be read because it is damaged would be tried for ever.
     let may_pass = looked.unread.iter().filter(|(_, error)| error.may_pass());
     looked.unchecked.extend(may_pass.map(|(part, _)| *part));
     Ok(looked)

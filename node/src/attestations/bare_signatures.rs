@@ -70,6 +70,7 @@ pub fn find_unheard_signatures(
     statement: &Statement,
     signatures: &[NixSignature],
 ) -> Vec<(BareSignature, VerifiedStatement)> {
+    // By name first, which costs nothing: most paths are signed by none of these keys.
     let named = |key: &&NixPublicKey| signatures.iter().any(|signature| signature.key_name == key.name());
     let mut named = signers.iter().filter(named).peekable();
     if named.peek().is_none() {
@@ -88,5 +89,6 @@ pub fn find_unheard_signatures(
     let verified = |key: &NixPublicKey| {
         signatures.iter().find_map(|signature| verify_bare(ledger.store_dir(), key, statement, signature))
     };
+    // A signature that is in the ledger was verified when it came.
     named.filter(|key| !is_known(key)).filter_map(verified).collect()
 }

@@ -49,6 +49,7 @@ pub(crate) fn start(
 ) -> io::Result<DriverEnd> {
     let (driver, ThreadEnd { messages, orders }) = link_exchange();
     let (mut changes, link) = (ledger.changes(), driver.link.clone());
+    // A change of the ledger wakes the exchange, which sleeps until its next deadline.
     tokio::spawn(async move { while changes.changed().await.is_ok() && link.tell_changed() {} });
     let worker = Worker {
         exchange: Exchange::new(moment(), rand::rng().random()),
@@ -99,6 +100,7 @@ impl Worker {
             let input = match messages.recv_timeout(wait.min(TICK_MAX)) {
                 Ok(ExchangeMessage::Input(input)) => input,
                 Ok(ExchangeMessage::Request { from, id, bytes, permit }) => {
+                    // The place in the queue is free once the request is taken from it.
                     drop(permit);
                     Input::Request { from, id, bytes }
                 }
@@ -117,6 +119,7 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => Input::Tick,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            // The driver is gone, and nobody could be answered.
             if self.handle(input).is_err() {
                 return;
             }
@@ -175,6 +178,7 @@ impl Worker {
         let (mut handed_over, mut withheld) = (0, Vec::new());
         let bytes = hand_over.encode_reply(|key, path| {
             let said = self.read_attestations(path)?.into_iter().map(|it| it.attestation);
+            // Asked again now: a path may have been withheld since it was attested.
             let (told, kept): (Vec<_>, Vec<_>) =
                 said.filter(|it| it.builder == *key).partition(|it| self.may_be_told(it));
             handed_over += told.len();
@@ -207,6 +211,7 @@ impl Worker {
         let keyed = attestations.into_iter().filter_map(|it| Some((self.keys.get(&it.builder)?.clone(), it)));
         let keyed: Vec<_> = keyed.collect();
         let known = keyed.len();
+        // All of them at once, on all cores.
         let mut verified = verify_all(self.ledger.store_dir(), keyed);
         let refused = known - verified.len();
         self.count_refused("unknown_builder", came - known);

@@ -67,6 +67,7 @@ pub fn read_file(
     mut take: impl FnMut(&[(StoredStatement, VerifiedStatement)]) -> Result<usize, LedgerDbError>,
 ) -> Result<Imported, ImportError> {
     let mut line = Vec::new();
+    // The first line names the store directory, without which no fingerprint can be computed.
     read_line(&mut reader, &mut line)?;
     let header = str::from_utf8(&line).map_err(|_| attestation_file::LineError::Header)?;
     let found = attestation_file::parse_header(header.trim_end_matches('\n'))?;
@@ -78,6 +79,7 @@ pub fn read_file(
     loop {
         let mut batch = Vec::new();
         let mut bytes = 0;
+        // Bounded in bytes as well: a line may have 2 MiB.
         while batch.len() < BATCH_LINES && bytes < BATCH_BYTES && read_line(&mut reader, &mut line)? {
             number += 1;
             bytes += line.len();
@@ -95,6 +97,7 @@ pub fn read_file(
                 Judged::Verified(verdict) => verified.push(*verdict),
                 Judged::Bad(number, why) => {
                     result.bad += 1;
+                    // A file of garbage must not become a report of as many lines.
                     if result.errors.len() < ERRORS_SHOWN_MAX {
                         result.errors.push(format!("line {number}: {why}"));
                     }

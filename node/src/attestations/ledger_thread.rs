@@ -89,6 +89,7 @@ fn keep_up(ledger: &LiveLedger, mut observer: Observer, stop: &Stop) {
         }
         observer.look_if_due(ledger);
         let mut is_wanted = stop.is_wanted.lock();
+        // Asked under the lock, so that an order to stop just before the wait is not missed.
         if !*is_wanted {
             stop.changed.wait_for(&mut is_wanted, LOOK);
         }
@@ -96,6 +97,7 @@ fn keep_up(ledger: &LiveLedger, mut observer: Observer, stop: &Stop) {
             break;
         }
     }
+    // What waits for its turn to be written has no other turn.
     if let Err(error) = ledger.flush() {
         tracing::warn!(%error, "what Nix got last could not be recorded");
     }

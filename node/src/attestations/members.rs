@@ -17,6 +17,7 @@ const CLOSURE_MAX: usize = 1 << 20;
 /// `None` if nothing is known of it.
 fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<ClosurePath>> {
     let info = store.read_path_info(&path.hash_part()).context("the Nix store")?;
+    // Another name under the same hash part is another path, of which this row says nothing.
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
     }
@@ -55,8 +56,10 @@ pub(super) fn find_closure_members(
     let mut seen = BTreeSet::from([root.clone()]);
     let mut open = vec![root.clone()];
     while let Some(path) = open.pop() {
+        // Nothing is known of it: whoever judges the closure finds that it is missing.
         let Some(member) = look_up_member(store, db, &path)? else { continue };
         open.extend(member.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
+        // References come from statements of builders, which may name paths without end.
         anyhow::ensure!(seen.len() <= CLOSURE_MAX, "the closure of {root} has more than {CLOSURE_MAX} paths");
         members.insert(path, member);
         progress(members.len())?;

@@ -56,6 +56,7 @@ impl Observer {
             }
             Err(error) => tracing::debug!(%error, "the attested paths cannot be judged now"),
         }
+        // In proportion to what it took, so that a large ledger does not keep a core busy.
         self.rests_until = Some(Instant::now() + started.elapsed() * REST_FACTOR);
     }
 
@@ -75,6 +76,7 @@ impl Observer {
         }
         let known = self.verdicts.lock().clone().unwrap_or_default();
         let new: Vec<_> = found.conflicts.difference(&known.conflicts).collect();
+        // A builder that goes wrong does so for many paths at once: the log gets some of them.
         for path in new.iter().take(WARNINGS_MAX) {
             tracing::warn!(store_path = %path, verdict = "conflict", "builders got different results; see `narmesh quorum why`");
         }

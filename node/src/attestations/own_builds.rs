@@ -64,6 +64,7 @@ impl OwnBuilds<'_> {
     /// attested now. Fails for a path that cannot be attested: it is not here, cannot be built again, or is withheld.
     pub fn attest_path(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let path = parse_path(self.store.store_dir(), path)?;
+        // Nix has just written it, and the watcher may not have looked yet.
         self.store.refresh()?;
         // The hash part alone does not tell whether the name is right, too.
         let info = self.store.read_path_info(&path.hash_part())?.filter(|info| info.path == path);
@@ -74,6 +75,7 @@ impl OwnBuilds<'_> {
             by: self.key.public().name().to_owned(),
             attested,
         };
+        // It needs no word of anybody.
         if info.is_certified_by_content(self.store.store_dir()) {
             return Ok(word(None, false));
         }
@@ -86,6 +88,7 @@ impl OwnBuilds<'_> {
             bail!("{path} is withheld, so it is not attested: {}", why.sentence());
         }
         if rebuilt {
+            // Only what Nix says was built here is ever signed.
             ensure!(info.ultimate, "Nix does not say that {path} was built here, even after building it again");
             look_until(
                 || self.attest([path.hash_part()]),
@@ -106,10 +109,12 @@ impl OwnBuilds<'_> {
                 let statement = &made.0.attestation.statement;
                 match self.offer.why_withheld(&statement.path, &statement.references) {
                     None => batch.push(made),
+                    // The offer has not looked at it yet, or cannot now.
                     Some(why) if why.may_pass() => attested.unchecked.push(info.path.hash_part()),
                     Some(_) => {}
                 }
             }
+            // One transaction for many: each of them is a sync of the disk.
             if batch.len() >= BATCH {
                 attested.new += self.ledger.take(&batch, now())?.new;
                 batch.clear();

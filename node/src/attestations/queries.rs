@@ -110,6 +110,7 @@ impl Queries<'_> {
             Question::Report(scope) => self.report(scope, &mut tell),
             Question::Export { path } => self.export(path.as_deref(), &mut tell),
             Question::Import => {
+                // Checked first, or a large file would be read for nothing.
                 if self.ledger.policy().keys().next().is_none() {
                     bail!("no [[builder]] is configured: nobody's attestations count, so none are kept");
                 }
@@ -130,6 +131,7 @@ impl Queries<'_> {
     }
 
     fn report(&self, scope: &Scope, tell: &mut impl FnMut(Part) -> io::Result<()>) -> anyhow::Result<()> {
+        // What another process wrote, and what this one only noted, belongs into the report.
         self.ledger.catch_up()?;
         self.ledger.flush()?;
         let policy = self.ledger.policy();
@@ -210,6 +212,7 @@ impl Queries<'_> {
         for hash_part in hash_parts {
             for stored in self.ledger.read_attestations(&hash_part)? {
                 text.push_str(&attestation_file::line(store_dir, &stored.key, &stored.attestation));
+                // Sent in pieces, so that neither side holds the whole.
                 if text.len() >= TEXT_BYTES {
                     tell(Part::Text(std::mem::take(&mut text)))?;
                 }

@@ -48,6 +48,7 @@ pub(super) fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let chunk = items.len().div_ceil(threads).max(ITEMS_PER_THREAD_MIN);
     let (work, mut chunks) = (&work, items.chunks(chunk));
+    // This thread takes the first part itself, so that a small batch needs no other one.
     let first = chunks.next().unwrap_or_default();
     thread::scope(|scope| {
         let others: Vec<_> =

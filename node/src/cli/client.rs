@@ -57,6 +57,7 @@ fn scan(config: &Path, text: &str) -> PathBuf {
     let base = config.parent().unwrap_or(Path::new("."));
     let mut section = "";
     let (mut state_dir, mut control_socket) = (PathBuf::from("state"), None);
+    // Line by line, because a file that the daemon refuses must not keep a command from finding the daemon.
     for line in text.lines().map(str::trim) {
         if line.starts_with('[') {
             section = line;

@@ -28,6 +28,7 @@ fn page_address(page: &str) -> anyhow::Result<String> {
         "machines" | "requests" | "sources" | "warnings" => page.to_owned(),
         path => {
             let base = path.rsplit('/').next().unwrap_or(path);
+            // What has no hash part is no path, and most likely a page that was misspelt.
             anyhow::ensure!(
                 base.len() >= HashPart::TEXT_LEN && !base.contains(['?', '#']),
                 "there is no page {page:?}; accepted: overview, machines, requests, sources, warnings, a store path, its base \

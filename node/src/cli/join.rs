@@ -75,6 +75,7 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
             "this machine is in the mesh {in_force} already; `narmesh leave` leaves it"
         );
     }
+    // Before the token is used up: it is good once, and joining writes this file.
     config_file::ensure_writable(config)?;
     let name = name.map_or_else(|| own_name(&settings, &secrets), str::to_owned);
     let request = JoinRequest {
@@ -97,6 +98,7 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
     };
     let roster = SignedRoster::open(&token.mesh, &bytes).context("the inviting machine sent no good roster")?;
     let member = find_own(&roster, &secrets)?;
+    // What this machine changed as an earlier member is not made again.
     files.forget_edits()?;
     files.take(&token.mesh, &roster)?;
     if settings.mesh.key.is_none() {

@@ -196,8 +196,10 @@ fn create(config: &Path, name: &str) -> anyhow::Result<()> {
     );
     let this = place.as_member(MemberRole::Builder)?;
     check_new(&this)?;
+    // Before a key is made that could not be used.
     config_file::ensure_writable(config)?;
     place.files.forget()?;
+    // The key first: a roster without it could never be changed again.
     place.files.create_key(&key)?;
     let mesh = key.public();
     place.files.create_roster(&key, this)?;
@@ -227,6 +229,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let until = now + duration_of("--for", &invite.good_for)?;
     let ephemeral = invite.ephemeral.as_deref().map(|text| duration_of("--ephemeral", text)).transpose()?;
     if let Some(name) = &invite.name {
+        // As it will be when the machine joins, so that a bad name is refused here and not there.
         check_new(&Member { name: name.clone(), ..place.as_member(role)? })?;
     }
     let guessed: Vec<Multiaddr> =
@@ -254,6 +257,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     invitation.name.clone_from(&invite.name);
     let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
     let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
+    // Other members do not have the token, and have to find this machine as well.
     if !are_in_roster {
         place.note_addresses(&token.addresses)?;
     }
@@ -271,6 +275,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
 
 /// Where the running daemon listens, for a machine whose addresses no default route tells: those of its interfaces.
 fn listened(config: &Path) -> Vec<Multiaddr> {
+    // Without a daemon nothing is known, and the caller asks for --address.
     let Ok(ControlReply::Status(status)) = ask(config, &ControlRequest::Status) else { return Vec::new() };
     let is_reached = |address: &Multiaddr| {
         let ip = socket_address(address).map(|address| address.ip());
@@ -321,6 +326,7 @@ fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyh
         is_changed = *member != before;
         Ok(())
     })?;
+    // No version was signed, so no member has to hear of it.
     if !is_changed {
         eprint_line(&format!("{name:?} is that already: the roster stays as it is"));
         return Ok(());
@@ -335,6 +341,7 @@ fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
     let name = member.name.clone();
     let roster = place.edit(|roster| {
         if let Some(known) = roster.members.iter().find(|known| known.node_key == member.node_key) {
+            // Whoever comes again stays a builder, as with a token.
             member.role = higher(known.role, role);
         }
         if let Some(why) = find_name_in_use(roster, &member) {
@@ -372,6 +379,7 @@ pub(super) fn leave(config: &Path) -> anyhow::Result<()> {
     }
     let mesh = place.mesh()?;
     let has_key = place.files.read_key()?.is_some();
+    // The file that decides comes first: what is kept of the mesh counts for nothing without it.
     set_mesh_key(config, None)?;
     place.files.forget()?;
     if has_key {

@@ -53,6 +53,7 @@ impl NixSubstituters {
             }
         }
         let is_anybodys = |key: &&NixPublicKey| !places.iter().any(|(place, _)| is_key_of(key, place));
+        // Where Nix orders them, so does this; otherwise they are asked as equals.
         let any_priority = places.iter().any(|(_, priority)| priority.is_some());
         for (place, priority) in &places {
             let counts = keys.iter().filter(|key| is_key_of(key, place) || is_anybodys(key));
@@ -76,6 +77,7 @@ impl NixSubstituters {
             Place::Http(url) => url.host_str().unwrap_or_default().to_owned(),
             Place::Directory(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
+        // Room for a number, if another cache has the same host.
         let mut name: String =
             name.chars().filter(|letter| letter.is_ascii_graphic()).take(NAME_BYTES_MAX - 4).collect();
         if name.is_empty() {
@@ -107,7 +109,7 @@ impl NixSubstituters {
     }
 }
 
-/// Whether the name of the key begins with the host of the cache, as that of cache.nixos.org and those of Cachix do.
+/// Whether the name of the key begins with the host of the cache, as the keys of cache.nixos.org and of Cachix do.
 fn is_key_of(key: &NixPublicKey, place: &Place) -> bool {
     let Place::Http(url) = place else { return false };
     let Some(rest) = url.host_str().and_then(|host| key.name().strip_prefix(host)) else { return false };

@@ -37,6 +37,7 @@ fn make_key(config: &Path, gone: &[String]) -> anyhow::Result<()> {
         for name in gone {
             let at = find_member(&roster.members, name)?;
             let removed = roster.members.remove(at);
+            // It would make a key that nobody on the roster has.
             anyhow::ensure!(removed.node_key != own_key, "{name:?} is this machine, which makes the new mesh key");
         }
         Ok(())
@@ -68,6 +69,7 @@ fn accept(config: &Path, key: &NixPublicKey) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let (mesh, roster) = (place.mesh()?, place.roster()?);
     let is_it = |roster: &SignedRoster| roster.key().bytes() == key.bytes();
+    // The one in force is right: only the other one has to go.
     if is_it(&roster) {
         replace_mesh_key(config, roster.key())?;
         place.files.forget_other()?;
@@ -100,6 +102,7 @@ fn put_accepted(config: &Path, place: &Place, roster: &SignedRoster) -> anyhow::
 pub(super) fn import(config: &Path, file: &Path, accepted: Option<&str>) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let absent = || format!("{} is not there", file.display());
+    // Two keys say that they have taken the place of one: only a person can decide, and says which.
     if let Some(accepted) = accepted {
         let key = parse_key("--accept", accepted)?;
         let roster = read_roster_file(&key, file)?.with_context(absent)?;

@@ -66,6 +66,7 @@ pub(super) fn log(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         if !arguments.follow {
             return Ok(());
         }
+        // From where this report ended, so that nothing is shown twice or left out.
         (query.after, query.most) = (Some(report.place), LOG_ENTRIES_MAX);
         thread::sleep(FOLLOW);
     }

@@ -48,6 +48,7 @@ pub(super) fn set_up(settings: &Settings) -> anyhow::Result<()> {
     emit(&format!("\nin {}:\n\n{part}\n", file.display()))?;
     let before = read(&file)?;
     let after = with_part(&before, Some(&part));
+    // A restart of nix-daemon breaks what it is doing, so only a change is worth it.
     if after == before {
         return Ok(());
     }
@@ -63,6 +64,7 @@ pub(super) fn take_out(settings: &Settings) -> anyhow::Result<bool> {
     let file = default_file();
     let before = read(&file)?;
     let after = with_part(&before, None);
+    // Lines for another gateway are those of another daemon on this machine.
     if after == before || !before.contains(&format!("substituters = http://{}\n", settings.gateway.listen)) {
         return Ok(false);
     }
@@ -113,6 +115,7 @@ fn restart_nix_daemon() {
         let ran = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         ran.is_ok_and(|status| status.success())
     };
+    // A machine without nix-daemon, or with one that is started when it is needed, has nothing to restart.
     if systemctl(&["is-active", "--quiet", "nix-daemon.service"]) {
         match systemctl(&["restart", "nix-daemon.service"]) {
             true => eprint_line("restarted nix-daemon"),

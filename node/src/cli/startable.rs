@@ -290,6 +290,7 @@ fn find_socket_problem(key: &str, socket: &Path, dir: Option<&Path>) -> Option<S
         )
     };
     match std::fs::symlink_metadata(socket) {
+        // A socket that an earlier daemon left is in nobody's way.
         Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
             return Some(told("something is there that is not a socket".to_owned()));
         }

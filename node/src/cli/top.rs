@@ -62,6 +62,7 @@ pub(super) fn top(config: &Path) -> anyhow::Result<()> {
     }
     let (quit, asked_to_quit) = mpsc::channel();
     let keys = term.clone();
+    // Reading a key blocks, and the screen goes on.
     thread::Builder::new().name("keys".to_owned()).spawn(move || {
         while !matches!(keys.read_key_raw(), Ok(Key::Char('q' | 'Q') | Key::CtrlC | Key::Escape) | Err(_)) {}
         // Fails if the screen is closed already.

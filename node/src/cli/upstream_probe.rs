@@ -65,6 +65,7 @@ pub(super) fn judge_cache_info(
     own_id: Option<&str>,
 ) -> (bool, String) {
     match answer {
+        // First: it answers well, and yet has nothing that this machine does not have itself.
         Ok(Some(CacheInfo { daemon: Some(id), .. })) if own_id == Some(id.as_str()) => {
             (false, "leads back to this gateway, which would ask itself: remove the entry".to_owned())
         }

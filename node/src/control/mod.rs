@@ -208,9 +208,11 @@ impl ControlSocket {
         let (places, turns) = (Places::new(own_uid), Turns::new(own_uid));
         let mut connections = tokio::task::JoinSet::new();
         loop {
+            // Those that have ended are taken out here, or the set would grow for as long as the daemon runs.
             while connections.try_join_next().is_some() {}
             match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    // Users are told apart, so that one who opens many connections takes no places of others.
                     let Some(place) = stream.peer_cred().ok().and_then(|asker| places.take_in(asker.uid())) else {
                         refuse(&stream);
                         continue;
@@ -225,6 +227,7 @@ impl ControlSocket {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "control socket cannot accept");
+                    // Without it, a process that is out of descriptors would do nothing but this.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -254,6 +257,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
     let mut line = Vec::new();
     loop {
         line.clear();
+        // One byte more than is accepted shows that the line goes on.
         let mut bounded = (&mut read).take(REQUEST_BYTES_MAX as u64 + 1);
         limit_time(bounded.read_until(b'\n', &mut line)).await?;
         if line.is_empty() {
@@ -274,6 +278,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
             }
         };
         limit_time(write.write_all(&encode_reply(&reply)?)).await?;
+        // Where the next line begins is not known any more.
         if !whole {
             return Ok(());
         }
@@ -282,6 +287,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
 
 fn encode_reply(reply: &ControlReply) -> io::Result<Vec<u8>> {
     let mut encoded = serde_json::to_vec(reply)?;
+    // The asker would cut it there, and take what is left for damage.
     if encoded.len() >= REPLY_BYTES_MAX {
         let why = format!("the reply would take {} bytes, more than {REPLY_BYTES_MAX}", encoded.len());
         encoded = serde_json::to_vec(&ControlReply::Refused { why })?;

@@ -38,8 +38,10 @@ impl Places {
     /// Takes a connection of this user in, unless too many of theirs wait already.
     pub(super) fn take_in(&self, uid: u32) -> Option<Place> {
         let mut users = self.users.lock();
+        // Users who have no connection open are forgotten, or the table would keep everybody who once asked.
         users.retain(|known, user| *known == uid || user.known.available_permits() < user.known_max);
         let user = users.entry(uid).or_insert_with(|| {
+            // The operator has to get in, whoever else asks.
             let at_once = if uid == 0 || uid == self.own_uid { CONNECTIONS_MAX } else { CONNECTIONS_OF_OTHERS_MAX };
             let known_max = at_once * WAITING_PER_PLACE_MAX;
             let semaphore = |permits| Arc::new(Semaphore::new(permits));

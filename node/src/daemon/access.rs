@@ -23,6 +23,7 @@ pub(super) struct LiveTokens {
 impl LiveTokens {
     /// Reads the file, and follows its changes on a task of its own, until this is dropped. Needs a tokio runtime.
     pub(super) fn open(path: &Path) -> Result<Arc<Self>, TokensError> {
+        // Before it is read: what is written while it is read is then seen as a change.
         let first = stamp(path);
         let tokens = Tokens::read(path)?;
         if tokens.iter().next().is_none() {
@@ -35,6 +36,7 @@ impl LiveTokens {
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 look.tick().await;
+                // The task must not keep alive what it follows, or it would never end.
                 let Some(live) = weak.upgrade() else { return };
                 let path = path.clone();
                 let looked = tokio::task::spawn_blocking(move || {

@@ -14,6 +14,7 @@ pub(super) fn collect_advertised(offer: &Offer, store: &NixStore) -> AdvertisedR
         let full = store_dir.display(&path);
         match ballot {
             Offering::Offered => {
+                // Asked as a peer would: the list is of a moment ago, and this reads the row as it is now.
                 let offered = offer.find_offered(&path.hash_part());
                 match why_kept(offered) {
                     Ok(offered) => report.paths.push(AdvertisedPath {

@@ -34,6 +34,7 @@ struct State {
 impl LiveCertificate {
     /// Reads the files, and follows their changes on a task of its own, until this is dropped. Needs a tokio runtime.
     pub(super) fn open(index: usize, files: &TlsFiles) -> Result<Arc<Self>, SecretError> {
+        // Before they are read: what is written meanwhile is then seen as a change.
         let first = stamps(files);
         let in_force = files.read(index)?;
         let state = RwLock::new(State { in_force, error: None });
@@ -49,6 +50,8 @@ impl LiveCertificate {
                 let Some(live) = weak.upgrade() else { return };
                 let looked = tokio::task::spawn_blocking(move || {
                     let now = stamps(&live.files);
+                    // Only once they stand still for a round: certificate and key are two files, written one after the
+                    // other.
                     if now == seen && is_new {
                         live.read_again();
                     }

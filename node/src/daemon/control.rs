@@ -43,6 +43,7 @@ impl ControlHandler for Daemon {
 
     fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()> {
         match question {
+            // Whoever may ask the socket may not yet have this machine sign or keep something.
             Question::Import => may_change(asker.uid(), "import attestations")?,
             Question::Attest { .. } => may_change(asker.uid(), "attest")?,
             Question::Report(_) | Question::Export { .. } => {}
@@ -131,6 +132,7 @@ impl Daemon {
         });
         let answered: Vec<_> = futures::future::join_all(asked).await.into_iter().flatten().collect();
         answered.iter().for_each(|peer| drop(peers.remove(peer)));
+        // A dial would make the peer take the present connection for dead, so only those without one are dialled.
         let mut results = probe(&peers, &self.secrets.keypair).await?;
         results.extend(answered.into_iter().map(|peer| (peer, ProbeResult::AllowedBothWays)));
         let chosen = |peer: &&PeerSettings| {

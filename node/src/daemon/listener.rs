@@ -47,6 +47,7 @@ impl HandedSockets {
         let mut found = (0..self.names.len()).filter(|at| self.names.get(*at).is_some_and(is_named));
         match (found.next(), found.next()) {
             (Some(at), None) => self.take_at(at),
+            // Which of them is meant cannot be told, and clients of the other would wait without end.
             (Some(_), Some(_)) => anyhow::bail!(
                 "systemd handed over several sockets with the name {name:?}; accepted: one, so a socket unit with one \
                  ListenStream= and a FileDescriptorName= of its own for each listener"
@@ -74,6 +75,8 @@ impl HandedSockets {
                 HandedSocket::Tcp(listener) => {
                     let local = listener.local_addr()?;
                     anyhow::ensure!(
+                        // The gateway answers for the whole mesh, whoever asks; systemd must not open it to the network
+                        // by mistake.
                         local.ip().is_loopback(),
                         "the socket handed over by systemd listens on {local}; accepted: a loopback address, or a listener \
                          in [[gateway.listener]] with address = \"systemd:NAME\""
@@ -109,6 +112,7 @@ impl HandedSockets {
                 HandedSocket::Unix(self.sockets.take_unix_listener(at).ok().flatten().ok_or_else(wrong)?)
             }
         };
+        // A connected socket, as `Accept=yes` hands over, would look like a listener on which nobody ever calls.
         let is_listening = match &socket {
             HandedSocket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| is_listener(socket)),
             HandedSocket::Unix(socket) => socket.set_nonblocking(true).and_then(|()| is_listener(socket)),

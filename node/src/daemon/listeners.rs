@@ -98,6 +98,7 @@ fn open_one(index: usize, settings: &ListenerSettings, handed: &mut HandedSocket
             (socket, settings.at(index, address)?, None)
         }
     };
+    // Here, because only now it is known whether a socket of systemd is on the network.
     if let Some(warning) = settings.warn_of_plain_tokens(index) {
         tracing::warn!("{warning}");
     }
@@ -112,6 +113,7 @@ fn open_one(index: usize, settings: &ListenerSettings, handed: &mut HandedSocket
         }
         (Socket::Unix(listener), _) => (listener.into(), settings.address.to_string()),
     };
+    // A file that cannot be read stops the start: without it nobody knows who may ask.
     let tokens = settings.tokens_file.as_deref().map(LiveTokens::open).transpose();
     let tokens = tokens.with_context(|| format!("gateway.listener[{index}].tokens_file"))?;
     let shown = ShownListener {
@@ -217,6 +219,7 @@ pub(super) fn serve_all<F: Future<Output = ()> + Send + 'static>(
         let stop = on_stop();
         serving.spawn(async move {
             narmesh_http_gateway::serve(listener, gateway, limits, stop).await;
+            // Only now, so that the socket's file stays for as long as somebody may connect.
             drop(_file);
         });
     }

@@ -30,6 +30,7 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
     };
     let files = MeshFiles::new(&configured.node.state_dir);
     let mut kept = usable(files.read_roster(mesh));
+    // What is in force counts even if the disk has lost it.
     let is_lost =
         |roster: &Arc<SignedRoster>| kept.as_ref().is_none_or(|kept| kept.standing_of(roster) == Standing::Newer);
     if let Some(roster) = in_force.filter(is_lost) {
@@ -39,6 +40,7 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
         }
         kept = Some(SignedRoster::clone(&roster));
     }
+    // A file of the operator counts beside what peers told; the newer of both wins.
     let given = configured.mesh.roster_file.as_ref().and_then(|file| usable(read_roster_file(mesh, file)));
     let Some(roster) = newest(kept, given) else {
         tracing::warn!(%mesh, "there is no roster of the mesh yet: its members are unknown");
@@ -46,6 +48,7 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
     };
     settings.mesh.key = Some(roster.key().clone());
     settings.mesh.contradicting = files.read_other(mesh).ok().flatten().map(|other| other.key().clone());
+    // Whoever was removed has no peers any more.
     if !MeshFiles::is_on(&roster, me) {
         let version = roster.roster().version;
         tracing::warn!(%mesh, version, "this machine is not on the roster of the mesh: its members are no peers");
@@ -112,6 +115,7 @@ impl Daemon {
         let Some(mesh) = settings.mesh.key.clone() else { return false };
         let files = MeshFiles::new(&settings.node.state_dir);
         let me = self.secrets.peer_id();
+        // On a thread that may block: this reads and writes files.
         let keep = move || {
             let taken = files.take(&mesh, &roster)?;
             let is_newer = matches!(taken, Taken::Newer | Taken::NewKey);
@@ -151,6 +155,7 @@ impl Daemon {
         let mut still = HashMap::new();
         for member in ephemeral {
             let Some(peer) = member.peer_id() else { continue };
+            // Whoever is not known yet counts as seen now, or each start of this machine would strike off everybody.
             let last = match seen.get(&peer) {
                 Some(last) if !self.mesh.statistics().is_connected(&peer) => *last,
                 _ => Instant::now(),

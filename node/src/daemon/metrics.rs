@@ -34,6 +34,7 @@ pub(super) fn registry(
     let version = vec![("version", env!("CARGO_PKG_VERSION"))];
     registry.register("build", "The version of narmesh that runs", Info::new(version));
     gateway.register(registry);
+    // With a prefix, because both have the same names.
     others.register(registry.sub_registry_with_prefix("others"));
     let counters = resolver.counters();
     for (name, help, counter) in [

@@ -247,6 +247,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, polic
     let stopping = Instant::now();
     tracing::info!(asked_by, grace = ?SHUTDOWN_GRACE, "narmesh stops: bodies on their way may end within the grace");
     listener::notify_stopping();
+    // First, so that peers ask others while what is under way may end.
     if let Err(error) = daemon.mesh.say_goodbye().await {
         tracing::warn!(%error, "peers could not be told that this daemon stops");
     }

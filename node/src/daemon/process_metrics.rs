@@ -69,6 +69,7 @@ impl Collector for ProcessMetrics {
         if let Some(limit) = getrlimit(Resource::Nofile).current {
             gauge("process_max_fds", "File descriptors that may be open", bytes(limit))?;
         }
+        // Without `/proc` these are missing, and all others are shown.
         let Some(stat) = ProcessStat::read() else { return Ok(()) };
         gauge("process_virtual_memory_bytes", "Virtual memory", bytes(stat.virtual_bytes))?;
         gauge("process_resident_memory_bytes", "Resident memory", bytes(stat.resident_bytes))?;

@@ -49,6 +49,7 @@ pub(super) async fn tell_mesh(
     let mut part = FIRST_LOOK;
     loop {
         let is_whole = await_first_look(&offer, &mut changes, part, &on_dropped).await;
+        // As a whole: the changes before it were not told one by one.
         mesh.report_paths(PathChange::Replace(offer.hash_parts())).await;
         part *= 2;
         if is_whole || part > FIRST_LOOK_PART_MAX {
@@ -59,6 +60,7 @@ pub(super) async fn tell_mesh(
     drop(offer);
     while let Some(OfferChange { added, removed }) = changes.recv().await {
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
+        // First those that are withheld now: their attestations must not be told meanwhile.
         on_dropped(&removed);
         mesh.report_paths(PathChange::Update { added, removed }).await;
     }

@@ -133,6 +133,7 @@ impl Daemon {
             "no [[peer]] and no [[upstream]] is named {:?}; accepted: a name or peer id from the configuration",
             query.peer.as_deref().unwrap_or_default()
         );
+        // Whoever asks the control socket must not have us build an answer without end.
         let most = query.most.min(LOG_ENTRIES_MAX);
         let after = query.after.unwrap_or_default();
         // Read first: what comes while the rest is read is read again, rather than missed.
@@ -151,6 +152,7 @@ impl Daemon {
         };
         let most_of = |kind| if query.kind.is_none_or(|wanted| wanted == kind) { most } else { 0 };
         let found = lookups.find(&lookup_query, most_of(LogKind::Narinfo), is_wanted);
+        // What came after the place was read comes with the next question, or it would be shown twice.
         let found = found.into_iter().filter(|record| record.change <= place.lookups);
         let mut entries: Vec<_> =
             found.map(|record| (record.at_unix_ms, LogEntry::Lookup(names.lookup(record)))).collect();

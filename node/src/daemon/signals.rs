@@ -31,6 +31,7 @@ impl Daemon {
                 _ = terminate.recv() => return "SIGTERM",
                 _ = interrupt.recv() => return "SIGINT",
                 _ = hangup.recv() => {
+                    // In turn: a second signal waits until the first reload has ended.
                     if let Err(error) = self.reload().await {
                         tracing::error!(
                             error = describe(&error),

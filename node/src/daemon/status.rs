@@ -26,6 +26,7 @@ const CONFLICTS_SHOWN_MAX: usize = 20;
 /// What `narmesh status` shows now.
 pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
     let view = daemon.mesh.ask_view().await?;
+    // Both under one lock, so that a reload meanwhile does not mix them.
     let (config, settings) = {
         let in_force = daemon.in_force.read();
         let config = ConfigStatus {
@@ -189,6 +190,7 @@ fn peer_status(
     view: &MeshView,
 ) -> PeerStatus {
     let mut stats = statistics.get(&peer.peer_id).cloned().unwrap_or_default();
+    // The texts of libraries name what an operator cannot know.
     stats.why = stats.why.map(|why| plainly(&why).into_owned());
     stats.not_direct = stats.not_direct.map(|why| plainly(&why).into_owned());
     let relay = stats.relay.as_ref().and_then(|id| settings.peers.iter().find(|peer| peer.peer_id.to_string() == *id));

@@ -58,6 +58,7 @@ impl<S: DashboardSource> Open<S> {
     async fn next(&mut self) -> Option<String> {
         loop {
             tokio::time::sleep(EVERY).await;
+            // Asked each time: who has ended the session must not go on to see what happens here.
             if !self.site.sessions.lock().goes_on(&self.session, Instant::now()) {
                 return None;
             }

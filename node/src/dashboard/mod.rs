@@ -79,6 +79,7 @@ pub(crate) async fn run<S: DashboardSource>(source: Arc<S>, mut askers: LinkAske
     let mut listener: Option<(TcpListener, SocketAddr)> = None;
     let mut connections = JoinSet::new();
     loop {
+        // Those that have ended are taken out here, or the set would grow.
         while connections.try_join_next().is_some() {}
         tokio::select! {
             asker = askers.recv() => {
@@ -98,6 +99,7 @@ pub(crate) async fn run<S: DashboardSource>(source: Arc<S>, mut askers: LinkAske
                 }
             },
             () = tokio::time::sleep(LOOK) => {
+                // While nobody looks there is no port at all.
                 let is_wanted = sessions.lock().expire(Instant::now());
                 if !is_wanted && listener.take().is_some() {
                     connections.abort_all();

@@ -35,6 +35,7 @@ pub(super) async fn serve<S: DashboardSource>(stream: TcpStream, site: Site<S>) 
 }
 
 async fn answer<S: DashboardSource>(site: &Site<S>, request: &Request<Incoming>) -> Response<Body> {
+    // Before anything is looked up: another site or host name gets nothing, not even whether a link is good.
     if let Some((status, why)) = guard::refuse(request.method(), request.headers(), site.address) {
         return refusal(status, why);
     }
@@ -57,6 +58,7 @@ async fn answer<S: DashboardSource>(site: &Site<S>, request: &Request<Incoming>)
         return response;
     };
     let cookies = guard::cookies(request.headers());
+    // The path alone is not enough: it stands in the browser's history.
     if !site.sessions.lock().admit(session, &cookies, now) {
         return no_session();
     }

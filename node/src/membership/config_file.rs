@@ -71,6 +71,7 @@ fn change(text: &str, key: Option<&str>) -> String {
         |line: &String| line.trim_start().strip_prefix("key").is_some_and(|rest| rest.trim_start().starts_with('='));
     match (section, key) {
         (Some(section), None) => {
+            // Up to the next section only: a key of that name in another one is another key.
             let end = lines.iter().skip(section + 1).position(|line| line.trim_start().starts_with('['));
             let end = end.map_or(lines.len(), |end| section + 1 + end);
             let at = lines.iter().take(end).skip(section + 1).position(is_key);

@@ -103,10 +103,12 @@ impl MeshFiles {
         given: Option<&SignedRoster>,
         change: impl FnOnce(&mut Roster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(SignedRoster, T)> {
+        // Two commands at once would both sign the same next version, and one of the changes would be lost.
         let _lock = self.lock()?;
         let before = newest(self.read_roster(mesh)?, given.cloned()).with_context(|| no_roster(mesh))?;
         let key = self.key_of(&before)?;
         anyhow::ensure!(
+            // A machine that was removed may still have the mesh key: it must not go on to change the mesh by mistake.
             Self::is_on(&before, signer),
             "this machine is not on roster version {} of the mesh: it was removed, and changes nothing any more. \
              `narmesh join TOKEN` makes it a member again",
@@ -118,6 +120,7 @@ impl MeshFiles {
         let known = journal.complete(signer, before.roster()).unwrap_or_else(|| before.roster().clone());
         let mut roster = known.clone();
         let changed = change(&mut roster)?;
+        // A version that changes nothing would still have to be brought to every member.
         if roster == *before.roster() {
             return Ok((before, changed));
         }
@@ -199,6 +202,7 @@ impl MeshFiles {
         &self,
         change: impl FnOnce(&mut Invitations) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        // The daemon and a command may change them at the same moment.
         let _lock = self.lock()?;
         let mut invitations = self.read_invitations()?;
         let changed = change(&mut invitations)?;
@@ -298,6 +302,7 @@ pub(crate) fn unix_ms() -> u64 {
 
 fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // One byte more than is accepted shows that there is more.
     open_to_read(file)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         let why = format!("it is larger than {bytes_max} bytes");

@@ -27,7 +27,7 @@ pub(crate) struct Invitation {
     pub(crate) role: MemberRole,
     /// How many machines may still use it.
     pub(crate) uses: u32,
-    /// When it ends.
+    /// The time at which it ends.
     pub(crate) until: Timestamp,
     /// After how long without a sign of life the member is forgotten, seconds; 0 for never.
     pub(crate) ephemeral_s: u32,
@@ -105,6 +105,7 @@ impl Invitations {
         let mut found = None;
         for invitation in &mut self.0 {
             let is_it = bool::from(invitation.digest.ct_eq(&digest));
+            // Not `&&`, and no early end: the time must not tell which one it was.
             if is_it & invitation.is_open(now) {
                 invitation.uses -= 1;
                 found = Some(invitation.clone());

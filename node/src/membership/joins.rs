@@ -50,6 +50,7 @@ impl Admission {
             Box::pin(async move {
                 let admit = move || this.admit(peer, &request);
                 let reply = tokio::task::spawn_blocking(admit).await.unwrap_or(JoinReply::NotNow);
+                // All that are refused take as long, whatever the reason, and nobody can guess fast.
                 if reply == JoinReply::Refused {
                     tokio::time::sleep(REFUSED_AFTER).await;
                 }
@@ -63,6 +64,7 @@ impl Admission {
             return JoinReply::Refused;
         };
         let now = Timestamp::now();
+        // Looked at, and not used up yet: whoever is refused for another reason may try again.
         let is_open = self.files.read_invitations().map(|mut invitations| invitations.use_up(now, &request.secret));
         let invitation = match is_open {
             Ok(Some(invitation)) => invitation,
@@ -85,6 +87,7 @@ impl Admission {
         if let Err(error) = check_new(&wanted) {
             return JoinReply::Unfit { why: error.to_string() };
         }
+        // Two machines of one name could not be told apart in tables and commands.
         if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(roster.roster(), &wanted)) {
             return JoinReply::Unfit { why };
         }
@@ -107,6 +110,7 @@ impl Admission {
         now: Timestamp,
         member: Member,
     ) -> anyhow::Result<Option<SignedRoster>> {
+        // Used up first: if signing fails, the token is lost, and nobody can join twice with it.
         let used: Option<Invitation> =
             self.files.change_invitations(|invitations| Ok(invitations.use_up(now, secret)))?;
         if used.is_none() {

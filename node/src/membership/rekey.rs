@@ -54,6 +54,7 @@ impl MeshFiles {
         let key =
             present.with_context(|| format!("{} is not there: this machine cannot change the mesh", file.display()))?;
         anyhow::ensure!(
+            // Said by name, because the file looks right: it is a mesh key of this very mesh.
             !roster.lineage().replaced(&key.public().bytes()),
             "{} is a mesh key that was replaced, by {mesh}: what it signs counts no more. Copy the new one there from the \
              machine on which `narmesh mesh rekey` was run",
@@ -92,12 +93,15 @@ impl MeshFiles {
         journal.note(signer, &known, &mut roster);
         let key = new_nix_key(old.name())?;
         let version = before.roster().version;
+        // The old key says it, because members believe only that one so far.
         let succession = Succession::sign(&old, &key.public().bytes(), version);
         let lineage = before.lineage().continued(succession).context("there is no higher version of this roster")?;
         roster.version = version.checked_add(1).context("there is no higher version of this roster")?;
         let signed = SignedRoster::sign_with_lineage(&key, &lineage, roster)?;
+        // Before the roster: a roster that is signed by a key which is lost would end the mesh.
         self.write(&self.next_key_file(), format!("{}\n", key.expose_secret()).as_bytes())?;
         self.write_roster(Some(&before), &signed)?;
+        // After the roster: until it is written, the old key is the one that counts.
         self.put_next_key_in_place()?;
         self.write_journal(&mut journal)?;
         Ok(signed)

@@ -69,6 +69,7 @@ impl JoinToken {
 fn parse_rest(text: &str) -> Option<JoinToken> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     let (payload, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>()?;
+    // A token is copied by hand and by mail, and one with a letter lost should say so.
     if *sum != checksum(payload) {
         return None;
     }

@@ -82,6 +82,7 @@ fn check_one(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
         }
         _ => return Err(form),
     };
+    // Nothing after the port: what libp2p could dial besides is not spoken here.
     let (Some(Protocol::Tcp(port)), None) = (parts.next(), parts.next()) else { return Err(form) };
     match usage {
         AddressUse::Tell | AddressUse::Dial if port == 0 || !may_be_dialled => Err(DIALLED),

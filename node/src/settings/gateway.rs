@@ -53,6 +53,7 @@ pub(super) fn check(config: &GatewayConfig, base: &Path) -> Result<GatewaySettin
         host_names: check_names("gateway.host_names", &config.host_names)?,
         priority: config.priority,
         narinfo_deadline: Duration::from_millis(narinfo_deadline_ms),
+        // Whoever raises the deadline alone means that it counts.
         narinfo_deadline_max: Duration::from_millis(narinfo_deadline_max_ms.max(narinfo_deadline_ms)),
         sign: config.sign,
         prefer: check_prefer(&config.prefer)?,
@@ -67,6 +68,7 @@ pub(super) fn check_ports(gateway: &GatewaySettings, listen: &[Multiaddr]) -> Re
     for (index, listener) in gateway.listeners.iter().enumerate() {
         let ListenerAddress::Tcp(address) = listener.address else { continue };
         let key = format!("gateway.listener[{index}].address");
+        // The second to open it would fail with an error of the system that names no key.
         if let Some((other, first)) = taken.iter().find(|(_, first)| overlap(*first, address)) {
             return Err(SettingsError::OnePort {
                 key,

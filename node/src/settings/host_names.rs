@@ -21,6 +21,7 @@ pub(super) fn check_names(key: &str, texts: &[String]) -> Result<Vec<String>, Se
     let check = |(index, text): (usize, &String)| {
         const FORM: &str = "a name or address without a port, such as \"cache.lan\" or \"[2001:db8::1]\"";
         let key = || format!("{key}[{index}]");
+        // Names in `Host` are compared in lower case.
         if is_host(text) { Ok(text.to_ascii_lowercase()) } else { Err(refused(key(), text, FORM)) }
     };
     texts.iter().enumerate().map(check).collect()

@@ -110,7 +110,9 @@ impl ListenerSettings {
             return Err(refused(key, &files.certificate, "no TLS on a Unix socket, whose file says who may connect"));
         }
         let is_permitted = match self.role {
+            // What peers may have as well, so it may be had by everybody who reaches it.
             GatewayRole::Serve => true,
+            // It gives what the mesh gives, so it has to know to whom.
             GatewayRole::Site => self.knows_its_clients(),
             GatewayRole::Local => false,
         };
@@ -160,6 +162,7 @@ pub(super) fn check(listeners: &[ListenerConfig], base: &Path) -> Result<Vec<Lis
     let mut checked: Vec<ListenerSettings> = Vec::with_capacity(listeners.len());
     for (index, listener) in listeners.iter().enumerate() {
         let one = check_one(index, listener, base)?;
+        // Each port 0 becomes another one.
         let is_own_port = matches!(one.address, ListenerAddress::Tcp(address) if address.port() == 0);
         if let Some(first) = checked.iter().position(|other| other.address == one.address && !is_own_port) {
             return Err(SettingsError::Duplicate {
@@ -179,6 +182,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
     let role = GatewayRole::ALL.into_iter().find(|role| role.name() == listener.role);
     let role = role.ok_or_else(|| refused(key("role"), &listener.role, "\"local\", \"serve\" or \"site\""))?;
     let host_names = match listener.host_names.as_slice() {
+        // Alone, because beside it no other name would mean anything.
         [any] if any == "*" => vec![any.clone()],
         names => check_names(&key("host_names"), names)?,
     };
@@ -194,6 +198,7 @@ fn check_one(index: usize, listener: &ListenerConfig, base: &Path) -> Result<Lis
         tokens_file: listener.tokens_file.as_ref().map(|it| path_from(base, &key("tokens_file"), it)).transpose()?,
         connections_max: within(&key("connections_max"), listener.connections_max, CONNECTIONS)? as usize,
         connections_per_client_max: match listener.connections_per_client_max {
+            // One client with all of the connections would shut out the others.
             None => (listener.connections_max as usize).div_ceil(2),
             Some(count) => within(&key("connections_per_client_max"), count, CONNECTIONS)? as usize,
         },

@@ -178,6 +178,7 @@ impl Settings {
 
     /// Checks a configuration; relative paths are relative to the directory of `file`.
     pub fn check(config: Config, file: &Path) -> Result<Self, SettingsError> {
+        // A later change of the working directory must not change what the file's paths mean.
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
         let peers = peers::check_all(&config.peer)?;
@@ -210,6 +211,7 @@ impl Settings {
             peers,
             file,
         };
+        // Last, because it compares paths of all sections.
         places::check(&settings)?;
         Ok(settings)
     }
@@ -256,6 +258,7 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         Some(path) => path_from(base, "node.control_socket", path)?,
         None => state_dir.join("control.sock"),
     };
+    // The kernel takes no longer one, and would say so only when the daemon starts.
     if control_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(refused(
             "node.control_socket",
@@ -365,6 +368,7 @@ fn begins_with_hash_part(pattern: &str) -> bool {
 fn check_patterns(key: &str, patterns: &[String]) -> Result<(), SettingsError> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte);
     for (index, pattern) in patterns.iter().enumerate() {
+        // A pattern with a hash part would never match, since names are compared without one.
         let is_of_a_name = pattern.bytes().all(permitted) && !begins_with_hash_part(pattern);
         if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !is_of_a_name {
             return Err(refused(

@@ -20,6 +20,7 @@ pub(crate) fn find_login(text: &str, host: &str) -> Option<Login> {
     let mut found: Option<Login> = None;
     while let Some(word) = words.next() {
         let is_for_host = match word {
+            // Host names are the same in either case.
             "machine" => words.next().is_some_and(|name| name.eq_ignore_ascii_case(host)),
             "default" => true,
             "login" | "password" | "account" => {

@@ -54,6 +54,7 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     if !is_name(&config.name) {
         return Err(refused(key("name"), &config.name, NAME_FORM));
     }
+    // Other key types can connect, but cannot sign announcements.
     let peer_id = config.peer_id.parse().ok().filter(|peer| node_key_of(peer).is_some()).ok_or_else(|| {
         refused(
             key("peer_id"),

@@ -24,6 +24,7 @@ pub(super) fn check(settings: &Settings) -> Result<(), SettingsError> {
     let configured = configured(settings);
     let written = written(settings);
     for (index, place) in configured.iter().enumerate() {
+        // Files that are only read may be the same; two things that are written may not.
         let is_same = |other: &&Place| other.path == place.path && !(other.is_shared && place.is_shared);
         let other = configured.iter().take(index).find(is_same);
         // What is below a directory of the daemon's is in its way as well.

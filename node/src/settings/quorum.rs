@@ -99,6 +99,7 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
         let public_key = check_key(format!("revoked_builders[{index}].public_key"), &revoked.public_key)?;
         let from = unix_ms(&revoked.from)
             .ok_or_else(|| refused(format!("revoked_builders[{index}].from"), revoked.from, DATE_FORM))?;
+        // It is shown in reports and in the log.
         if revoked.why.len() > 1_000 || revoked.why.chars().any(char::is_control) {
             return Err(refused(
                 format!("revoked_builders[{index}].why"),
@@ -150,6 +151,7 @@ fn check_keep(paths: &[String]) -> Result<BTreeSet<HashPart>, SettingsError> {
         return Err(refused("quorum.keep", Count(paths.len(), "paths"), "at most 10000"));
     }
     let parse = |(index, text): (usize, &String)| {
+        // With its directory or without, as people copy it.
         let base_name = text.rsplit('/').next().unwrap_or_default();
         let path = StorePath::parse(base_name);
         let form = "a store path, such as /nix/store/<32 characters>-<name>";
@@ -200,6 +202,7 @@ fn unix_ms(at: &Datetime) -> Option<u64> {
         Some(time) => (time.hour, time.minute, time.second.unwrap_or(0), time.nanosecond.unwrap_or(0)),
         None => (0, 0, 0, 0),
     };
+    // A time without a zone would mean another moment on each machine.
     let east_of_utc_min = match (at.offset, at.time) {
         (Some(Offset::Z), _) | (None, None) => 0,
         (Some(Offset::Custom { minutes }), _) => i64::from(minutes),

@@ -29,6 +29,7 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     };
     let key = mesh.key.as_ref().map(parse).transpose()?;
     let roster_file = mesh.roster_file.as_ref().map(|path| path_from(base, "mesh.roster_file", path)).transpose()?;
+    // A roster without the key that signed it would be believed whoever wrote the file.
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }
@@ -48,10 +49,13 @@ impl Settings {
                 continue;
             };
             if peer_id == *me {
+                // The machine's own configuration decides, if it says anything.
                 self.node.relay = self.node.relay.or(Some(member.relay));
             } else if let Some(known) = self.peers.iter_mut().find(|peer| peer.peer_id == peer_id) {
+                // Either is enough.
                 known.relay |= member.relay;
             } else {
+                // A summary has no room for more, so whoever is beyond would be told nothing.
                 if self.peers.len() >= Summary::AUDIENCE_MAX {
                     remarks.push(format!(
                         "member {:?} is no peer: there are {} already",

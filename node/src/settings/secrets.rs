@@ -252,6 +252,7 @@ pub(super) fn read_secret(
     let key = key.into();
     let read_error = |source| SecretError::Read { key: key.clone(), path: path.to_owned(), source, accepted };
     let file = open_to_read(path).map_err(read_error)?;
+    // Of the file that was opened, not of its name, which may lead elsewhere a moment later.
     let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;
     if mode & forbidden_bits(path) != 0 {
         return Err(SecretError::Mode { key: key.clone(), path: path.to_owned(), mode });

@@ -10,6 +10,7 @@ pub(super) fn check(store: &StoreConfig, base: &Path) -> Result<StoreLocation, S
     let store_dir = StoreDir::parse(&store.store_dir)
         .map_err(|_| refused("store.store_dir", &store.store_dir, "an absolute directory such as /nix/store"))?;
     if let Some(root) = &store.root {
+        // Nix derives all of these from the root, so a second word about one of them could only contradict it.
         let others = [
             ("store.real_dir", &store.real_dir),
             ("store.state_dir", &store.state_dir),

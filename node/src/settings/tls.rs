@@ -76,6 +76,7 @@ impl TlsFiles {
         let of_certificate = |why| unusable(&certificate_key, &self.certificate, why, ACCEPTED_CERTIFICATE);
         let chain = read_certificates(&certificate_key, &self.certificate, CHAIN_MAX, ACCEPTED_CERTIFICATE)?;
         let first = chain.first().ok_or_else(|| of_certificate("it holds no certificate".to_owned()))?;
+        // Read here, so that `status` can say until when it is good.
         let (from_unix_s, until_unix_s) = validity(first)
             .ok_or_else(|| of_certificate("what stands first in it is no certificate of X.509".to_owned()))?;
 
@@ -92,6 +93,7 @@ impl TlsFiles {
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| of_certificate(error.to_string()))?;
+        // Everybody may connect, unless there is a file that says who.
         let config = match &self.client_ca {
             None => config.with_no_client_auth(),
             Some(path) => {
@@ -111,6 +113,7 @@ impl TlsFiles {
             }
             other => of_key(other.to_string()),
         })?;
+        // HTTP/2 first: a client that speaks both takes the first one that it knows.
         config.alpn_protocols = [&b"h2"[..], b"http/1.1"].map(Vec::from).into();
         Ok(TlsInForce { config: Arc::new(config), from_unix_s, until_unix_s })
     }
@@ -132,6 +135,7 @@ fn read_certificates(
         accepted,
     })?;
     let text = text.ok_or_else(|| unusable(format!("it is larger than {CERTIFICATES_BYTES_MAX} bytes")))?;
+    // One more than is accepted shows that there are more.
     let found = CertificateDer::pem_slice_iter(text.as_bytes()).take(max + 1).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| unusable(error.to_string()))?;
     match found.len() {

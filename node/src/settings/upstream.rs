@@ -94,6 +94,7 @@ fn read_netrc(key: String, host: &str, path: &Path) -> Result<Credentials, Secre
     const ACCEPTED: &str = "a netrc file that only its owner may read, of at most 64 KiB, with login and password for the \
                             host of the cache";
     let login = find_login(&read_secret(key.clone(), path, ACCEPTED)?, host);
+    // Either would break the header that they are put into.
     let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
     let login = login.filter(is_usable).ok_or_else(|| {
         unusable(key, path, &format!("it holds no login and password for {host} that can be sent"), ACCEPTED)
@@ -143,6 +144,7 @@ pub(super) fn check(configs: &[UpstreamConfig], base: &Path) -> Result<Vec<Upstr
                 accepted: "one [[upstream]] per name",
             });
         }
+        // Also of those that are not enabled, so that a mistake does not wait there until somebody enables it.
         let upstream = check_one(config, index, base)?;
         if config.enabled {
             checked.push(upstream);
@@ -171,6 +173,7 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
         ((None, None), None, None) => None,
         ((Some(path), None), None, None) => Some(CredentialsFile::Token(path)),
         ((None, Some(file)), None, None) => match &place {
+            // A netrc file has entries for hosts, so the host of the URL says which one is meant.
             Place::Http(url) => url.host_str().map(|host| CredentialsFile::Netrc { host: host.to_owned(), file }),
             Place::Directory(_) => {
                 return Err(refused(key("netrc_file"), &file, "no netrc_file where url is file:///DIRECTORY"));
@@ -182,6 +185,7 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
             return Err(refused(key("user"), user.as_deref().unwrap_or_default(), accepted));
         }
     };
+    // A colon would end the user name in the header.
     if let Some(user) = config.user.as_ref().filter(|user| !is_user(user)) {
         return Err(refused(key("user"), user, "1 to 256 bytes without colons and control characters"));
     }

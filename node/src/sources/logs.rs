@@ -89,6 +89,7 @@ impl PeerLogs {
             return Ok(None);
         }
         let searched = async {
+            // A log is asked of many peers at once; many clients that ask must not become a flood at each of them.
             let _turn = self.searches.acquire().await.map_err(|_| Unheard)?;
             let asked = peers.into_iter().take(ASKED_MAX).map(|peer| self.ask(peer, derivation));
             let mut answers = std::pin::pin!(stream::iter(asked).buffer_unordered(ASKED_AT_ONCE_MAX));
@@ -97,6 +98,7 @@ impl PeerLogs {
                 match answer {
                     Answer::Here(log) => return Ok(Some(*log)),
                     Answer::Absent => {}
+                    // Somebody did not answer, so "no such log" would be a guess.
                     Answer::Late => otherwise = Err(Unheard),
                 }
             }
@@ -183,6 +185,7 @@ impl PartReader {
         let answer = tokio::time::timeout(PART_WAIT, self.mesh.ask_log(self.peer, request)).await;
         let part = answer.map_err(|_| LogFault::Late)??.ok_or(LogFault::Gone)?;
         let is_same = (self.is_compressed, self.size_bytes, self.version);
+        // Parts of two logs together would be a log that nobody wrote.
         if (part.is_compressed, part.size_bytes, part.version) != is_same {
             return Err(LogFault::Changed);
         }
@@ -212,6 +215,7 @@ impl Text {
             let (piece, is_stuck, is_whole) = self.unpack(unpacker).await?;
             if !piece.is_empty() {
                 self.text_bytes += piece.len() as u64;
+                // A small file may unpack to a text without end.
                 return if self.text_bytes > LOG_BYTES_MAX { Err(LogFault::TooLong) } else { Ok(Some(piece)) };
             }
             if is_stuck {

@@ -126,6 +126,7 @@ impl Pace {
             return;
         };
         limited.grow(now);
+        // It allows more than anybody here asks, so it need not be watched.
         if limited.rate >= RATE_MAX {
             state.limited = None;
         }

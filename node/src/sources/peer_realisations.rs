@@ -47,6 +47,7 @@ impl PeerRealisations {
 
     async fn ask(&self, peer: PeerId, id: &RealisationId, trusted: &TrustedKeys) -> Option<Realisation> {
         let asked = self.mesh.ask_realisation(peer, RealisationRequest::of(id));
+        // It counts against the ranking of the peer, like a narinfo that does not come.
         let Ok(answer) = tokio::time::timeout(ANSWER_WAIT, asked).await else {
             self.mesh.statistics().on_timed_out(&peer);
             tracing::debug!(%peer, %id, waited = ?ANSWER_WAIT, "does not say which path this output is");

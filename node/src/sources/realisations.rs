@@ -57,6 +57,7 @@ impl UpstreamSources {
                 None if asked.is_empty() => return None,
                 None => {}
             }
+            // Without anybody else there is nothing to be quick for.
             let has_more = waiting.len() > 0;
             let hedged =
                 async { if has_more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
@@ -84,6 +85,7 @@ impl Source {
             drop(turn);
             let pause = match answer {
                 Ok(answer) => return answer,
+                // It was asked too much, which says nothing about what it has.
                 Err(failure) if failure.kind == FailureKind::RateLimited => pause_before_retry(1)?,
                 Err(failure) if self.may_answer_soon(&failure) => {
                     failures += 1;
@@ -127,6 +129,7 @@ pub(super) fn judge(
     asked: &RealisationId,
     trusted: &TrustedKeys,
 ) -> Result<Realisation, Distrust> {
+    // A right signature over another output would still be a lie.
     if realisation.id != *asked {
         return Err(Distrust::OtherOutput);
     }
@@ -135,6 +138,7 @@ pub(super) fn judge(
     let (good, bad): (Vec<_>, Vec<_>) = signatures.into_iter().partition(|one| trusted.verifies(&fingerprint, one));
     realisation.signatures = good;
     realisation.signatures.truncate(SIGNATURES_MAX);
+    // A bad signature under a name that we know is forged; under any other it says nothing.
     match (realisation.signatures.is_empty(), bad.into_iter().find(|one| trusted.by_name(&one.key_name).is_some())) {
         (false, _) => Ok(realisation),
         (true, Some(forged)) => Err(Distrust::Forged(forged.key_name)),

@@ -104,6 +104,7 @@ impl UpstreamFeed {
         };
         let mut memory =
             self.wanted.decoders.clone().take(location.decoder_bytes(self.wanted.request.nar_size)).boxed();
+        // Mostly there is memory, and the cache is asked without another round.
         match (&mut memory).now_or_never() {
             Some(memory) => self.open(&location, memory).await,
             None => {
@@ -124,6 +125,7 @@ impl UpstreamFeed {
         let State::ToAsk(turn) = &mut self.state else { return Ok(None) };
         let turn = tokio::time::timeout(LOOK_AGAIN, turn).await;
         let pause = self.source().upstream.limited_for().unwrap_or_default();
+        // Beyond this the NAR counts as one that this cache does not give, and another source may.
         let is_too_long = self.under_way.since.elapsed() + pause > LIMITED_WAIT_MAX;
         match turn {
             Ok(Some(turn)) => {
@@ -177,6 +179,7 @@ impl NarFeed for UpstreamFeed {
                 return match body.read(out, bytes_max).await {
                     Ok(0) => Ok(Piece::Complete),
                     Ok(_) => {
+                        // The transfer looks at this to tell a slow cache from a silent one.
                         *self.under_way.source.last_received.lock() = Some(Instant::now());
                         Ok(Piece::Data)
                     }

@@ -132,6 +132,7 @@ impl Source {
                 return Err(failure);
             }
         };
+        // As if it were not there: the operator takes nothing of that name from this cache.
         if !self.upstream.settings().allows(info.path.name()) {
             self.misses.insert(*part, ());
             return Ok(None);
@@ -199,6 +200,7 @@ impl Source {
     }
 
     pub(super) fn on_received(&self, bytes: u64, elapsed: Duration) {
+        // Of a few bytes, the time is that of the request and not of the line.
         if bytes < RATED_BYTES_MIN {
             if elapsed >= KEPT_WAITING {
                 *self.kept_waiting.lock() = Some(Instant::now());
@@ -232,6 +234,7 @@ impl Rate {
 
     /// With one more transfer.
     fn after(self, bytes: u64, elapsed: Duration) -> Self {
+        // What is older than this counts ever less, so that the rate follows the line.
         let kept = self.bytes.min(RATED_BYTES_MAX);
         let micros = u128::from(self.micros) * u128::from(kept) / u128::from(self.bytes.max(1));
         let took = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);

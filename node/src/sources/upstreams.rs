@@ -146,6 +146,7 @@ impl UpstreamSources {
         let source = self.find(id);
         let wanted = Wanted { request, store_dir: self.store_dir.clone(), decoders: self.decoders.clone() };
         Box::pin(async move {
+            // A reload may have removed it since it was chosen.
             let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
             let mut feed = UpstreamFeed::new(source, wanted);
             feed.begin().await.map_err(|failure| {

@@ -159,6 +159,7 @@ impl StateDb {
         let cause = match opened {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
+                // Pages may be sound and hold values that this program never wrote.
                 match db.find_odd_value() {
                     None => return Ok((db, missing.then_some(Recovered::Missing { path }))),
                     Some(cause) => cause,
@@ -167,6 +168,7 @@ impl StateDb {
             Err(Unusable::InUse) => return Err(StateDbError::InUse { path }),
             Err(Unusable::Damaged { cause }) => cause,
         };
+        // Moved and not deleted: whoever looks for the cause needs it.
         let moved_to = set_aside(&path).map_err(directory_error)?;
         let connection = open_checked(&path, Empty::Allowed).map_err(|unusable| match unusable {
             Unusable::InUse => StateDbError::InUse { path: path.clone() },
@@ -317,6 +319,7 @@ impl StateDb {
     }
 
     fn drop_oldest(&mut self) -> Result<(), StateDbError> {
+        // More than one at a time, because to find the oldest takes a look at all.
         let keep = self.answers_max - self.answers_max / DROP_SHARE;
         let left: i64 = self.run(|connection| {
             let count: i64 = connection.query_row("SELECT count(*) FROM answers", (), |row| row.get(0))?;

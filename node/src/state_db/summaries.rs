@@ -51,6 +51,7 @@ impl SummaryFiles {
         let dir = state_dir.join(SUMMARIES_DIR);
         match Lies::at(&dir)? {
             Lies::Nothing | Lies::Directory => {}
+            // Whatever stands in the way is moved aside, because a missing gateway would fail builds.
             Lies::File => tell_moved(&dir, "a file")?,
             Lies::Other(what) => tell_moved(&dir, what)?,
         }
@@ -145,6 +146,7 @@ impl SummaryStore for SummaryFiles {
 fn look_at(entry: &DirEntry) -> io::Result<Option<(PeerId, u64)>> {
     let name = entry.file_name();
     let name = name.to_str().unwrap_or_default();
+    // A process was killed while it wrote this.
     if name.ends_with(UNFINISHED) {
         return clear(&entry.path()).map(|()| None);
     }

@@ -23,7 +23,7 @@ pub struct SourceGiven {
     pub name: String,
     /// Whether it is a peer; if not, it is an upstream cache.
     pub is_peer: bool,
-    /// What it gave.
+    /// Its NARs and bytes, and how long they took.
     #[serde(flatten)]
     pub given: Given,
 }

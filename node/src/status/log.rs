@@ -106,7 +106,7 @@ pub struct NarEntry {
     pub given_bytes: u64,
     /// Whether it came from our own store.
     pub own: bool,
-    /// Who sent it.
+    /// The sources that sent it, each with its share.
     pub sources: Vec<NarShare>,
     /// The first sources that were left on the way, which is what a switch is.
     pub left: Vec<NarSwitch>,

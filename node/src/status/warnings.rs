@@ -11,7 +11,7 @@ const EACH_MAX: usize = 5;
 pub struct Warning {
     /// What is wrong.
     pub what: String,
-    /// What to do.
+    /// What the operator can do about it.
     pub todo: String,
 }
 

@@ -129,6 +129,7 @@ pub(super) async fn find_entry(
     let Some(entry) = unless_busy(open).await?.flatten() else { return Ok(None) };
     Ok(Some(match entry {
         Entry::File(opened) => file(name, opened),
+        // A directory with an index is shown as that page, as web servers do.
         Entry::Directory(mut rows) => match rows.take_index() {
             Some(index) => file(INDEX.to_vec(), index),
             None => StoreEntry::Directory(StoreDirectory { path: store_path, rows: Box::pin(in_rows(rows)) }),
@@ -175,6 +176,7 @@ where
             let filled = fill(&mut source, &mut piece);
             (source, piece, filled)
         };
+        // A piece at a time, so that a client that reads slowly holds no thread.
         let (source, piece, filled) = tokio::task::spawn_blocking(read).await.ok()?;
         match filled {
             Ok(has_more) => Some((Ok(Bytes::from(piece)), has_more.then_some(source))),

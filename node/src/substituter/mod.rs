@@ -167,6 +167,7 @@ impl Substituter for GatewaySubstituter {
             (None, Scope::Serve | Scope::Site) => Ok(None),
             (None, Scope::Local) => {
                 let (store, asked) = (Arc::clone(self.store()), derivation.clone());
+                // The filters of peers know outputs, and no derivations.
                 let find_outputs = move || store.find_outputs(&asked).map(Some);
                 let outputs = files::ask(&self.resolver, find_outputs).await?.unwrap_or_default();
                 let found = self.peer_logs.find(derivation.hash_part(), &outputs).await.map_err(|_| Busy)?;
@@ -223,6 +224,7 @@ impl Substituter for GatewaySubstituter {
                     narmesh_resolver::NoNar::Gone => NoNar::Gone,
                     narmesh_resolver::NoNar::NotNow => NoNar::NotNow,
                 });
+                // The path may have come into our own store meanwhile, and be private there.
                 self.unless_private(&url.hash_part, Some(body?))
             }
         };

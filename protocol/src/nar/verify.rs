@@ -159,6 +159,7 @@ impl Default for Parser {
 impl Parser {
     fn feed(&mut self, mut bytes: &[u8]) -> Result<(), NarError> {
         while !bytes.is_empty() {
+            // A NAR that is whole is over: what comes after it would never be looked at by who unpacks it.
             if self.expected == Expected::End {
                 return Err(NarError::Trailing);
             }
@@ -198,6 +199,7 @@ impl Parser {
     fn read_bytes<'a>(&mut self, left: u64, bytes: &'a [u8]) -> Result<&'a [u8], NarError> {
         let taken_bytes = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
         let (taken, rest) = bytes.split_at(taken_bytes);
+        // Contents are hashed and not kept, or a file would have to fit into memory.
         if self.expected != Expected::Contents {
             self.token.extend_from_slice(taken);
         }
@@ -213,6 +215,7 @@ impl Parser {
 
     fn read_padding<'a>(&mut self, left: usize, bytes: &'a [u8]) -> Result<&'a [u8], NarError> {
         let (taken, rest) = bytes.split_at(left.min(bytes.len()));
+        // Padding that is not zero would be a second NAR of the same contents.
         if taken.iter().any(|byte| *byte != 0) {
             return Err(NarError::Padding);
         }
@@ -236,6 +239,7 @@ impl Parser {
                 b"regular" => Expected::ExecutableOrContents,
                 b"symlink" => Expected::TargetWord,
                 b"directory" => {
+                    // The names of each open directory are compared with each other alone.
                     self.last_names.push(Vec::new());
                     Expected::EntryOrClose
                 }
@@ -249,10 +253,12 @@ impl Parser {
             Expected::ContentsWord => word(b"contents", Expected::Contents)?,
             Expected::Contents => Expected::NodeClose,
             Expected::TargetWord => word(b"target", Expected::Target)?,
+            // The system cannot make such a link, so it would fail in the middle of unpacking.
             Expected::Target if token.is_empty() || token.contains(&0) => return Err(NarError::Target),
             Expected::Target => Expected::NodeClose,
             Expected::NodeClose => word(b")", self.after_node())?,
             Expected::EntryOrClose => match token {
+                // Before the entry is opened: whatever unpacks it needs stack for each level.
                 b"entry" if self.last_names.len() >= DEPTH_MAX => return Err(NarError::Depth),
                 b"entry" => Expected::EntryOpen,
                 b")" => {

@@ -70,11 +70,14 @@ pub(crate) fn receive_envelope(cx: &mut Context, pulls: &mut Pulls, envelope: &A
     let announcement = *envelope.announcement();
     let Some(entry) = cx.peers.get_mut(&peer) else { return Worth::Old };
     let worth = entry.accept_if_newer(cx.io.now, envelope);
+    // The owner answers later for not having a body only if it named it on this connection: one that has restarted does
+    // not answer for what others still hand on.
     if teller == peer && matches!(worth, Worth::News | Worth::Known) {
         entry.set_claimed(Some(announcement.generation));
     }
     match worth {
         Worth::Old => {}
+        // A repeat is no news, but whoever shows it is one more peer to pull the body from.
         Worth::Known => pulls.pull_if_wanted(cx, peer, Some(teller)),
         // What another peer hands on may be old although nobody's clock is wrong.
         Worth::ClockDiffers if teller != peer => {}
@@ -82,8 +85,10 @@ pub(crate) fn receive_envelope(cx: &mut Context, pulls: &mut Pulls, envelope: &A
         Worth::Bad(misdeed) => cx.penalize(pulls, peer, misdeed),
         Worth::News => {
             let adopted = cx.peers.adopt_renewed(&mut cx.io, &peer);
+            // Written before anything is done with it, so that after a crash no older announcement counts as news.
             cx.io.push(Output::Persist(Record::Newest { peer, envelope: envelope.as_bytes().to_vec() }));
             if announcement.is_goodbye() {
+                // It asked to be no candidate any more: whoever asked it would only lose time.
                 pulls.drop_body(cx, &peer);
                 cx.io.push_event(Event::Departed { peer });
                 return worth;

@@ -80,6 +80,7 @@ impl Pull {
         if preferred.is_empty() || self.attempts % 3 == 2 {
             let others = cx.connections.peers().filter(|peer| !preferred.contains(peer) && cx.may_ask(peer)).copied();
             let others: Vec<_> = others.collect();
+            // Where there is nobody else, the third attempt goes to a preferred peer, too.
             if preferred.is_empty() || !others.is_empty() {
                 let at = cx.io.chance.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
                 return others.into_iter().nth(usize::try_from(at).ok()?);
@@ -151,10 +152,12 @@ impl Pulls {
 
     /// Ends the pull of this owner's body; an answer that still comes is ignored.
     pub(crate) fn end_pull(&mut self, cx: &mut Context, owner: &PeerId) {
+        // A timer that outlived its pull would cut the wait of the owner's next one short.
         cx.io.timers.set(Timer::Pull(*owner), None);
         let Some(pull) = self.by_owner.remove(owner) else { return };
         match pull.phase {
             Phase::Asking(id) => {
+                // The slot is free at once, also if the answer never comes: others wait for one of 16.
                 cx.requests.take(&mut cx.io, id);
                 self.start_ready(cx);
             }
@@ -224,6 +227,7 @@ impl Pulls {
             }
             Some(GossipReply::Delta(bytes)) => self.on_delta(cx, owner, from, have_seq, &bytes),
             Some(GossipReply::Absent) => {
+                // Only the owner owes its own body. Others may have dropped it, or may not hand it to us.
                 if owner == from {
                     self.on_owner_absent(cx, owner);
                 }
@@ -233,6 +237,7 @@ impl Pulls {
                 cx.penalize(self, from, Misdeed::MalformedReply);
                 self.on_failed(cx, owner);
             }
+            // Neither is a misdeed: it was asked too much, or the line broke.
             Some(GossipReply::Busy) | None => self.on_failed(cx, owner),
         }
     }
@@ -264,6 +269,7 @@ impl Pulls {
         let base = cx.peers.assemble_body(&owner);
         let next = SummaryDelta::decode(bytes).and_then(|delta| {
             let (held_seq, base) = base.ok_or(SummaryError::Base { base_seq: delta.base_seq, held_seq: u64::MAX })?;
+            // Only a delta from the base that we named counts: nobody was asked for another one.
             let expected = have_seq.filter(|have_seq| *have_seq == held_seq);
             let next = delta.apply(&base, expected.unwrap_or(u64::MAX))?;
             Ok((next.encode()?, delta))
@@ -271,6 +277,7 @@ impl Pulls {
         match next {
             Ok((body, delta)) if Summary::digest(&body) == announced.body_digest => {
                 self.take_proven_body(cx, owner, from, &body, bytes.len(), Some(&delta));
+                // Others that ask us for the step from the same base are answered with it.
                 cx.peers.keep_delta(owner, announced.generation, delta);
             }
             Ok(_) | Err(_) => {
@@ -291,6 +298,7 @@ impl Pulls {
         delta: Option<&SummaryDelta>,
     ) {
         let Some(target) = self.by_owner.get(&owner).map(|pull| pull.target.clone()) else { return };
+        // First, so that what follows may begin a pull of something newer that was announced meanwhile.
         self.end_pull(cx, &owner);
         let generation = target.announcement().generation;
         let refusal = match cx.peers.take_body(&mut cx.io, owner, &target, body, delta) {
@@ -300,7 +308,9 @@ impl Pulls {
                 self.pull_if_wanted(cx, owner, None);
                 return self.start_ready(cx);
             }
+            // No misdeed: the owner may take us out of its audience, and the sender handed on what is proven.
             Err(Flaw::ForeignAudience) => None,
+            // No misdeed either: a later version may hash in a way that we do not know.
             Err(Flaw::UnknownHashId { hash_id }) => {
                 cx.io.push_event(Event::UnknownHashId { peer: owner, hash_id });
                 None
@@ -324,6 +334,7 @@ impl Pulls {
     fn on_failed(&mut self, cx: &mut Context, owner: PeerId) {
         let wanted = cx.peers.get(&owner).and_then(|entry| entry.wanted(cx.io.now.moment));
         let wanted = wanted.map(|newest| newest.announcement().generation);
+        // A misdeed may have ended the pull just now; its slot is free for another one.
         let Some(pull) = self.by_owner.get_mut(&owner) else { return self.start_ready(cx) };
         let generation = pull.generation();
         pull.attempts += 1;
@@ -342,6 +353,7 @@ impl Pulls {
             }
         } else {
             let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);
+            // Peers that heard of it at the same moment would otherwise all ask again at the same moment.
             let jitter_ms = cx.io.chance.draw_below(backoff_ms / 2);
             cx.io.timers.set(Timer::Pull(owner), Some(cx.io.now.moment + backoff_ms + jitter_ms));
         }

@@ -105,11 +105,13 @@ impl Syncs {
     pub(crate) fn on_request(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, id: u64, bytes: &[u8]) {
         let moment = cx.io.now.moment;
         let reply = match cx.peers.get_mut(&from).map(|entry| entry.conduct.has_spent_requests(moment)) {
+            // Who is not on the allowlist hears what a peer outside of an audience hears, which tells nothing.
             None => GossipReply::Absent,
             Some(true) => GossipReply::Busy,
             Some(false) => self.answer(cx, pulls, from, bytes),
         };
         let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
+        // By the bytes that leave: bodies of 2 MiB for each request would cost much more than small answers.
         let served = cx.peers.get_mut(&from).filter(|_| reply != GossipReply::Busy);
         if let Some(entry) = served {
             entry.conduct.charge_request(bytes.len());
@@ -122,6 +124,7 @@ impl Syncs {
             Ok(GossipRequest::Sync(sync)) if sync.have.len() <= Sync::HAVE_MAX => {
                 self.answer_sync(cx, pulls, from, sync)
             }
+            // The table of peers has no entry of ourselves.
             Ok(GossipRequest::Pull { owner, generation, have_seq }) if owner == self.my_digest => {
                 cx.publication.serve(&from, generation, have_seq).unwrap_or(GossipReply::Absent)
             }
@@ -136,12 +139,14 @@ impl Syncs {
     }
 
     fn answer_sync(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, sync: Sync) -> GossipReply {
+        // First: no path of one store directory is of use in another, so nothing else is compared.
         if self.note_store_dir_differs(cx, pulls, from, &sync.store_dir) {
             return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
         }
         self.receive_own(cx, pulls, from, sync.yours);
         let have = Haves::new(sync.have);
         let holds_newer = holds_newer(&cx.peers, &have);
+        // If it knows more than we have heard of, we ask it soon and not with the next round.
         cx.connections.note_compared(&mut cx.io, from, holds_newer);
         GossipReply::Sync {
             store_dir: self.store_dir.clone(),
@@ -159,6 +164,7 @@ impl Syncs {
             have.generation_of(owner).is_none_or(|have| have < envelope.announcement().generation)
         };
         let own = cx.publication.envelope().filter(|own| newer(&self.my_digest, own));
+        // Who asks has its own summary; what we know of it goes back in `yours`.
         let of_others = cx.peers.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
             let goodbye = || {
                 let newest = entry.newest().filter(|newest| newest.announcement().is_goodbye())?;
@@ -175,12 +181,14 @@ impl Syncs {
 
     /// Handles the reply to our sync; `None` when there was none.
     pub(crate) fn on_reply(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, reply: Option<GossipReply>) {
+        // An answer to a sync that already ended, because the connection broke meanwhile or it took too long.
         if !cx.connections.end_sync(&from) {
             return;
         }
         match reply {
             Some(GossipReply::Sync { store_dir, software, yours, news }) => {
                 let first = cx.connections.count_answer(&from);
+                // Gossipsub does not deliver over a new connection yet, so what is announced now would be missed.
                 if first {
                     cx.connections.schedule_sync(&mut cx.io, from, SECOND_LOOK_MS);
                 }
@@ -220,6 +228,7 @@ impl Syncs {
         let before = entry.set_store_dir_differs(differs.clone());
         match differs {
             Some(store_dir) => {
+                // Once for each directory, and not with every sync: the event is shown to people.
                 if before.as_ref() != Some(&store_dir) {
                     pulls.drop_body(cx, &peer);
                     cx.io.push_event(Event::StoreDirDiffers { peer, store_dir });
@@ -227,6 +236,7 @@ impl Syncs {
                 true
             }
             None => {
+                // Its operator moved it to our directory: what it announced is of use now.
                 if before.is_some() {
                     pulls.pull_if_wanted(cx, peer, None);
                 }
@@ -253,6 +263,7 @@ impl Syncs {
                     cx.io.push_event(Event::Overtaken { generation: envelope.announcement().generation });
                 }
             }
+            // An envelope of another version is ignored and not punished, whoever signed it.
             Err(EnvelopeError::UnknownVersion { .. }) => {}
             Ok(_) | Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
                 cx.penalize(pulls, from, Misdeed::ForgedNews);
@@ -303,6 +314,7 @@ fn answer_pull(
     generation: Generation,
     have_seq: Option<u64>,
 ) -> GossipReply {
+    // One answer for "not held", "another generation" and "not for you": which one it is must not be told.
     let held = peers.find_owner(owner).and_then(|peer| {
         let entry = peers.get(&peer).filter(|entry| !entry.is_outdated_memory())?;
         let held = entry.held()?;
@@ -312,6 +324,7 @@ fn answer_pull(
     let Some((peer, announced)) = held else { return GossipReply::Absent };
     let delta = have_seq.and_then(|base| peers.merge_deltas(&peer, generation, base, announced.path_count));
     let delta = delta.and_then(|delta| delta.encode().ok());
+    // A delta of many steps may be larger than the filter itself.
     if let Some(delta) = delta.filter(|delta| delta.len() < announced.body_bytes as usize) {
         return GossipReply::Delta(delta);
     }
@@ -320,12 +333,14 @@ fn answer_pull(
 }
 
 fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u8>]) {
+    // Checked before anything is opened: each signature costs far more than a byte on the line.
     if news.len() > GossipReply::NEWS_MAX {
         return cx.penalize(pulls, from, Misdeed::MalformedReply);
     }
     let mut fresh = false;
     for (signer, bytes) in choose_newest(&cx.peers, from, news) {
         let moment = cx.io.now.moment;
+        // Both looks cost no signature, and none of them uses up what the answerer may have opened.
         if is_of_no_use(cx, signer, from, bytes) || cx.peers.has_spent_announcements(moment, &signer, &from) {
             continue;
         }
@@ -348,6 +363,7 @@ fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u
             cx.penalize(pulls, from, Misdeed::AnnouncementFlood);
         }
     }
+    // What was news to us may be news to others, who otherwise learn of it with their next round.
     if fresh {
         cx.connections.schedule_spread(&mut cx.io, from);
     }

@@ -126,12 +126,15 @@ impl Gossip {
     pub fn handle(&mut self, now: Now, input: Input) {
         let Self { context: cx, pulls, syncs, .. } = self;
         cx.io.set_time(now);
+        // What was restored at the start settles into matrices with the first input, in one pass for all.
         cx.peers.shape_table();
         let now = cx.io.now;
         match input {
             Input::Allowlist(peers) => self.set_allowlist(peers),
             Input::Addresses(addresses) => cx.publication.set_addresses(now.moment, addresses),
             Input::Connected(peer) => {
+                // A second connection with a peer brings no new greeting. One with nobody of the allowlist says
+                // nothing.
                 if cx.peers.contains(&peer) && !cx.connections.contains(&peer) {
                     syncs.greet(cx, peer);
                     pulls.resume_with(cx, peer);
@@ -151,6 +154,7 @@ impl Gossip {
             Input::Tick => {}
             Input::Goodbye => cx.publication.depart(&mut cx.io),
         }
+        // With each input, so that a clock that was set is noticed at once and not with the next announcement.
         self.context.publication.watch_clock(now);
         self.run_due_timers();
     }
@@ -233,6 +237,7 @@ impl Gossip {
     fn run_due_timers(&mut self) {
         loop {
             let Self { context: cx, pulls, syncs, .. } = self;
+            // What was done in the last turn may have moved it.
             cx.io.timers.set(Timer::Publish, cx.publication.due());
             match cx.io.timers.pop(cx.io.now.moment) {
                 Some(Timer::Publish) => cx.publication.publish(&mut cx.io),
@@ -241,12 +246,15 @@ impl Gossip {
                 Some(Timer::Pull(owner)) => pulls.pull_again(cx, owner),
                 Some(Timer::Requests) => {
                     if let Some((id, to)) = cx.requests.find_overdue(cx.io.now.moment) {
+                        // Like a connection that broke: nobody is blamed for a deadline.
                         self.on_response(to, id, None);
                     }
                 }
                 Some(Timer::Expire(peer)) => self.expire(peer),
                 Some(Timer::Conduct(peer)) => {
                     if cx.peers.lift_expired_penalties(&mut cx.io, &peer) {
+                        // While it was set aside, nothing was pulled from it, and it may have announced something
+                        // since.
                         pulls.pull_if_wanted(cx, peer, None);
                         cx.connections.schedule_sync(&mut cx.io, peer, 0);
                     }
@@ -257,16 +265,20 @@ impl Gossip {
     }
 
     fn set_allowlist(&mut self, mut peers: BTreeSet<PeerId>) {
+        // An allowlist that is copied to all machines names each machine itself.
         peers.remove(&self.me);
+        // The audience of a summary has a bound; of too many, the same ones are left out at each start.
         while peers.len() > ALLOWLIST_MAX {
             peers.pop_last();
         }
         let mut audience: Vec<_> = peers.iter().chain([&self.me]).map(AudienceDigest::of).collect();
         audience.sort_unstable();
         audience.dedup();
+        // Taking a peer out of the audience makes a new epoch due, which that peer cannot get.
         self.context.publication.set_audience(self.context.io.now.moment, audience, peers.len());
         let known = self.context.peers.iter().map(|(peer, _)| *peer);
         let gone: Vec<_> = known.filter(|peer| !peers.contains(peer)).collect();
+        // Its requests end first, so that nothing waits for an answer of a peer that is forgotten.
         for peer in gone {
             self.disconnect(peer);
             self.pulls.forget(&mut self.context, &peer);
@@ -281,9 +293,11 @@ impl Gossip {
         if !cx.connections.remove(&mut cx.io, &peer) {
             return;
         }
+        // The next process of this owner may not have the body yet; it says anew what it has.
         if let Some(entry) = cx.peers.get_mut(&peer) {
             entry.set_claimed(None);
         }
+        // Ends them at once. The pulls behind them go to another peer without waiting for the deadline.
         for id in cx.requests.ids_to(peer) {
             self.on_response(peer, id, None);
         }
@@ -294,6 +308,7 @@ impl Gossip {
         let Self { context: cx, pulls, syncs, .. } = self;
         let Some(purpose) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
         let reply = bytes.map(GossipReply::decode);
+        // The purpose is served as if nothing had come, so that the pull or sync is tried elsewhere.
         if matches!(reply, Some(Err(_))) {
             cx.penalize(pulls, from, Misdeed::MalformedReply);
         }

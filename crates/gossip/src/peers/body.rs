@@ -36,6 +36,7 @@ pub(crate) struct Usable {
 impl Usable {
     /// Decodes a body for the node `me`. The caller has to check that its digest is the announced one.
     pub(crate) fn decode(me: &PeerId, announcement: &Announcement, body: &[u8]) -> Result<Self, Flaw> {
+        // The filter is decoded with it: density and class are checked before anything is installed.
         match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
             Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
             Ok((_, summary)) if !summary.admits(me) => Err(Flaw::ForeignAudience),

@@ -99,6 +99,8 @@ impl Conduct {
     pub(crate) fn count_false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
         self.false_hits = self.false_hits.saturating_add(1);
         let expected = rate * lookups.saturating_sub(self.lookups_before) as f64;
+        // All three: few false hits say nothing, a dense filter has more of them, and a peer that is mostly right is
+        // worth asking.
         let too_many = self.false_hits > FALSE_HITS_FREE
             && self.false_hits as f64 > FALSE_HITS_FACTOR * expected
             && self.false_hits > self.held_hits;

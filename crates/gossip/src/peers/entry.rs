@@ -238,9 +238,12 @@ impl Entry {
             if announcement.generation < known.generation {
                 return Worth::Old;
             }
+            // All who hold a generation must hold the same bytes, or deltas between them lead nowhere: the first one
+            // counts.
             if announcement.generation == known.generation && announcement != known {
                 return Worth::Bad(Misdeed::Equivocation);
             }
+            // A repeat renews no lifetime, or whoever replays an old envelope could keep its summary alive.
             if announcement == known && newest.accepted.is_some() {
                 if let Some(held) = self.held.as_mut().filter(|held| held.generation() == announcement.generation) {
                     held.remembered = false;
@@ -248,19 +251,23 @@ impl Entry {
                 return Worth::Known;
             }
         }
+        // A stolen key must not use up all epochs at once.
         let tomorrow = now.wall_ms.saturating_add(DAY_MS);
         if announcement.generation.epoch > tomorrow {
             // When the date is ahead as well, one of the two clocks is wrong, perhaps ours, and nobody is to blame.
             let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
             return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
         }
+        // Otherwise a recording from long ago would be believed by a machine that knows nothing yet.
         if self.is_first_sight(announcement) && is_day_off(now, announcement) {
             return Worth::ClockDiffers;
         }
+        // Before any byte of the body is asked for.
         if announcement.body_bytes as usize > Summary::BYTES_MAX || announcement.path_count > PATH_COUNT_MAX {
             return Worth::Bad(Misdeed::OversizedAnnouncement);
         }
         let accepted = Acceptance { wall_ms: now.wall_ms, expires: now.moment + lifetime_ms(announcement) };
+        // Its lifetime runs from now on by our own clock: no date of the sender decides how long we use it.
         self.newest = Some(Newest { envelope: Arc::clone(envelope), accepted: Some(accepted) });
         Worth::News
     }
@@ -269,10 +276,12 @@ impl Entry {
     pub(crate) fn adopt(&mut self, now: Moment, lookups: u64) -> bool {
         let (Some(newest), Some(held)) = (&self.newest, &mut self.held) else { return false };
         let (new, old) = (newest.announcement(), held.envelope.announcement());
+        // A floor was only read back, and nobody has said in this run that it still holds.
         let Some(accepted) = newest.accepted else { return false };
         if new.body_digest != old.body_digest || new.path_count != old.path_count || new.is_goodbye() {
             return false;
         }
+        // A new epoch is another filter, so false hits of the old one are forgiven.
         if new.generation.epoch != old.generation.epoch {
             self.conduct.on_new_epoch(now, lookups);
         }
@@ -340,6 +349,7 @@ impl Entry {
     /// Notes that the owner did not have its own body of this generation. Returns whether it had claimed to, and whether it
     /// has failed to deliver for so long, whatever it announced, that it is to be blamed.
     pub(crate) fn on_absent(&mut self, now: Moment, generation: Generation) -> (bool, bool) {
+        // It has restarted and still reads its store. What it announced before, it will announce anew.
         if self.claimed.is_none() {
             return (false, false);
         }

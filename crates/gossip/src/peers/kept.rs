@@ -70,9 +70,11 @@ impl KeptSummary {
         let envelope = renewed.map_or(envelope, Arc::clone);
         let announcement = envelope.announcement();
         let is_newest = newest.is_none_or(|newest| newest.announcement().generation <= announcement.generation);
+        // It was persisted after the summary. Such an owner is no candidate before it is heard again.
         if newest.is_some_and(|newest| newest.announcement().is_goodbye()) {
             return Err(Unfit::Departed);
         }
+        // What was heard in this run is newer than what the disk remembers.
         if entry.held().is_some() || newest.is_some_and(|newest| newest.accepted.is_some()) {
             return Err(Unfit::Heard);
         }
@@ -80,6 +82,7 @@ impl KeptSummary {
             return Err(Unfit::Forged);
         }
         let accepted = self.acceptance(now, announcement)?;
+        // Last, because it costs the most. The disk may have changed what it kept.
         if Summary::digest(&self.body) != announcement.body_digest {
             return Err(Unfit::OtherBody);
         }
@@ -90,9 +93,11 @@ impl KeptSummary {
     /// most one whole lifetime.
     fn acceptance(&self, now: Now, announcement: &Announcement) -> Result<Acceptance, Unfit> {
         let tomorrow = now.wall_ms.saturating_add(DAY_MS);
+        // Our clock was ahead when this was written; how much of the lifetime is left cannot be told.
         if self.accepted_ms > tomorrow || announcement.generation.epoch > tomorrow {
             return Err(Unfit::Ahead);
         }
+        // After a clock was set back, the time of acceptance may lie in the future.
         let wall_ms = self.accepted_ms.min(now.wall_ms);
         let left_ms = lifetime_ms(announcement).saturating_sub(now.wall_ms - wall_ms);
         if left_ms == 0 {

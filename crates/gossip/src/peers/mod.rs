@@ -57,6 +57,7 @@ impl Peers {
         newest: &[Vec<u8>],
         audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
     ) -> Self {
+        // The files may be damaged or foreign: what does not open is as if it were not there.
         let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| Envelope::open(bytes).ok());
         Self {
             me,
@@ -174,6 +175,7 @@ impl Peers {
     pub(crate) fn count_probe(&mut self, io: &mut Io, peer: PeerId, outcome: ProbeOutcome) {
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(&peer) else { return };
+        // Without a body there is no density that says how many false hits are to be expected.
         let Some(rate) = entry.held().map(HeldBody::false_positive_rate) else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
@@ -219,6 +221,7 @@ impl Peers {
         let Some(held) = entry.held() else { return false };
         let (generation, items) = (held.generation(), held.envelope.announcement().path_count);
         io.timers.set(Timer::Expire(*peer), Some(held.accepted.expires));
+        // So that a peer which holds the body under the older `seq` still gets a delta from us.
         if let Some(before) = before.filter(|before| before.epoch == generation.epoch) {
             // The delta of an announcement that only renews the lifetime.
             let unchanged =
@@ -298,6 +301,7 @@ impl Peers {
             accepted,
             remembered: false,
         };
+        // Whoever was not heard for a lifetime is gone without a goodbye, and its paths with it.
         io.timers.set(Timer::Expire(owner), Some(accepted.expires));
         if entry.hold(held, &summary.addresses) {
             io.push_event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
@@ -329,11 +333,13 @@ impl Peers {
     /// Takes back a summary that was kept over a restart, with all checks of a body that was just pulled.
     pub(crate) fn restore(&mut self, io: &mut Io, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
         let entry = self.entries.get(&owner).ok_or(Unfit::NotTrusted)?;
+        // The bytes come from a file that anything may have changed.
         let envelope = entry.open_envelope(&kept.envelope).map_err(|_| Unfit::Forged)?;
         let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(entry.audience()));
         let (target, is_newest) = kept.check_proof(io.now, &owner, entry, envelope)?;
         let usable = Usable::decode(&self.me, target.announcement(), &kept.body)?;
         let audience = self.share_audience(usable.summary.audience.clone());
+        // Hundreds may come back at the start; each one alone into a matrix would take twice the time.
         self.table.install_plain(owner, &usable.filter, rank);
         self.hold(io, owner, &target, usable, audience);
         if let Some(entry) = self.entries.get_mut(&owner) {

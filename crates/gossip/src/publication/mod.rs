@@ -165,10 +165,12 @@ impl Publication {
     pub(crate) fn apply_change(&mut self, now: Moment, change: PathChange) {
         match change {
             PathChange::Replace(paths) => {
+                // Removals first: the bound on paths then has room for what is added.
                 let gone: Vec<_> = self.paths.difference(&paths).copied().collect();
                 self.withheld = 0;
                 gone.into_iter().for_each(|part| self.remove(now, part));
                 paths.into_iter().for_each(|part| self.add(now, part));
+                // Nothing is announced before the first whole list: peers would forget what the last run advertised.
                 if !self.ready {
                     self.ready = true;
                     self.changed.get_or_insert(now);
@@ -229,6 +231,7 @@ impl Publication {
     pub(crate) fn set_addresses(&mut self, now: Moment, mut addresses: Vec<SocketAddr>) {
         let mut seen = BTreeSet::new();
         addresses.retain(|address| seen.insert(*address));
+        // Peers refuse a summary with more.
         addresses.truncate(Summary::ADDRESSES_MAX);
         if self.addresses != addresses {
             self.addresses = addresses;
@@ -286,6 +289,7 @@ impl Publication {
         let debounced = self.changed.map(|changed| changed + self.times.debounce_ms);
         let Some(current) = &self.current else { return debounced };
         let delta = debounced.map(|due| due.max(current.published.moment + PUBLISH_GAP_MS));
+        // Each of them has its own pause, so that a busy store costs its peers a bounded number of bodies.
         [delta, self.removal_due(), self.urgent, Some(current.reannounce)].into_iter().flatten().min()
     }
 
@@ -297,6 +301,7 @@ impl Publication {
     /// Signs and publishes what is due.
     pub(crate) fn publish(&mut self, io: &mut Io) {
         let now = io.now;
+        // Machines that were started together would otherwise announce together for ever.
         let jitter_ms = io.chance.draw_below(self.times.reannounce_ms / 10);
         let in_filter = self.current.as_ref().map_or(0, |current| current.epoch.items);
         let wanted = self.class_for(in_filter + self.added.len() as u64);
@@ -357,11 +362,14 @@ impl Publication {
         let mut positions = BTreeSet::new();
         for part in std::mem::take(&mut self.added) {
             let bits = filter_bytes(&epoch.bloom);
+            // A bit that is set already needs no byte on the wire, and the base has it as well.
             let unset = |bit: &u32| bits.get(*bit as usize / 8).is_some_and(|byte| byte & (1 << (bit % 8)) == 0);
             positions.extend(BitPositions::of(&part).in_class(epoch.class).filter(unset));
             epoch.bloom.set(&part);
             epoch.items += 1;
         }
+        // Also without additions: a renewal has a new date, and the same generation with another date would be
+        // equivocation.
         epoch.generation.seq += 1;
         epoch.history.push(Step {
             positions: positions.into_iter().collect(),
@@ -421,6 +429,7 @@ impl Publication {
 
     /// Publishes a signed goodbye, if anything was published before; nothing is published after it.
     pub(crate) fn depart(&mut self, io: &mut Io) {
+        // From here on nothing else is due: an announcement after it would bring us back.
         self.departed = true;
         let Some(Current { epoch: Epoch { generation, .. }, .. }) = self.current.take() else { return };
         let announcement = Announcement {

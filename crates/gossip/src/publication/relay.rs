@@ -54,9 +54,11 @@ impl Relayed {
         let applied = Applied { number: self.pushed, from_seq, to, positions, audience, addresses };
         self.bytes += applied.bytes();
         chain.push_back(applied);
+        // A peer that is further behind than this pulls the whole body.
         if chain.len() > STEPS_MAX {
             self.bytes -= chain.pop_front().map_or(0, |oldest| oldest.bytes());
         }
+        // Of all owners together the oldest go first: an owner that publishes often cannot take the room of all.
         while self.bytes > BYTES_MAX {
             let oldest =
                 self.chains.values_mut().min_by_key(|chain| chain.front().map_or(u64::MAX, |step| step.number));
@@ -82,6 +84,7 @@ impl Relayed {
         items: u64,
     ) -> Option<SummaryDelta> {
         let chain = self.chains.get(owner)?;
+        // The asker's base must be one that we know the way from.
         let first = chain.iter().position(|applied| applied.from_seq == base_seq)?;
         if chain.back()?.to != held {
             return None;
@@ -90,6 +93,7 @@ impl Relayed {
         let (mut audience, mut addresses) = (None, None);
         for applied in chain.iter().skip(first) {
             positions.extend(&applied.positions);
+            // These are no sums like the bits: the last one that says something counts.
             audience = applied.audience.clone().or(audience);
             addresses = applied.addresses.clone().or(addresses);
         }

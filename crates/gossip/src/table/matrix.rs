@@ -83,6 +83,7 @@ impl Block {
                 let Some(cell) = row.get(word) else { return };
                 let before = cell.load(Relaxed);
                 let after = if byte >> bit & 1 == 1 { before | mask } else { before & !mask };
+                // A store to an unchanged word would take its cache line away from the readers.
                 if after != before {
                     cell.store(after, Relaxed);
                 }
@@ -188,6 +189,7 @@ impl Block {
         let mut found = live;
         let [first, ..] = &mut found;
         *first &= first_word;
+        // The first word of each row is in `first_word` already.
         for position in positions {
             let row = self.row(*position);
             found.iter_mut().zip(row).skip(1).for_each(|(found, cell)| *found &= cell.load(Relaxed));

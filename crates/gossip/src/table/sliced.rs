@@ -49,6 +49,7 @@ impl Recent {
 impl Sliced {
     /// Puts all these filters into a new matrix; those beyond the last multiple of 64 go to the recent block.
     pub(crate) fn of(class: FilterClass, filters: &PlainFilters) -> Self {
+        // With at most one word of filters, a recent block alone holds them all.
         let settled = if filters.len() <= WORD_COLUMNS { 0 } else { filters.len() / WORD_COLUMNS * WORD_COLUMNS };
         let mut sliced = Self {
             class,
@@ -93,17 +94,20 @@ impl Sliced {
 
     /// Writes a filter to a column that no reader sees.
     pub(crate) fn write(&mut self, member: Arc<FilterOwner>, filter_bytes: &[u8]) {
+        // A full recent block is moved in one pass, which is cheaper than a write to the wide matrix for each filter.
         if self.recent.free.is_empty() && self.recent.unused.is_empty() {
             self.settle_recent();
         }
         let block = self.blocks.first().expect("the recent block is always there");
         let column = match self.recent.free.pop() {
+            // It held another filter once, so each of its bits has to be written.
             Some(column) => {
                 block.write(column, filter_bytes);
                 column
             }
             None => {
                 let column = self.recent.unused.pop().expect("settling leaves at least half of the block");
+                // Never used, so all its bits are zero and only the ones have to be set.
                 block.set(column, &find_ones(filter_bytes));
                 column
             }
@@ -149,12 +153,15 @@ impl Sliced {
         let word = self.words.first().expect("the recent word is always there");
         let members = (0..WORD_COLUMNS).filter_map(|at| Some((at, Arc::clone(word.get(at)?))));
         let members: Vec<(usize, Arc<FilterOwner>)> = members.collect();
+        // Moving less than half would soon make the next pass necessary.
         if self.free.len() < members.len().div_ceil(2) {
             self.grow();
         }
+        // In order, filters keep their place within a word where they can, and `Block::take` moves them word by word.
         self.free.sort_unstable();
         let moving = members.len().min(self.free.len());
         let to = self.free.split_off(self.free.len() - moving);
+        // A new block, and not the old one cleared: readers may still look at the old one.
         let recent = Block::new(self.class, 1);
         let old = self.blocks.first_mut().expect("the recent block is always there");
         let old = std::mem::replace(old, Arc::new(recent));
@@ -183,6 +190,7 @@ impl Sliced {
     fn grow(&mut self) {
         let columns = self.columns();
         let matrix = self.blocks.len() > 1;
+        // A matrix that is full of words gets another block; blocks before it keep their places.
         match self.blocks.last().filter(|_| matrix).and_then(|block| block.to_wider(self.class)) {
             Some(wider) => {
                 self.blocks.pop();

@@ -80,6 +80,7 @@ impl TableWriter {
         let class = filter.class();
         // Readers may have dropped the views that showed the retired columns, so that these can be used again.
         self.reclaim();
+        // The same owner keeps its rank and its counters, whichever filter it has.
         let member = match self.take(&peer) {
             Some(member) => member,
             None => Arc::new(FilterOwner::new(peer, rank)),
@@ -152,6 +153,7 @@ impl TableWriter {
             Class::Plain(filters) => {
                 filters.remove(peer);
             }
+            // Not free at once: a reader that still holds a view would see another peer's bits in this column.
             Class::Sliced(sliced) => sliced.retire(peer, self.view),
         }
         self.reshape(class);

@@ -100,6 +100,7 @@ impl Connection {
         };
         let connection = Self { id, came_in, openings, closing: CancellationToken::new(), usage: Arc::new(usage) };
         let handle = connection.clone();
+        // A task of its own, because the muxer has to move on also while nobody asks for anything.
         tokio::spawn(async move {
             let mut running = Running { muxer, wanted, opening: None };
             let take = |stream| incoming(Incoming { peer, stream, connection: handle.clone() });
@@ -187,6 +188,7 @@ impl Running {
                     Poll::Ready(None) | Poll::Pending => break,
                 },
             };
+            // Whoever wanted this stream has left; the peer need not hear of it.
             if opening.is_closed() {
                 continue;
             }

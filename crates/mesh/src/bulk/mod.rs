@@ -130,14 +130,17 @@ impl Bulk {
 
     /// The connection to ask `peer` over: the newest, dialled first if there is none. Takes a bounded time.
     pub(super) async fn connect(&self, peer: PeerId) -> Result<Connection, String> {
+        // The lock must not be held while the dial is waited for.
         let waiting = {
             let mut table = self.0.table.lock();
+            // A bulk connection lives by its control connection, which ends when the peer is no longer allowed.
             let known = table.peers.get_mut(&peer).filter(|known| !known.control.is_empty());
             let known = known.ok_or_else(|| "there is no control connection".to_owned())?;
             if let Some(open) = known.newest() {
                 return Ok(open.clone());
             }
             let (sender, waiting) = oneshot::channel();
+            // Who has given up makes room: lookups that come and go would pile up here.
             known.waiting.retain(|waiting| !waiting.is_closed());
             known.waiting.push(sender);
             self.dial_unless_under_way(&mut table, peer);
@@ -154,6 +157,7 @@ impl Bulk {
             return;
         }
         let known = table.peers.entry(peer).or_default();
+        // Noted also before there is a control connection: the dial begins as soon as there is one.
         known.hinted = Some(Instant::now());
         if !known.control.is_empty() {
             self.dial_unless_under_way(&mut table, peer);
@@ -280,6 +284,7 @@ impl Bulk {
             move || ending.on_ended(&peer, id),
         );
         tracing::debug!(%peer, came_in, "bulk connection");
+        // Each side counts for itself, so that a peer that dials without end closes only its own.
         let mut of_that_side = known.connections.iter().filter(|other| other.came_in == came_in && other.is_open());
         if of_that_side.clone().count() >= PER_SIDE_MAX
             && let Some(oldest) = of_that_side.next()
@@ -288,6 +293,7 @@ impl Bulk {
         }
         known.connections.retain(Connection::is_open);
         known.connections.push(connection.clone());
+        // The next dial begins without a pause: what failed before is over.
         (known.dial, known.failures, known.hinted) = (None, Failures::default(), None);
         for waiting in known.waiting.drain(..) {
             // Whoever waited may have left.
@@ -316,6 +322,7 @@ impl Bulk {
     async fn dial(self, peer: PeerId, number: u64, pause: Duration) {
         tokio::time::sleep(pause).await;
         let address = self.0.table.lock().peers.get(&peer).and_then(PeerBulk::address);
+        // Who dialled the control connection dials this one, too; where the other side came from, nobody may listen.
         let Some(address) = address else { return self.ask_to_dial(peer, number).await };
         let longest = if Way::of(&address) == Way::Direct { DIAL_MAX } else { LONG_DIAL_MAX };
         let dialled = tokio::time::timeout(longest, self.dial_address(peer, address)).await;

@@ -93,6 +93,7 @@ impl Circuits {
         if meeting.addresses().is_empty() {
             return Err(io::Error::other("no address of ours is known that the peer could meet us at"));
         }
+        // Both sides meet strangers at these ports, and know each other by this.
         let token = rand::random();
         let request = CircuitRequest::Meet { addresses: meeting.addresses().to_vec(), token };
         match self.ask(to, request).await? {
@@ -131,6 +132,7 @@ impl Circuits {
                 Some((port, addresses))
             }
         };
+        // Both families at once: nobody knows yet in which of them the other side can be met.
         let (v4, v6) = tokio::join!(observe(find_outward_v4(), true), observe(find_outward_v6(), false));
         Meeting::new(v4.into_iter().chain(v6))
     }
@@ -158,6 +160,7 @@ impl Circuits {
     /// Connects to a relay and says what for.
     async fn greet(&self, relay: PeerId, hello: RelayHello) -> io::Result<(Socket, RelayWelcome)> {
         let addresses = self.0.relays.lock().get(&relay).cloned().unwrap_or_default();
+        // A relay may be known at several addresses, and the last failure is told.
         let mut why = io::Error::other("no connection with the relay");
         for address in addresses {
             match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address)).await {

@@ -63,6 +63,7 @@ impl Meeting {
     /// Meets the other side at `theirs`.
     pub(crate) async fn meet(self, theirs: &[SocketAddr], token: [u8; 16], part: Part) -> io::Result<Socket> {
         let choice = Choice { token, part, is_made: AtomicBool::new(false) };
+        // From all ports at once: a NAT may let through one family and not the other.
         let trials = self.ports.into_iter().map(|port| Box::pin(port.meet(theirs, &choice)));
         let trials: Vec<_> = trials.collect();
         if trials.is_empty() {
@@ -102,10 +103,12 @@ impl Port {
         let met = async {
             let mut trials = FuturesUnordered::new();
             for address in theirs.iter().take(CircuitRequest::ADDRESSES_MAX) {
+                // A socket of one family cannot connect to the other.
                 if address.is_ipv4() == self.local.is_ipv4() {
                     trials.push(futures::future::Either::Left(self.try_at(*address, choice)));
                 }
             }
+            // Anybody may connect to this port meanwhile, and each takes a socket until it shows the token.
             let mut strangers = 0;
             loop {
                 tokio::select! {
@@ -134,6 +137,7 @@ impl Port {
             {
                 return Ok(met);
             }
+            // The other side's NAT lets nothing in before its own first packet has gone out.
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -164,6 +168,7 @@ impl Choice {
                 }
                 Part::Listener => {
                     socket.read_exact(&mut heard).await?;
+                    // One connection is enough, and both sides must agree on which: the first one answered.
                     if heard != self.token || self.is_made.swap(true, Ordering::Relaxed) {
                         return Err(io::ErrorKind::InvalidData.into());
                     }

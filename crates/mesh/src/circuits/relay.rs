@@ -72,6 +72,7 @@ enum Arrival {
 
 impl Pair {
     fn arrive(&self, socket: Socket) -> Arrival {
+        // Under one lock, so that of two that come at once one is the first and the other the second.
         let mut awaited = self.awaited.lock();
         match awaited.take() {
             None => Arrival::Late(socket),
@@ -98,6 +99,7 @@ impl Drop for Place {
         for member in &self.members {
             if let Some(circuits) = table.circuits.get_mut(member) {
                 *circuits -= 1;
+                // Members come and go, and the table keeps those that have circuits.
                 if *circuits == 0 {
                     table.circuits.remove(member);
                 }
@@ -135,6 +137,7 @@ impl Relay {
 
     /// Makes a ticket for each of two members; `None` if there are too many circuits.
     pub(crate) fn issue(&self, members: [PeerId; 2]) -> Option<[[u8; 16]; 2]> {
+        // Both places are counted before a ticket is out, so that many requests at once cannot exceed the bounds.
         let mut table = self.0.table.lock();
         let is_full = |member: &PeerId| table.circuits.get(member).is_some_and(|circuits| *circuits >= PER_MEMBER_MAX);
         if table.count >= CIRCUITS_MAX || members.iter().any(is_full) {
@@ -150,6 +153,7 @@ impl Relay {
         for ticket in tickets {
             table.tickets.insert(ticket, Arc::clone(&pair));
         }
+        // Whoever never comes must not keep the places of both.
         let relay = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(JOIN_MAX).await;
@@ -221,6 +225,7 @@ impl Relay {
         if let Err(error) = ended {
             tracing::debug!(%error, "a circuit ended");
         }
+        // Only now, because the place counts for as long as bytes can pass.
         drop(place);
     }
 }

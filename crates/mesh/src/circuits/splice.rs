@@ -24,6 +24,7 @@ pub(super) async fn splice(one: Socket, other: Socket, count: impl Fn(u64)) -> i
     };
     let (from_one, to_one) = one.split();
     let (from_other, to_other) = other.split();
+    // One watch for both directions: a download sends next to nothing back.
     let watch = async {
         let mut before = None;
         while before != Some(moved.load(Ordering::Relaxed)) {
@@ -45,10 +46,12 @@ async fn pass_on(
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let read = from.read(&mut piece).await?;
+        // Only this direction has ended. The other one may still be sending.
         if read == 0 {
             return to.close().await;
         }
         to.write_all(piece.get(..read).unwrap_or_default()).await?;
+        // The other side may wait for exactly these bytes before it says more.
         to.flush().await?;
         if count(read as u64) > BYTES_MAX {
             return Err(io::ErrorKind::QuotaExceeded.into());

@@ -38,6 +38,7 @@ pub(super) struct Found {
 impl Found {
     /// Notes where the peer is said to be. Returns whether that is worth a dial at once.
     pub(super) fn hear(&mut self, now: Moment, addresses: Vec<Multiaddr>) -> bool {
+        // What was not heard for long makes room first.
         self.forget(now);
         for address in addresses.into_iter().take(ADDRESSES_MAX) {
             match self.sightings.iter_mut().find(|known| known.address == address) {
@@ -48,6 +49,7 @@ impl Found {
         // Those that were heard of last are kept, and where it was, before others.
         self.sightings.sort_by_key(|known| std::cmp::Reverse((known.is_proven, known.heard)));
         self.sightings.truncate(ADDRESSES_MAX);
+        // Anybody who knows the public half of the mesh key can say this without end.
         let may_hasten = self.hastened.is_none_or(|before| now.since(before) >= PAUSE_MS);
         let is_worth_it = may_hasten && self.sightings.iter().any(|known| known.is_dialable());
         if is_worth_it {

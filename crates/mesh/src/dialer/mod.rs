@@ -253,6 +253,7 @@ impl Dialer {
 
     /// This machine has another address, so what failed before may not fail now: the pauses end.
     pub(super) fn on_new_address(&mut self, now: Moment) {
+        // Several addresses change together, and each change must not begin all dials anew.
         if self.moved.is_some_and(|before| now.since(before) < MOVED_PAUSE_MS) {
             return;
         }
@@ -285,6 +286,7 @@ impl Dialer {
         let are_cut_off = self.targets.values().all(|target| !target.connected);
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
+            // A direct dial has failed. The relays have their turn at once, and the pause comes only after them.
             target.is_relays_turn = !target.was_relayed && !target.relays.is_empty();
             if target.is_relays_turn {
                 target.next = now;
@@ -295,6 +297,8 @@ impl Dialer {
                 true => PAUSE_MAX_MS,
                 false => PAUSE_GONE_MS,
             };
+            // A peer that was cut off is back, so others may be, too: they are tried again soon, whatever failed
+            // meanwhile.
             let growth = if are_returning { 0 } else { target.failures.min(16) };
             let mut pause = (PAUSE_MIN_MS << growth).min(longest);
             if let Some(gone) = target.lost.map(|lost| now.since(lost)).filter(|gone| *gone < BACK_SOON_MS) {
@@ -304,6 +308,7 @@ impl Dialer {
                 target.failures = target.failures.saturating_add(1);
             }
             target.found.on_failed(target.failures >= FAILURES_SOON_MAX);
+            // Peers that lost each other at the same moment would otherwise dial each other in step.
             target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
         }
     }
@@ -382,6 +387,7 @@ impl Dialer {
         if target.dialing {
             return Ok(Demand::Wait);
         }
+        // It is shut out here or there, so a dial would end at once.
         if target.left_until > now {
             return Err(NotNow::Gone);
         }
@@ -391,6 +397,7 @@ impl Dialer {
             let is_awaited = target.lost.is_some_and(|lost| now.since(lost) < BACK_SOON_MS);
             return if is_awaited { Ok(Demand::Wait) } else { Err(NotNow::NoAddress) };
         }
+        // A dial before the pause is over would fail for the same reason; a lookup waits for it only if it comes soon.
         if target.failures > 0 && target.next > now {
             target.is_demanded = target.next.since(now) <= EXPECTED_MS;
             return if target.is_demanded { Ok(Demand::Wait) } else { Err(NotNow::Gone) };
@@ -422,6 +429,7 @@ impl Target {
         add_new(&mut addresses, &self.proven);
         add_new(&mut addresses, self.found.dialable(now));
         add_new(&mut addresses, &self.learned_untried(now));
+        // Either the one or the other: a direct connection must not lose against a circuit that is quicker to make.
         if addresses.is_empty() || (self.is_relays_turn && !self.relays.is_empty()) {
             return self.relays.iter().copied().map(over_relay).collect();
         }

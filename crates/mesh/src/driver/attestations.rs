@@ -38,6 +38,7 @@ impl Attestations {
     pub(super) fn tell_builders(&mut self, context: &Context) {
         self.link.tell(ExchangeMessage::Builders(context.config.builders.clone(), context.config.own_builder));
         let owners = builder_nodes(context);
+        // What was kept of a builder that does not count any more would be told for ever.
         self.audiences_kept.retain(|owner, _| owners.contains(owner));
         if let Err(error) = context.state.forget_audiences_except(&owners) {
             tracing::error!(%error, "state database: audiences of former builders were not removed");
@@ -51,6 +52,7 @@ impl Attestations {
     /// it is away.
     fn keep_audience(&mut self, context: &Context, owner: &PeerId) {
         let Some(audience) = context.gossip.audience(owner) else { return };
+        // Audiences rarely change, and each write is one of the disk.
         if self.audiences_kept.get(owner).is_some_and(|kept| kept == audience) {
             return;
         }
@@ -130,6 +132,8 @@ impl Attestations {
     pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         match self.requests.on_event(context, event) {
             Some(RequestEvent::Request { from, id, bytes }) => {
+                // The thread that answers is behind. *Busy* makes the peer ask later, and silence would look like a
+                // break.
                 if !self.link.pass_request(from, id, bytes)
                     && let Ok(busy) = encode_busy(Protocol::Quorum)
                 {

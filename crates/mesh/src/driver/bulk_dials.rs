@@ -56,6 +56,7 @@ impl BulkDials {
                 if DialRequest::decode(&request).is_err() {
                     return context.report_misdeed(peer, Misdeed::MalformedRequest);
                 }
+                // Within the rates of the peer, or it could have us dial without end.
                 let dials = self.rates.admit(peer) && self.bulk.dial_for(peer);
                 let reply = if dials { DialReply::Dialling } else { DialReply::NotNow };
                 if let Ok(bytes) = reply.encode() {
@@ -74,6 +75,7 @@ impl BulkDials {
                         self.on_refused(peer, request_id, "the peer was asked to dial, but will not now");
                     }
                     Err(error) => {
+                        // What only ends too early may be the fault of the connection.
                         if !error.is_truncated() {
                             context.report_misdeed(peer, Misdeed::MalformedReply);
                         }

@@ -100,6 +100,7 @@ impl CircuitRequests {
     fn answer_open(&mut self, context: &mut Context, request: Request, to: &[u8; 32]) {
         let asker = request.0;
         let is_near = |peer: &PeerId| self.ways.best(peer).is_some_and(|taken| taken.way > Way::Relayed);
+        // Only between members that are both connected here without a relay: circuits over circuits would go round.
         let to = peer_of(to).filter(|to| self.relay.is_on() && *to != asker && is_near(to) && is_near(&asker));
         let (Some(to), Some(from)) = (to, node_key_of(&asker)) else {
             return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
@@ -109,6 +110,7 @@ impl CircuitRequests {
         };
         let (reply, answered) = oneshot::channel();
         self.dialogue.ask(context, to, CircuitRequest::Come { from, ticket: theirs }.encode(), reply);
+        // Its place must not stay taken until the ticket is over if the other one refuses at once.
         tokio::spawn(give_up_if_refused(self.relay.clone(), theirs, answered));
         self.dialogue.respond(context, request, CircuitReply::Ticket(own).encode());
     }
@@ -141,10 +143,12 @@ impl CircuitRequests {
         if !is_far || theirs.is_empty() {
             return self.dialogue.respond(context, request, CircuitReply::Refused.encode());
         }
+        // Each meeting takes ports and connects to addresses that the peer names.
         if !self.meetings.admit(peer) {
             return self.dialogue.respond(context, request, encode_busy(Protocol::Circuit));
         }
         let (circuits, arrived, runtime) = (self.circuits.clone(), self.arrived.clone(), Handle::current());
+        // On a thread that may block, because preparing a meeting asks relays where they see us.
         self.dialogue.look_up(context, request, move || {
             let meeting = runtime.block_on(circuits.prepare_meeting());
             let reply = CircuitReply::Meeting(meeting.addresses().to_vec()).encode();
@@ -185,6 +189,7 @@ impl CircuitRequests {
         endpoint: &ConnectedPoint,
     ) {
         self.ways.on_opened(peer, id, endpoint);
+        // Where we dialled a relay, it can be dialled again for circuits; where it came from says nothing.
         if let ConnectedPoint::Dialer { address, .. } = endpoint
             && let Some(address) = socket_address(address)
             && context.config.relays.contains(&peer)

@@ -66,6 +66,7 @@ impl Dials {
 
     /// Dials: the names are resolved, or were not in time.
     pub(super) fn on_resolved(&mut self, context: &mut Context, peer: PeerId, resolved: Resolved) {
+        // A reload may have removed it while its names were resolved.
         if !context.config.peers.contains_key(&peer) {
             return;
         }
@@ -122,6 +123,7 @@ impl Dials {
         peer: PeerId,
         reply: oneshot::Sender<Result<(), AskError>>,
     ) {
+        // The lookup gave up while its command was in the queue, so no dial is worth it.
         if reply.is_closed() {
             return;
         }
@@ -131,6 +133,7 @@ impl Dials {
             Ok(Demand::Connected) => drop(reply.send(Ok(()))),
             Ok(demand) => {
                 let waiting = self.waiting.entry(peer).or_default();
+                // Those who gave up are no longer waited for and must not use up the bound.
                 waiting.retain(|waiter| !waiter.is_closed());
                 if waiting.len() >= WAITERS_MAX {
                     return refuse(reply, "too many lookups wait for a connection");
@@ -200,9 +203,11 @@ impl Dials {
 
     /// Takes where a peer was found on the local network, and dials it there if there is no connection.
     pub(super) fn find(&mut self, context: &mut Context, peer: PeerId, addresses: Vec<SocketAddr>) {
+        // Whoever is heard on the local network need not be a member any more.
         if !context.config.peers.contains_key(&peer) {
             return;
         }
+        // No loopback address of another machine is dialled, whoever names it.
         let usable = addresses.into_iter().filter(|address| may_be_told(address.ip(), false)).map(multiaddr);
         let before = self.dialer.addresses(&peer);
         let addresses = self.dialer.find(now().moment, &peer, usable.collect());

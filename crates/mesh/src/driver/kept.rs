@@ -131,6 +131,7 @@ impl SummaryWriter {
         let envelope = proof.as_bytes().to_vec();
         let written = Written { body_digest: proof.announcement().body_digest, envelope: envelope.clone() };
         let before = self.written.get(&owner);
+        // Nothing changed that the disk would not have.
         if before == Some(&written) {
             return None;
         }
@@ -151,6 +152,7 @@ impl SummaryWriter {
     pub(super) async fn finish(&mut self, gossip: &Gossip) {
         let at = now().moment;
         let all = async {
+            // The schedule spares the disk in the long run. At the end all of it is due.
             while let Some((owner, _)) = self.schedule.waiting.pop_first() {
                 if let Some(order) = self.make_order(at, owner, gossip)
                     && self.orders.send(order).await.is_err()
@@ -158,6 +160,7 @@ impl SummaryWriter {
                     return;
                 }
             }
+            // Orders are done one after the other, so whoever has this one has done all before it.
             let (finished, wait) = oneshot::channel();
             if self.orders.send(Order::Finish(finished)).await.is_ok() {
                 // An error means that the thread is gone: there is nothing to wait for.
@@ -189,6 +192,7 @@ fn write_all(mut files: Box<dyn SummaryStore>, mut orders: mpsc::Receiver<Order>
             }
         };
         match done {
+            // Once for each time that it begins to fail: a full disk must not fill the log.
             Err(error) if !is_failing => {
                 is_failing = true;
                 tracing::error!(%error, "summaries of peers cannot be written; after a restart they are pulled again");
@@ -246,12 +250,14 @@ impl RestoredSummaries {
 }
 
 fn restore(context: &mut Context, files: &dyn SummaryStore, owner: PeerId) -> Result<Written, Forgotten> {
+    // Checked before the file is read: it may be large, and of somebody who was removed.
     if !context.config.peers.contains_key(&owner) {
         return Err(Unfit::NotTrusted.into());
     }
     let kept = files.read(&owner)?;
     let at = now();
     context.gossip.restore(at, owner, &kept)?;
+    // The date is by the wall clock, and the statistics count by the monotonic one.
     let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
     // On a machine that has run for less than that, the age is counted from now.
     let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);

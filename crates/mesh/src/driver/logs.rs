@@ -43,6 +43,7 @@ impl Logs {
                 Err(error) if error.may_pass() => LogReply::Busy,
                 Ok(None) | Err(_) => LogReply::Absent,
             };
+            // Otherwise the time that "no" takes would tell whether a path is withheld or not there.
             if reply == LogReply::Absent {
                 level_absence(since);
             }
@@ -63,6 +64,7 @@ impl Logs {
 
 fn read_part(log: &BuildLog, offset: u64) -> LogReply {
     let size_bytes = log.size_bytes();
+    // The asker takes no longer one, so it need not begin.
     if size_bytes > LOG_BYTES_MAX || offset > size_bytes {
         return LogReply::Absent;
     }

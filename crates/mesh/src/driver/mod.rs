@@ -105,6 +105,7 @@ impl Mesh {
     /// Runs until the last handle is dropped.
     pub async fn run(mut self) {
         loop {
+            // First what the last event asked for, so that deadlines are those after it.
             self.perform();
             self.dials.dial_due(&mut self.context);
             self.circuits.run_due(&mut self.context, &self.dials);
@@ -154,6 +155,8 @@ impl Mesh {
             Command::Find(peer, addresses) => self.dials.find(context, peer, addresses),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
+                // The offer has looked at the store by now, so peers may hear of what was built here and is not
+                // private.
                 self.attestations.on_offer_looked(context);
                 context.gossip.handle(now(), Input::Paths(change));
             }
@@ -165,6 +168,7 @@ impl Mesh {
             }
             Command::View(reply) => {
                 let mut listen: Vec<_> = context.swarm.listeners().cloned().collect();
+                // The swarm lists them in no order, and `status` should not change from call to call.
                 listen.sort_unstable();
                 let view = MeshView {
                     listen,
@@ -272,6 +276,7 @@ impl Mesh {
             SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, num_established, endpoint, .. } => {
                 self.circuits.on_opened(context, &mut self.dials, (peer_id, connection_id), &endpoint);
+                // Two at once are possible, when both sides dial; the core knows a peer as connected or not.
                 if num_established.get() == 1 {
                     self.on_connected(peer_id, endpoint.get_remote_address(), endpoint.is_dialer());
                 }
@@ -329,6 +334,7 @@ impl Mesh {
     /// answer to a sync brings a thousand announcements, and is written at once.
     fn perform(&mut self) {
         let behaviour = self.context.swarm.behaviour_mut();
+        // They were noted below the swarm, where nobody can be blamed.
         let (announcing, connecting) =
             (behaviour.announcements.take_flooders(), behaviour.connection_rates.take_flooders());
         for peer in announcing {
@@ -337,6 +343,7 @@ impl Mesh {
         for peer in connecting {
             self.context.report_misdeed(peer, Misdeed::ConnectionFlood);
         }
+        // What is performed may give the core something else to say.
         loop {
             let outputs: Vec<_> = iter::from_fn(|| self.context.gossip.poll()).collect();
             if outputs.is_empty() {

@@ -40,9 +40,11 @@ impl NarInfos {
             return self.dialogue.respond(context, request, NarInfoReply::Absent.encode());
         }
         let offer = Arc::clone(&self.offer);
+        // The row may have changed since memory said yes, and to read it blocks.
         self.dialogue.look_up(context, request, move || {
             let reply = match offer.find_offered(&asked.hash_part) {
                 Ok(Some(offered)) => NarInfoReply::Found(offered.narinfo_text.to_vec()),
+                // Our database is locked for a moment. "Absent" would have the asker think that our filter lied.
                 Err(error) if error.may_pass() => NarInfoReply::Busy,
                 Ok(None) | Err(_) => NarInfoReply::Absent,
             };

@@ -160,9 +160,11 @@ impl Questions {
             Ok(bytes) => bytes,
             Err(error) => return drop(reply.send(Err(AskError::Failed(error.to_string())))),
         };
+        // libp2p would dial, at addresses and at a pace that nobody here has chosen.
         if !context.swarm.is_connected(&peer) {
             return drop(reply.send(Err(AskError::NotConnected("connection closed".to_owned()))));
         }
+        // Whoever gave up is not waited for, and lookups that come and go must not pile up here.
         self.asked.retain(|_, (_, _, waiting)| !waiting.is_closed());
         let id = context.requests_of(self.protocol).send_request(&peer, bytes);
         self.asked.insert(id, (peer, Instant::now(), reply));
@@ -232,6 +234,7 @@ impl Answers {
         request: Request,
         look_up: impl FnOnce() -> Result<Vec<u8>, CodecError> + Send + 'static,
     ) -> Result<(), Request> {
+        // Blocking threads serve the whole process, so only so many of them look up for peers.
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(request) };
         let (protocol, found) = (self.protocol, self.found_sender.clone());
         tokio::task::spawn_blocking(move || {

@@ -47,6 +47,7 @@ impl Realisations {
                 Err(error) if error.may_pass() => RealisationReply::Busy,
                 Ok(OfferedRealisation::Withheld | OfferedRealisation::Absent) | Err(_) => RealisationReply::Absent,
             };
+            // As for logs: the time that "no" takes must not tell what is withheld.
             if reply == RealisationReply::Absent {
                 level_absence(since);
             }

@@ -67,6 +67,7 @@ impl NumberedRequests {
                 Some(RequestEvent::Failed { to: peer, id, error })
             }
             Event::InboundFailure { request_id, .. } => {
+                // The answer that we still owe has nobody to go to.
                 self.received.retain(|_, (_, received, _)| *received != request_id);
                 context.unread.end(&(self.protocol, request_id));
                 None

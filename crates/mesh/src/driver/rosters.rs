@@ -77,6 +77,7 @@ impl Rosters {
         while let Some(output) = self.exchange.poll() {
             match output {
                 Output::Request { to, id, bytes } => {
+                    // Not connected any more: the exchange need not wait until the question is overdue.
                     if !self.requests.send(context, to, id, bytes) {
                         self.exchange.handle(moment(), Input::Failed { id });
                     }

@@ -66,6 +66,7 @@ impl Mesh {
             Arc::clone(&first_words),
             listeners.follow(),
         );
+        // Uploads run as tasks of their own, and reach the driver by its commands alone.
         let blame = Blame(commands_sender);
         let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
         let surroundings = Surroundings {
@@ -96,6 +97,7 @@ impl Mesh {
             summaries: None,
             first_words,
         };
+        // The same way as at a reload, so that both come to the same.
         mesh.reconfigure(config);
         // Before anybody can ask, so that the table answers from the first question on.
         if let Some(files) = summaries {
@@ -111,6 +113,7 @@ impl Mesh {
             self.dials.mark_remembered(owner);
             self.attestations.on_audience_changed(&self.context, owner);
         }
+        // What the core says of the restored ones comes before anything of this run.
         self.perform();
         self.summaries = Some(restored.keep()?);
         Ok(())

@@ -52,6 +52,7 @@ impl Trees {
         let Some((request, bytes)) = self.dialogue.on_event(context, event) else { return };
         let asked = TreeRequest::decode(&bytes).ok();
         let Some((asked, request)) = self.dialogue.admit(context, request, asked) else { return };
+        // From memory, and the same for all reasons for which a path is not given.
         if !self.offer.is_offered(&asked.hash_part) {
             return self.dialogue.respond(context, request, TreeReply::Absent.encode());
         }
@@ -63,6 +64,8 @@ impl Trees {
                     Some(signature) => TreeReply::Tree { signature, leaves: tree.leaves().to_vec() },
                     None => TreeReply::Absent,
                 },
+                // To compute it takes a read of the whole NAR: the asker is told to come back, and reads without a tree
+                // meanwhile.
                 Ok(OfferedTree::NotComputed) if computing.begin(asked) => TreeReply::NotYet,
                 Ok(OfferedTree::NotComputed) => TreeReply::Busy,
                 Err(error) if error.may_pass() => TreeReply::Busy,
@@ -129,6 +132,7 @@ impl Computing {
 /// Reads our copy to its end, and rests for as long as it reads: whoever asks for much may have half of a core.
 fn compute(offer: &Offer, request: &TreeRequest, is_stopping: &AtomicBool) {
     let is_wanted = |info: &PathInfo| info.nar_hash == request.nar_hash && info.nar_size == request.nar_size;
+    // Asked again now: the path may have been collected or withheld while this waited in the queue.
     let Ok(Some(nar)) = offer.find_nar(&request.hash_part, |info| is_wanted(info).then_some(0)) else { return };
     let (mut nar, mut buffer) = (nar.with_tree(), Vec::with_capacity(READ_BYTES));
     while !is_stopping.load(Ordering::Relaxed) {

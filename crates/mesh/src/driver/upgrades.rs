@@ -51,11 +51,13 @@ impl Upgrades {
             Some(best) if best.way == Way::Relayed => {
                 self.retired.remove(peer);
                 let first = Upgrade { next: Moment(moment().0 + MEET_AFTER_MS), pause_ms: PAUSE_MIN_MS, told: None };
+                // A second circuit with the same peer does not begin the pauses anew.
                 self.trials.entry(*peer).or_insert(first);
             }
             Some(_) => {
                 self.trials.remove(peer);
                 if ways.relayed(peer).next().is_some() {
+                    // Not at once: what is under way on the circuit may end there.
                     self.retired.entry(*peer).or_insert(Moment(moment().0 + RETIRE_AFTER_MS));
                 } else {
                     self.retired.remove(peer);

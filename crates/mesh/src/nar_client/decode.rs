@@ -51,10 +51,12 @@ impl Unpacker {
                 }
                 Ok(_) => {}
             }
+            // A small frame may unpack to gigabytes, so the caller gets it in pieces and says when to go on.
             self.has_more = produced == UNPACKED_BYTES_MAX;
             if self.has_more || used == packed.len() {
                 break Ok(used);
             }
+            // Otherwise this loop would never end.
             if consumed == 0 && written == 0 {
                 break Err(io::Error::new(io::ErrorKind::InvalidData, "zstd makes nothing of this input"));
             }

@@ -73,6 +73,7 @@ impl Inbox {
         loop {
             if let Some((length, rest)) = self.waiting().split_first_chunk() {
                 let bytes = u32::from_le_bytes(*length) as usize;
+                // It would never fit into the buffer, so this would wait for ever.
                 if bytes > bytes_max {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "frame over its limit")));
                 }
@@ -96,6 +97,7 @@ impl Inbox {
                         return Poll::Ready(Ok(Chunk::End(status)));
                     }
                     (0, None) => {}
+                    // Refused before anything of it is read: the length is the peer's word.
                     (NarFrame::CHUNK_BYTES_MAX.., _) if bytes > NarFrame::CHUNK_BYTES_MAX => {
                         return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "chunk over its limit")));
                     }

@@ -182,6 +182,7 @@ struct Asking {
 impl Asking {
     /// Writes the request on some stream.
     async fn ask(&self) -> Result<Asked, NarRequestError> {
+        // A stream that is open already saves a round trip.
         while let Some(Idle { stream, connection }) = self.of_peer.pop_idle() {
             // It may have been closed while idle, so an error here says nothing.
             if let Ok(asked) = self.ask_on(stream, connection, false).await {

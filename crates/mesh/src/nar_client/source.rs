@@ -191,6 +191,7 @@ impl NarSource {
             NarReply::Body { zstd } => {
                 self.has_begun = true;
                 let request = &self.asking.request;
+                // Only the asker knows whether unpacking is worth it on this line.
                 if zstd && !request.accept_zstd {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
@@ -198,6 +199,7 @@ impl NarSource {
                     ));
                 }
                 let unpacker = if zstd { Some(Unpacker::new()?) } else { None };
+                // Compression grows what cannot be compressed, but only by little: more than that leads nowhere.
                 let bytes = request.end.saturating_sub(request.offset);
                 let wire_bytes_max = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
                 self.state = State::Body(asked, Body { unpacker, wire_bytes_max, chunk_left: 0, found: None });
@@ -209,6 +211,7 @@ impl NarSource {
                 Some(NarPiece::Absent)
             }
             NarReply::Others { peers } => {
+                // Unasked, a holder would choose for us whom we ask next.
                 let is_answer = self.asking.request.referral != Referral::Declined;
                 if !is_answer || peers.is_empty() || peers.len() > NarReply::OTHERS_MAX {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "names that were not asked for"));
@@ -225,6 +228,7 @@ impl NarSource {
                     ));
                 }
                 let ask_again = Duration::from_millis(ask_again_ms.into()).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
+                // Without a place nothing stands there for us, so we ask again ourselves.
                 self.state = match place {
                     0 => State::Pausing(asked, Box::pin(sleep(ask_again))),
                     _ => State::Waiting(asked),
@@ -266,6 +270,7 @@ impl Body {
             match step {
                 Poll::Ready(Ok(NarPiece::Data)) => continue,
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    // What came in the same step as bytes that break a rule is not worth anything either.
                     out.truncate(before);
                     return Poll::Ready(Err(error));
                 }
@@ -294,6 +299,7 @@ impl Body {
                 Chunk::End(_) => return Poll::Ready(Ok(NarPiece::Failed)),
             }
         }
+        // What the decoder still holds comes out without further input.
         if asked.inbox.waiting().is_empty() && !has_more {
             ready!(asked.inbox.poll_fill(context))?;
         }
@@ -302,6 +308,7 @@ impl Body {
         let (before, used) = (
             out.len(),
             match &mut self.unpacker {
+                // The length of a chunk already says that it is too long; nothing of it is taken.
                 None if self.chunk_left as u64 > bytes_max => return Poll::Ready(Err(too_long())),
                 None => {
                     out.extend_from_slice(came);

@@ -73,14 +73,17 @@ async fn accept(
     tls: Tls,
     elsewhere: Elsewhere,
 ) -> io::Result<(PeerId, StreamMuxerBox)> {
+    // A relay offers its protocol only while it is switched on; otherwise it is as unknown here.
     let names = tls.protocol_info().chain(elsewhere.relay.is_on().then_some(RELAY_PROTOCOL));
     let (name, socket) = listener_select_proto(socket, names).await.map_err(io::Error::other)?;
+    // The bytes of a circuit are encrypted between its two ends, so it needs no handshake with us.
     if name == RELAY_PROTOCOL {
         elsewhere.relay.receive(Box::new(socket), from).await?;
         return Err(io::Error::other(HandedOver));
     }
     let (peer, stream) = tls.upgrade_inbound(socket, name).await.map_err(io::Error::other)?;
     let kind = Multiplexing::Either { peer, elsewhere };
+    // Bulk or control: that is agreed on under TLS, once it is known who asks.
     let (name, stream) = listener_select_proto(stream, kind.protocol_info()).await.map_err(io::Error::other)?;
     Ok((peer, StreamMuxerBox::new(kind.upgrade_inbound(stream, name).await?)))
 }

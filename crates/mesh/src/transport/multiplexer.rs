@@ -160,11 +160,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Moves everything on; ready with a stream that the peer opened.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
         loop {
+            // Waits before yamux is asked, since what that gives out is open already.
             ready!(self.waits_to_open.poll(&self.opened, context));
             let next = ready!(self.connection.poll_next_inbound(context));
             let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
             self.opened.count(1);
             let received = self.received.of_stream(stream.id().val());
+            // Each open stream holds one of these, so their number needs no counter of its own.
             if Arc::strong_count(&self.unasked) <= self.bounds.inbound_max {
                 let unasked = Unasked { meter: Arc::clone(&self.unasked), wait: Wait::default() };
                 return Poll::Ready(Ok(self.stream(stream, received, Some(unasked))));
@@ -255,6 +257,7 @@ impl MuxerStream {
         poll: impl FnOnce(Pin<&mut yamux::Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let polled = poll(Pin::new(&mut self.stream), context);
+        // Asked only where nothing came: what is there already is still read.
         if polled.is_pending() && self.closing.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was closed")));
         }
@@ -264,6 +267,7 @@ impl MuxerStream {
 
 impl AsyncRead for MuxerStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        // Only what the peer sends unasked is slowed down; answers to us come as fast as the line allows.
         if let Some(unasked) = &mut self.unasked
             && unasked.poll_may_read(context).is_pending()
         {

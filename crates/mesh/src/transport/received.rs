@@ -99,6 +99,7 @@ impl Streams {
         let [_, kind, _, flags, rest @ ..] = header;
         let [a, b, c, d, ..] = rest;
         let stream = u32::from_be_bytes([a, b, c, d]);
+        // A stream that the peer opens costs memory before it has sent a byte.
         if matches!(kind, TYPE_DATA | TYPE_WINDOW_UPDATE) && flags & FLAG_SYN != 0 && self.is_of_peer(stream) {
             self.unread.entry(stream).or_default();
         }
@@ -109,6 +110,7 @@ impl Streams {
                 unread.bytes += bytes;
             });
         }
+        // Before the body of the frame is read: the length in its header is counted as if it were there.
         if self.unasked_bytes > self.bounds.unasked_bytes_max || self.bytes > self.bounds.bytes_max {
             tracing::debug!(self.unasked_bytes, self.bytes, "a peer sends more than is read: its connection ends");
             return Err(io::Error::other("the peer sent more than was read, above the bound of a connection"));
@@ -202,6 +204,7 @@ impl<C> Counted<C> {
             if self.header_bytes == HEADER_BYTES {
                 self.header_bytes = 0;
                 self.body_left = body_bytes(self.header);
+                // Each frame costs work whatever its size, so small ones are counted apart.
                 if self.body_left < SMALL_FRAME_BYTES {
                     self.small_frames.count(1);
                 }

@@ -66,6 +66,7 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
         let (peer, moved) = (self.peer, &mut self.moved);
         let has_stalled = |last: Instant| {
             let stood = last.elapsed();
+            // A stream that stands still is in the way only where the peer reads others, or waits for a place.
             let is_in_the_way = || *peer.moved.lock() > last || peer.waiting.load(Ordering::Relaxed) > 0;
             stood >= STALL_MAX || (stood >= STALL_BESIDE_OTHERS && is_in_the_way())
         };

@@ -140,6 +140,7 @@ impl Uploads {
     ) -> Self {
         let rate = UploadRate::default();
         rate.set_rate(limits.bytes_per_s);
+        // Half of the cores at most compress for peers; the rest is for this machine's own work.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Shared {
             offer,
@@ -188,6 +189,7 @@ impl Uploads {
         self.0.queue.lock().close();
         loop {
             let mut ended = std::pin::pin!(self.0.ended.notified());
+            // Listens before it looks, or the last one might end in between and nobody would tell.
             ended.as_mut().enable();
             if self.0.queue.lock().under_way() == 0 {
                 return;
@@ -230,6 +232,7 @@ impl Uploads {
 
     fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
         let (rates, mut peers) = (self.0.peer_rates.lock(), self.0.peers.lock());
+        // Peers without any stream open are forgotten here, or the table would keep whoever once asked.
         peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
         Arc::clone(
             peers
@@ -248,7 +251,9 @@ impl Uploads {
                 Ok(None) | Err(_) => return,
             };
             let Some(request) = request else { return blame.report_misdeed(peer, Misdeed::MalformedRequest) };
+            // The connection must not be closed as idle while its request waits here.
             let in_use = connection.begin_use();
+            // A request beyond the rate waits, and is not refused: it costs the peer its own time.
             self.0.rates.wait(&peer).await;
             let answered = self.answer(peer, &mut stream, of_peer, request).await;
             drop(in_use);
@@ -355,6 +360,7 @@ impl Uploads {
         let offer = Arc::clone(&self.0.offer);
         let left = request.end.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
+        // Taken before the NAR is opened: while it is waited for, no file is open.
         let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
         if let Some(copy) = partial {
             return Ok(match Reader::open_partial(copy, &request, encoder) {
@@ -403,6 +409,7 @@ impl Uploads {
     }
 
     async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
+        // Outside of the blocking thread: bytes of a partial copy may not come for a while.
         if tokio::time::timeout(COMING_MAX, reader.wait_until_there()).await.is_err() {
             return Ok((reader, Err(ReadFailure::NothingComes)));
         }

@@ -57,6 +57,7 @@ impl Queue {
     pub(super) fn enter(&mut self, peer: PeerId, kind: Kind) -> Option<Ticket> {
         let waiting =
             [Kind::Small, Kind::Large].map(|kind| self.peers.get(&(peer, kind)).map_or(0, |lane| lane.waiting.len()));
+        // Small and large ones together: the bound is one of streams, and these are the peer's.
         if waiting.iter().sum::<usize>() >= WAITING_MAX {
             return None;
         }
@@ -82,6 +83,7 @@ impl Queue {
             None => {
                 lane.under_way -= 1;
                 self.under_way -= 1;
+                // Its place is free, so the next one in the queue begins.
                 self.advance(peer, kind);
             }
         }

@@ -71,6 +71,7 @@ impl UploadRate {
             match state.shares.next(now) {
                 Next::Grant(_, ticket, bytes) => {
                     let is_taken = state.waiting.remove(&ticket).is_some_and(|waiting| waiting.send(bytes).is_ok());
+                    // Its stream has ended meanwhile; the bytes go to the next in turn.
                     if !is_taken {
                         state.shares.give_back(bytes);
                     }

@@ -114,6 +114,7 @@ impl Entry {
             let reader = reader.lock();
             reader.compares && reader.bodies > 0 && now.saturating_duration_since(reader.since) >= STAYED
         };
+        // One that compared has stayed, so comparing is worth it for this NAR.
         if self.readers.values().any(stayed) {
             self.pause = PAUSE_MIN;
         }
@@ -146,6 +147,7 @@ impl Referrals {
         let now = Instant::now();
         let mut nars = self.0.lock();
         let entry = find(&mut nars, request, now);
+        // Those who wanted it so long ago have it, or have given up.
         if now.saturating_duration_since(entry.asked) > WANTED {
             *entry = Entry::new(now);
         }

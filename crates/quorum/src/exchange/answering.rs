@@ -107,11 +107,13 @@ pub(super) fn on_request(cx: &mut Context, ledger: &Ledger, from: PeerId, id: u6
             let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
             peer.charge(units(looked.get()));
             let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
+            // A comparison named these items: whoever withholds them without a word looks like a liar to the asker.
             cx.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: true }));
         }
         QuorumRequest::Ask { builders, paths } => {
             let shared = told.restricted_to(&builders);
             let wanted = paths.iter().map(|path| collect_attested(ledger, &shared, path)).collect();
+            // Nothing was named before, so that the question may be a guess at what must not be told.
             cx.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: false }));
         }
     }
@@ -127,6 +129,7 @@ fn answer_comparison(
     news: bool,
 ) {
     let looked = Cell::new(0);
+    // Within what this peer may be told; all else is as if this node had never heard of it.
     let answer = ledger.answer_counted(told, query, LOOKED_MAX, &looked);
     if let Some(peer) = cx.peers.get_mut(&from) {
         peer.charge(units(looked.get()));

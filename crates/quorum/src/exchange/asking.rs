@@ -53,6 +53,7 @@ impl Comparisons {
             return;
         }
         self.sweep_at = draw_sweep(cx);
+        // One with which a comparison runs, or nothing may be compared, would waste the turn of the minute.
         let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
         let idle: Vec<PeerId> = cx.peers.iter().filter(idle).map(|(peer, _)| *peer).collect();
         if let Some(peer) = cx.chance.choose(idle, 1).first().and_then(|peer| cx.peers.get_mut(peer)) {
@@ -79,10 +80,12 @@ impl Comparisons {
     fn begin_comparison(&mut self, cx: &mut Context, ledger: &Ledger, peer: PeerId) {
         let now = cx.now;
         self.full.retain(|_, until| *until > now);
+        // From a random builder on: of more than one session can name, each has its turn sooner or later.
         let from = cx.chance.draw_below(u64::from(u16::MAX));
         let Some(known) = cx.peers.get_mut(&peer) else { return };
         known.clear_due();
         let full = &self.full;
+        // What a builder at its bound says would be pulled, only to be evicted again.
         let shared = known.spoken.counted.filtered(|key| !full.contains_key(key));
         if shared.is_empty() {
             return;
@@ -117,6 +120,8 @@ pub(super) fn on_compare_reply(cx: &mut Context, ledger: &Ledger, from: PeerId, 
             known.running = Some(Running::Comparing(session));
             cx.send(from, Purpose::Compare, &QuorumRequest::Compare { query, news: false });
         }
+        // Enough is wanted, or the peer leads nowhere: what was found is pulled, and the next comparison finds the
+        // rest.
         Next::Ask(_) => {
             let shared = session.shared().clone();
             pull(cx, ledger, from, shared, session.stop(), queries);
@@ -134,6 +139,7 @@ fn pull(cx: &mut Context, ledger: &Ledger, from: PeerId, builders: Shared, found
     let mut wanted = found.theirs;
     wanted.sort_unstable();
     wanted.dedup();
+    // The next comparison finds the rest.
     let cut = wanted.len() > WANTED_MAX;
     wanted.truncate(WANTED_MAX);
     if wanted.is_empty() {
@@ -152,6 +158,7 @@ fn pull_more(cx: &mut Context, ledger: &Ledger, from: PeerId, mut pulling: Pulli
     let mut here = here.into_iter();
     pulling.wanted.retain(|_| here.next().flatten().is_none());
     pulling.verified += had - pulling.wanted.len();
+    // A request has its bound; the rest is asked for when this part has been taken.
     pulling.asked = pulling.wanted.iter().take(PULL_MAX).copied().collect();
     pulling.answered = 0;
     if pulling.asked.is_empty() {
@@ -180,10 +187,12 @@ pub(super) fn on_pull_reply(cx: &mut Context, ledger: &Ledger, from: PeerId, rep
     }
     let asked = pulling.asked.get(..pulling.answered).unwrap_or_default();
     let is_asked = |path: &HashPart| asked.iter().any(|(node, _)| node.contains(path));
+    // What was not asked for is not verified: each signature costs far more than the bytes that claim to hold one.
     let Some(attestations) = decode_asked(&encoded, |key, path| pulling.builders.contains(key) && is_asked(path))
     else {
         return cx.penalize(from, Fault::FalseAttestation);
     };
+    // The caller verifies elsewhere, and this pull goes on when it has.
     known.running = Some(Running::Pulling(pulling));
     if attestations.is_empty() {
         return on_taken(cx, ledger, from, &Taken::default());

@@ -68,6 +68,7 @@ impl Context {
     pub(super) fn set_aside(&mut self, peer: &PeerId, lasting_ms: u64) {
         let until = self.now + lasting_ms;
         if let Some(known) = self.peers.get_mut(peer) {
+            // A comparison with it must not go on, nor take the place of another one.
             known.running = None;
             known.rest_until = known.rest_until.max(until);
             known.shunned_until = known.shunned_until.max(until);

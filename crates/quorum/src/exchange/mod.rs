@@ -234,6 +234,7 @@ impl Exchange {
         match input {
             Input::Peer { peer, spoken } => self.set_peer(peer, spoken),
             Input::Gone(peer) => self.on_gone(&peer),
+            // What a peer used up outlives its connection, or a reconnect would grant it all of it again.
             Input::Allowlist(allowed) => cx.peers.retain(|peer, known| known.is_connected || allowed.contains(peer)),
             Input::SetAside { peer, lasting_ms } => cx.set_aside(&peer, lasting_ms),
             Input::Grew => news.on_grown(cx.now),
@@ -261,6 +262,7 @@ impl Exchange {
 
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
         let cx = &mut self.context;
+        // Drawn in any case, so that a run depends on nothing but its inputs.
         let spread_ms = cx.chance.draw_below(GREETING_SPREAD_MS);
         let known = cx.peers.entry(peer).or_insert_with(|| Peer::new(cx.now));
         known.is_connected = true;
@@ -323,6 +325,7 @@ impl Exchange {
     fn on_taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
         let cx = &mut self.context;
         let Some((from, waiting)) = cx.verifying.remove(&id) else { return };
+        // Before the pull goes on, or what the builder has no room for would be asked for again.
         self.comparisons.leave_out(cx.now, &taken.full);
         if taken.refused > 0 {
             cx.penalize(from, Fault::FalseAttestation);

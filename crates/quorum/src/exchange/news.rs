@@ -52,6 +52,8 @@ impl News {
         let now = cx.now;
         let may_be = |peer: &Peer| !peer.spoken.told.is_empty() && peer.shunned_until <= now;
         let grew = std::mem::take(&mut self.grew);
+        // Without anything new only those are told to whom it is owed: they compared before they might hear of a
+        // builder.
         let all: Vec<PeerId> =
             cx.peers.iter().filter(|(_, peer)| grew && may_be(peer)).map(|(peer, _)| *peer).collect();
         let mut chosen = cx.chance.choose(all, TOLD_MAX);
@@ -88,6 +90,7 @@ pub(super) fn on_news_reply(
             }
         }
         Some(QuorumReply::Attestations { .. }) => cx.penalize(from, Fault::MalformedReply),
+        // If it differs from us, it compares with us by itself; here we only told it.
         Some(QuorumReply::Compared(_) | QuorumReply::Busy) | None => {}
     }
 }

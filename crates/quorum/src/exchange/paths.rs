@@ -43,10 +43,12 @@ impl Paths {
         let able = cx.peers.iter().filter(|(_, peer)| {
             !peer.spoken.counted.is_empty() && peer.shunned_until <= now && peer.silent_until <= now
         });
+        // Builders first: a random peer rarely has what a builder of the policy has said of the path.
         let (builders, others): (Vec<_>, Vec<_>) = able.partition(|(_, peer)| peer.spoken.is_builder);
         let [builders, others] = [builders, others].map(|peers| peers.into_iter().map(|(peer, _)| *peer).collect());
         let mut chosen = cx.chance.choose(builders, ASKED_PEERS_MAX);
         chosen.extend(cx.chance.choose(others, ASKED_PEERS_MAX - chosen.len()));
+        // A lookup waits for this, so it hears at once that nobody will be asked.
         if chosen.is_empty() || self.unanswered.len() >= PATHS_MAX {
             return cx.outputs.push_back(Output::Answered { id, last: true });
         }
@@ -66,6 +68,7 @@ impl Paths {
         let Some(known) = cx.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
             return;
         };
+        // One question at a time: what gathers meanwhile goes into the next one together.
         known.asking = true;
         let asked: Vec<_> = known.queue.drain(..ASK_MAX.min(known.queue.len())).collect();
         let builders = known.spoken.counted.window(from).digests();
@@ -94,6 +97,7 @@ impl Paths {
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let counted = &known.spoken.counted;
         let is_asked = |path: &HashPart| asked.iter().any(|(_, known)| known == path);
+        // A reply must answer at least one path, or the question would never end.
         let bounded = answered > 0 && answered <= asked.len() && encoded.len() <= ATTESTATIONS_MAX;
         let attestations =
             if bounded { decode_asked(&encoded, |key, path| counted.contains(key) && is_asked(path)) } else { None };
@@ -106,6 +110,7 @@ impl Paths {
             known.queue.push_front(rest);
         }
         let waiting: Vec<u64> = asked.into_iter().map(|(id, _)| id).collect();
+        // Nothing has to be verified, so the lookups that wait for these paths need not wait for the caller either.
         if attestations.is_empty() {
             self.report_answered(cx, waiting);
         } else {
@@ -125,6 +130,7 @@ impl Paths {
         while let Some(id) = self.ends.pop(cx.now) {
             self.close(id);
             cx.outputs.push_back(Output::Answered { id, last: true });
+            // The queues are looked through once for all that ended.
             expired = true;
         }
         if expired {

@@ -180,6 +180,7 @@ impl Peer {
 
     /// A comparison failed. The pause that follows is long only if failed and fruitless ones cost too much.
     fn pause(&mut self, now: Moment, queries: usize, new: usize) {
+        // It brought something before it failed, so it is worth another try soon.
         if new > 0 {
             self.failures = 0;
             self.vain = Tokens::default();
@@ -196,16 +197,19 @@ impl Peer {
     pub(super) fn end_comparison(&mut self, now: Moment, queries: usize, pulled: Option<&Pulling>) -> bool {
         self.running = None;
         self.failures = 0;
+        // A comparison that named nothing owes nothing.
         let (new, verified) = pulled.map_or((0, 1), |pulled| (pulled.new, pulled.verified));
         if new > 0 {
             self.vain = Tokens::default();
         } else {
             let vain = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
+            // Twice, because the bucket fills by one a second, and each such query is rested for 2 s.
             self.vain.take(vain.saturating_mul(2));
         }
         // Only what exceeds the bucket is rested for, so a few fruitless comparisons cost no time.
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
         self.rest_until = self.rest_until.max(now + REST_MIN_MS + rest_ms);
+        // It delivers and has more, so the rest is compared without a pause.
         if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
             self.plan_comparison(now);
         }
@@ -228,10 +232,12 @@ impl Peer {
             self.requests.take(units);
             return Admission::Answer;
         }
+        // An honest peer waits after a *busy*; only who goes on all the same is blamed.
         if !self.busy.is_full(BUSY, now) {
             self.busy.take(1);
             return Admission::Busy;
         }
+        // One flood is one fault. Three in a moment would set the peer aside for one burst.
         if self.blamed.is_some_and(|at| now < at + BLAMED_MS) {
             return Admission::Busy;
         }

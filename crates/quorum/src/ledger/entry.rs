@@ -64,6 +64,7 @@ impl Entry {
             let mut claims = std::mem::take(&mut self.claims).into_vec();
             claims.remove(usize::from(gone.claim));
             self.claims = claims.into_boxed_slice();
+            // Records name claims by their place, which has moved for all after the one that is gone.
             for record in records.iter_mut().filter(|record| record.claim > gone.claim) {
                 record.claim -= 1;
             }

@@ -212,6 +212,7 @@ impl Ledger {
             return Insertion::EnoughStatements;
         }
         let is_pinned = entry.pins != 0;
+        // Nothing makes room for it later: what is pinned is never evicted.
         if is_pinned
             && let Some(builder_ledger) = self.builders.get(usize::from(builder))
             && !builder_ledger.has_room_for_pinned(statement.bytes, self.limits.bytes_per_builder)

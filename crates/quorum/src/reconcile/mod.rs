@@ -132,6 +132,7 @@ impl Ledger {
     ) -> Answer {
         let shared = admitted.restricted_to(&query.builders);
         let digests = shared.digests();
+        // Digests over different builders never match, so the asker first learns which ones to compare.
         if digests != query.builders {
             return Answer::Builders(digests);
         }
@@ -142,12 +143,15 @@ impl Ledger {
         let compared = self.resolve_builders(&shared);
         let (mut answered, mut differing, mut bytes) = (0u32, Vec::new(), 64usize);
         for (node, theirs) in query.nodes.iter().take(NODES_MAX) {
+            // The first node is answered whatever it costs, or the asker would never get on.
             if answered > 0 && looked.get() > looked_max {
                 break;
             }
+            // A node in any other form has no digest; it counts as equal, so nothing is looked at for it.
             if node.is_canonical() && self.compute_digest(&compared, *node, looked) != *theirs {
                 let content = self.collect_content(&compared, *node, looked);
                 let size = content.bytes();
+                // It stays unanswered, and the asker names it again.
                 if bytes + size > Answer::BYTES_MAX {
                     break;
                 }
@@ -176,6 +180,7 @@ impl Ledger {
         looked_max: usize,
         looked: &Cell<usize>,
     ) -> Vec<Option<(BuilderKey, HashPart)>> {
+        // Without an order, one costly node could be named between others again and again.
         if !wanted.is_sorted_by(|first, second| first < second) {
             return vec![None; wanted.len()];
         }
@@ -299,6 +304,7 @@ impl Ledger {
         let mut hasher = Sha256::new();
         let mut empty = true;
         let digests = self.compute_digests(&compared.numbers, node, looked);
+        // In the order of builders' digests, which is the same on both sides; numbers are each ledger's own.
         for (builder, place) in &compared.order {
             let under = digests.get(*place).copied().unwrap_or_default();
             if under != NodeDigest::default() {
@@ -385,6 +391,7 @@ fn hash_item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, Fingerpri
     let mut hasher = Sha256::new();
     hasher.update(builder.0);
     hasher.update(hash_part.0);
+    // Two nodes may hold different ones of a builder's many statements, and void is void.
     match said {
         [(_, only)] => hasher.update(only.0),
         _ => hasher.update(b"void"),

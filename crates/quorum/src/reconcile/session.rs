@@ -112,6 +112,7 @@ impl Session {
     /// Starts again with the builders that the answerer compares, at most once. False when that is not possible.
     fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
         let fewer = self.shared.restricted_to(builders);
+        // A peer that names other builders each time must not keep a session going.
         if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
             return false;
         }
@@ -125,6 +126,7 @@ impl Session {
         let asked = std::mem::take(&mut self.asked);
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
+        // An answer to no node at all would let the session go round for ever.
         let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
         // Nodes that the answer had no room for stay open.
         self.open.extend_from_slice(rest);

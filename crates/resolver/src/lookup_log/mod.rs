@@ -158,6 +158,7 @@ impl LookupLog {
             let lookup_log = log.by_path.get(hash_part).into_iter().flatten();
             lookup_log.map(|noted| (noted.at_unix_ms, noted.event.to_string())).collect()
         };
+        // The two logs have locks of their own, which are never held together.
         if let Some(given) = self.at_once.lock().by_path.get(hash_part) {
             told.push((given.last_unix_ms, given.to_string()));
             told.sort_by_key(|(at, _)| *at);

@@ -36,6 +36,7 @@ impl Trail {
         if verifier.fed_bytes() < last + EVERY_BYTES {
             return;
         }
+        // Nix resumes near the end of what it has, so the latest are worth most.
         if self.0.len() == KEPT_PER_BODY {
             self.0.pop_front();
         }

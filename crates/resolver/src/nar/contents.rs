@@ -26,6 +26,7 @@ impl ContentsCheck {
 
     /// Whether `source` sends the NAR that `info` promises, and its contents hash to the content address.
     pub(crate) async fn check(&self, source: SourceId, info: &NarInfo, address: &ContentAddress) -> bool {
+        // No key that is trusted signed this, so a source decides what we fetch; it must not be without end.
         if info.nar_size > BYTES_MAX {
             return false;
         }
@@ -35,6 +36,7 @@ impl ContentsCheck {
         let mut contents = address.verifier(self_reference);
         let settings = self.shared.settings().transfer;
         let mut transfer = Transfer::new(Arc::clone(&self.context), settings, url, [source]);
+        // Another source may send the right NAR, which says nothing about who gave this narinfo.
         transfer.ask_only_given_sources();
         loop {
             let mut chunk = Vec::new();
@@ -44,11 +46,13 @@ impl ContentsCheck {
                 Step::Data => {}
                 Step::Verified => {
                     let matches = contents.matches();
+                    // It is the NAR that the narinfo promises, so what is wrong is the narinfo.
                     if !matches {
                         self.shared.sources.observe(source, Observation::FalseNarInfo);
                     }
                     return matches;
                 }
+                // The verifier of the address cannot take back what it was fed.
                 Step::BegunAnew | Step::Gone | Step::Unreached => return false,
             }
         }

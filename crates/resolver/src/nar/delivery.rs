@@ -72,6 +72,7 @@ impl Delivery {
                 let at = self.transfer.offset();
                 // Ends all requests now, because telling a client that does not read may take long.
                 drop(self.transfer);
+                // Nix asks for the rest of a short body; only if that is answered 404 does it build the path.
                 if self.client.has_told_something() {
                     self.context.nar_faults.note_cut_short(self.url.nar_hash);
                     self.context.counters.nars_aborted.inc();
@@ -142,6 +143,7 @@ impl Delivery {
         let until = Instant::now() + self.client.patience_left().saturating_sub(MEMORY_PATIENCE);
         let find_user = Arc::clone(&self.find_user);
         let take = async {
+            // Above this size it streams anyway: it is held whole only where memory is free at once.
             if url.nar_size > context.limits.small {
                 // That nothing is put by for so much says nothing about whether memory is short.
                 return context.buffers.take_at_once(url.nar_size).await;
@@ -194,6 +196,7 @@ impl Delivery {
     async fn stream(&mut self, share: Share, mut held: Vec<u8>, mut from: u64) -> Ended {
         let mut trail = Trail::default();
         loop {
+            // The last bytes stay here until the whole is verified: Nix must never have all of a NAR that is wrong.
             let at_end = self.transfer.offset() == self.url.nar_size;
             if !held.is_empty() && !at_end {
                 // What Nix has seen cannot be taken back: from now on a wrong byte ends the body short.
@@ -204,6 +207,7 @@ impl Delivery {
                     return self.on_hung_up(trail);
                 }
                 from = end;
+                // If the body breaks, the rest is verified from here on, and who sent the beginning is known.
                 if let Some(verifier) = self.transfer.verifier() {
                     trail.pass(verifier, self.transfer.contributors());
                 }

@@ -66,6 +66,7 @@ impl Endurance {
             self.fruitless.len() - 1
         });
         let Some((_, times)) = self.fruitless.get_mut(at) else { return false };
+        // One that sends much before it breaks off brings the NAR on, however often it does so.
         *times = if bytes < FRUIT_BYTES { *times + 1 } else { 0 };
         *times > FRUITLESS_MAX
     }

@@ -207,6 +207,7 @@ impl Nars {
     ) -> Result<NarBody, NoNar> {
         let name = self.narinfos.name_in_memory(&url.hash_part);
         let request = self.shared.request_log.begin(&url, first_byte, name);
+        // Nix remembers narinfos for days, and the policy may have changed since it got this one.
         let body = match self.narinfos.admit_nar(&url, &find_user).await {
             true => self.bring_admitted(url.nar(), first_byte, resumed, find_user, request.origins()).await,
             false => Err(NoNar::Gone),
@@ -307,6 +308,7 @@ impl Nars {
         find_user: FindUser,
         origins: Arc<Origins>,
     ) {
+        // What is read ahead is whole. A resumed body needs only its rest.
         if first_byte == 0
             && let Some((reading, read_from)) = self.ahead.take(url)
         {
@@ -321,6 +323,7 @@ impl Nars {
             }
         }
         let Ok(holders) = client.keep(self.transfers.find_holders(&url)).await else { return };
+        // What is passed on to peers begins at the first byte, so a resumed NAR is read for this client alone.
         let mut transfer = if first_byte == 0 {
             let Ok(transfer) = client.keep(self.transfers.begin_together(url, holders)).await else { return };
             transfer

@@ -211,6 +211,7 @@ impl Stream for Rest {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::warn!(hash_part = %this.url.hash_part, %error, "our own copy cannot be read whole");
+                    // What memory says of this copy no longer holds: it is damaged, or it was collected.
                     this.own.narinfos.on_own_changed(&[this.url.hash_part]);
                     return Poll::Ready(Some(Err(this.own.note_cut_short(this.url, this.at))));
                 }

@@ -200,6 +200,7 @@ impl Parallel {
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<(usize, Said)> {
         for (number, worker) in self.workers.iter_mut().enumerate() {
             let left = worker.asked_end - worker.at - worker.runner.tail.len() as u64;
+            // A worker whose range has all come waits for its leaves to be taken, and has nothing to say.
             if left > 0
                 && let Poll::Ready(said) = worker.runner.poll(context, left)
             {
@@ -273,6 +274,7 @@ impl Parallel {
             return None;
         }
         let worker = self.workers.swap_remove(number);
+        // Another source is reading that range as well, so it needs no new one.
         let is_twice = self.workers.iter().any(|other| other.at <= worker.at && other.end >= worker.end);
         if !is_twice && worker.at < worker.end {
             self.gaps.push(worker.at..worker.end);
@@ -380,6 +382,7 @@ impl Parallel {
             self.joined.clear();
             self.rest_until = waited + REST;
         }
+        // Who joined last has to make the whole quicker by a tenth, or goes again.
         if !self.joined.is_empty() && total < self.rate_before + self.rate_before / GAIN {
             tick.let_go.append(&mut self.joined);
             self.rest_until = waited + REST;
@@ -391,6 +394,7 @@ impl Parallel {
         self.useless.extend(tick.let_go.iter().copied());
         let left = Duration::from_secs((self.nar_size - frontier) / total.max(1));
         if waited >= self.rest_until && left > WORTH_IT {
+            // As many again as there are: the number doubles for as long as that helps.
             let members = self.members.len() - tick.let_go.len().min(self.members.len());
             tick.may_join = members.clamp(1, MEMBERS_MAX.saturating_sub(members).max(1));
         }

@@ -133,6 +133,7 @@ impl Proofs {
         let taken = LeafHasher::new(url.nar_size, offset)?;
         let mut unasked: Vec<_> =
             holders.into_iter().filter(|source| source.peer().is_some()).take(ASKED_MAX).collect();
+        // They are taken from the end, so the first one is asked first.
         unasked.reverse();
         let asking = FuturesUnordered::new();
         let (bound, refused) = (Vec::new(), Vec::new());
@@ -179,10 +180,12 @@ impl Proofs {
     }
 
     fn add(&mut self, author: SourceId, tree: NarTree) {
+        // The tree that most holders signed counts, so equal ones are one with several authors.
         if let Some(known) = self.bound.iter_mut().find(|bound| bound.tree.root() == tree.root()) {
             known.authors.push(author);
             return;
         }
+        // Leaves that were taken before this tree came have to agree with it, too.
         let mut pairs = self.taken.leaves().iter().zip(tree.leaves());
         let is_consistent = pairs.all(|(taken, leaf)| taken.is_none_or(|taken| taken == *leaf));
         self.bound.push(Bound { tree, authors: vec![author], is_consistent, is_dropped: false });
@@ -207,6 +210,7 @@ impl Proofs {
             (true, true) => PATIENCE_NOT_YET,
             (true, false) => PATIENCE,
         };
+        // What is let through before there is a tree is checked only at the end, so a tree is waited for a little.
         if !self.asking.is_empty() && waited < patience {
             return Portion::None;
         }
@@ -215,6 +219,7 @@ impl Proofs {
             (None, _) | (_, Err(_)) => Portion::Unproven(u64::MAX),
             // The tree came in the middle of a leaf, or the transfer began there.
             (Some(_), _) if !self.taken.is_between_leaves() => Portion::Unproven(left),
+            // Half a leaf proves nothing.
             (Some(_), Ok(left)) if bytes < left => Portion::None,
             (Some(_), Ok(left)) => Portion::Leaf(left),
         }
@@ -249,6 +254,7 @@ impl Proofs {
         if counting.leaf(offset) == Some(&hash) {
             return Judgement::Right(hash);
         }
+        // It signed this very tree, so it contradicts itself and nobody else need be believed.
         if counting.authors.contains(&source) {
             self.forget(source);
             return Judgement::AgainstItself;
@@ -271,6 +277,7 @@ impl Proofs {
         self.leaf_since = waited;
         for bound in &mut self.bound {
             let mut pairs = new.iter().zip(bound.tree.leaves().get(before..).unwrap_or_default());
+            // A leaf whose beginning was not read here has no hash, and contradicts nobody.
             bound.is_consistent &= pairs.all(|(taken, leaf)| taken.is_none_or(|taken| taken == *leaf));
         }
     }
@@ -305,6 +312,7 @@ impl Proofs {
     /// What was taken over turned out to be no NAR, or another one. Returns the authors of trees by which it is just what it
     /// has to be; nobody takes their word any more.
     pub(super) fn refute(&mut self) -> Vec<SourceId> {
+        // Only where each leaf was compared does a wrong whole prove a wrong tree.
         let is_whole = self.taken.leaves().iter().all(Option::is_some) && self.is_at_a_leafs_end();
         let mut liars = Vec::new();
         for bound in self.bound.iter_mut().filter(|bound| is_whole && bound.is_consistent) {

@@ -50,6 +50,7 @@ impl<K: Hash + Eq + Copy, V: Copy> Recent<K, V> {
 
     fn insert(&self, entries: &mut HashMap<K, (Instant, V)>, key: K, value: V) {
         entries.retain(|_, (at, _)| at.elapsed() < self.lasting);
+        // Others decide how much is noted here.
         if entries.len() >= ENTRIES_MAX
             && let Some(oldest) = entries.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| *key)
         {

@@ -214,6 +214,7 @@ impl Runner {
     pub(super) fn on_queued(&mut self, place: u32, waited: Duration, line: &Line) {
         let is_nearer = self.progress.place.is_none_or(|before| place < before);
         let has_moved = line.received_bytes.saturating_sub(self.progress.line_bytes) > QUEUE_PROGRESS_BYTES;
+        // Others of this queue are being served, so it moves, and our turn comes.
         if is_nearer || has_moved {
             self.progress.at = waited;
             self.progress.line_bytes = line.received_bytes;
@@ -246,6 +247,7 @@ impl Runner {
         if is_silent {
             return Some(format!("nothing for {idle:.0?}"));
         }
+        // Bytes come on this line, but for other requests: it is left only when they got much more than their share.
         let share = u64::try_from(line.in_flight.max(1)).unwrap_or(u64::MAX).saturating_mul(PASSED_OVER_CHUNKS);
         let fair = share.saturating_mul(NarFrame::CHUNK_BYTES_MAX as u64);
         (self.passed_over_bytes(line) > fair).then(|| format!("it serves others for {idle:.0?}"))

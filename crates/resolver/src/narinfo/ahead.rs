@@ -64,9 +64,11 @@ async fn ask_all(asking: Weak<Asking>, answers: Arc<Answers>, mut waiting: mpsc:
     let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
     while let Some((part, user)) = waiting.recv().await {
         let Ok(slot) = Arc::clone(&at_once).acquire_owned().await else { return };
+        // The queue must not keep the resolver alive when the daemon stops.
         let Some(asking) = asking.upgrade() else { return };
         let answers = Arc::clone(&answers);
         tokio::spawn(async move {
+            // The answer may have come while this waited in the queue.
             if answers.recall_fresh(part).await.is_none() {
                 asking.ask_ahead(part, user).await;
             }

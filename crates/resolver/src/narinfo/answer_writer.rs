@@ -94,6 +94,7 @@ impl AnswerWriter {
         }
         let Some(changes) = &self.changes else { return };
         let bytes = text_bytes(&answer);
+        // Counted before it is sent: the thread that writes may take it, and count it down, at once.
         let has_room = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
         if !has_room || changes.try_send((part, answer)).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -85,6 +85,7 @@ impl Answer {
     /// Whether the policy lets it through now just as it was rendered. From memory.
     pub(crate) fn stands(&self, gate: &Gate) -> bool {
         let now = gate.stamp();
+        // Most answers are given many times between two changes of ledger or policy.
         if self.stamp.load(Ordering::Relaxed) == now {
             return true;
         }
@@ -180,6 +181,7 @@ impl Answers {
 
     /// Reads the answer from the database.
     fn read_stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
+        // The row may still be there, because it is deleted by another thread, later.
         if self.forgotten.contains_key(part) {
             return None;
         }
@@ -210,6 +212,7 @@ impl Answers {
 
     /// The remembered answer about a path that a source still claims.
     pub(crate) async fn recall(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        // Nobody claims it any more, so whoever held it has lost it, and the answer is of no use.
         if !self.shared.sources.is_claimed(&part) {
             return None;
         }

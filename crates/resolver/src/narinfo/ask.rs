@@ -138,6 +138,7 @@ impl Asking {
 
     fn join_or_start(self: &Arc<Self>, part: HashPart, user: User, for_nix: bool) -> watch::Receiver<Outcome> {
         let mut paths = self.paths.lock();
+        // One question for all who ask on behalf of one user. Another user's question waits for nobody else's turns.
         if let Some(under_way) = paths.get_mut(&(part, user)) {
             under_way.for_nix |= for_nix;
             return under_way.outcome.clone();
@@ -157,6 +158,7 @@ impl Asking {
                 }
                 Err(_) => Err(NoNarInfo::NotNow),
             };
+            // Removed before the answer is given out, so that whoever asks from now on begins anew.
             let question = this.paths.lock().remove(&(part, user));
             if let Err(NoNarInfo::Refused(refusal)) = &answer
                 && question.is_some_and(|question| question.for_nix)
@@ -315,6 +317,7 @@ impl Asking {
         };
         let since = *asked_at.get_or_init(Instant::now);
         let said = self.ask_one(part, user, candidate, source_turn, patience, since).await;
+        // It was no false hit after all, so it used up nothing.
         if let (Some(place), Said::Holds(_)) = (place, &said) {
             place.give_back();
         }
@@ -343,6 +346,7 @@ impl Asking {
             }
         };
         let reply = until_not_busy.await;
+        // What follows does not need the source, which may be asked by the next one.
         drop(source_turn);
         let said = match reply {
             Ok(NarInfoReply::Found(text)) => {
@@ -353,6 +357,7 @@ impl Asking {
             }
             Ok(NarInfoReply::Absent) => {
                 self.shared.lookup_log.note(part, LookupEvent::Absent(source));
+                // Once for each path: whoever has one question repeated must not make an honest peer look like a liar.
                 if source.peer().is_some() && self.false_hits.note_if_new(source, part) {
                     self.shared.counters.false_hits.inc();
                     self.shared.sources.observe(source, Observation::FalseHit);

@@ -56,6 +56,7 @@ impl Judge {
         deadline: Instant,
     ) -> Said {
         let source = candidate.source;
+        // Taken before anything is judged: if trust changes meanwhile, the answer is given once and not remembered.
         let trust_changes = self.answers.trust_changes();
         let (settings, by_verdict) = (self.shared.settings(), self.gate.demands());
         let of_source = self.shared.sources.trusted_keys(&source);

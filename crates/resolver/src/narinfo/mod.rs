@@ -165,6 +165,7 @@ impl NarInfos {
             return InMemory::Known(GivenNarInfo { rendered: own.rendered, is_own: true });
         }
         if !self.shared.sources.look_up(&part) {
+            // Peers have not said yet what they have, so their silence does not make the path absent.
             if self.shared.sources.are_gathering() {
                 return InMemory::Unknown;
             }
@@ -298,6 +299,7 @@ impl NarInfos {
             self.shared.lookup_log.note(part, LookupEvent::NarRefused);
             return false;
         };
+        // Nix holds a narinfo of other contents than those that are agreed on now.
         if !leads_to(&answer.url, url) {
             self.gate.count_refusal(Refusal::OtherFingerprint);
             self.shared.lookup_log.note(part, LookupEvent::NarRefused);

@@ -124,6 +124,7 @@ pub(crate) fn judge_info(
 }
 
 fn content_proof(info: &NarInfo, store_dir: &StoreDir) -> Result<Proof, Distrust> {
+    // Neither a signature nor an address: there is nothing to check.
     if info.content_address.is_none() {
         return Err(Distrust::Unsigned);
     }

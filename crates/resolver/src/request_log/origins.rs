@@ -62,6 +62,7 @@ impl Origins {
         let is_full = shares.len() >= SHARES_MAX;
         match shares.iter_mut().find(|share| share.source == source) {
             Some(share) => share.bytes += bytes,
+            // The sum stays right, whoever of the last ones it is counted for.
             None if is_full => shares.last_mut().into_iter().for_each(|share| share.bytes += bytes),
             None => shares.push(Share { source, first_byte: at, bytes }),
         }

@@ -22,7 +22,7 @@ const TIMEOUT_MS: u64 = 15_000;
 pub enum Input {
     /// This peer of the allowlist is connected.
     Peer(PeerId),
-    /// It is not any more.
+    /// This peer is no longer connected.
     Gone(PeerId),
     /// This is in force now; `None` where we are of no mesh.
     Held(Option<Membership>),
@@ -46,7 +46,7 @@ pub enum Input {
     },
     /// A request got no answer.
     Failed {
-        /// Its number.
+        /// The number of the request.
         id: u64,
     },
     /// The deadline is here.
@@ -75,7 +75,7 @@ pub enum Output {
     /// A newer roster was heard: keep it, and put it in force. Or one that contradicts ours ([`Standing::Contradicts`]): show
     /// it to people, who alone can decide.
     Heard {
-        /// Who gave it.
+        /// The peer that gave it.
         from: PeerId,
         /// The roster.
         roster: Arc<SignedRoster>,
@@ -84,7 +84,7 @@ pub enum Output {
     Misbehaved {
         /// The peer.
         peer: PeerId,
-        /// What it sent.
+        /// The rule that it broke.
         fault: Fault,
     },
 }
@@ -164,9 +164,11 @@ impl RosterExchange {
             Input::Failed { id } => self.end_question(now, id),
             Input::Tick => {}
         }
+        // An answer that never comes must not keep its peer from being asked again.
         while let Some((id, _)) = self.asked.find_overdue(now) {
             self.asked.take(id);
         }
+        // After the input, which may have ended a question or made a peer worth asking.
         self.begin_round(now);
         self.ask_next(now);
     }
@@ -217,7 +219,9 @@ impl RosterExchange {
         if before == after {
             return;
         }
+        // What was waited for is here, or is of no use any more.
         self.waits_until = now;
+        // Of no mesh: there is nobody to compare with.
         let Some((key, version)) = after else {
             self.waiting.clear();
             return;
@@ -227,6 +231,7 @@ impl RosterExchange {
             self.peers.values_mut().for_each(|known| *known = Known::default());
             self.contradicting = None;
         }
+        // They are asked although we have something newer: the request names our version, and they ask back for it.
         let untold: Vec<PeerId> =
             self.peers.iter().filter(|(_, known)| known.version < Some(version)).map(|(peer, _)| *peer).collect();
         for peer in untold {
@@ -240,10 +245,12 @@ impl RosterExchange {
             return;
         }
         self.next_round = now + ROUND_MS;
+        // By id and round in a circle, so that each one has its turn however peers come and go.
         let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
         let next = self.peers.range((after, Bound::Unbounded)).next().or_else(|| self.peers.first_key_value());
         self.last = next.map(|(peer, _)| *peer);
         if let Some(peer) = self.last {
+            // What it was known to have may be outdated; only an answer tells.
             self.peers.insert(peer, Known::default());
             self.queue(peer);
         }
@@ -253,6 +260,7 @@ impl RosterExchange {
         let Some(ours) = self.membership.as_ref().map(Membership::version) else { return };
         while now >= self.waits_until {
             let Some(peer) = self.waiting.pop_front() else { return };
+            // Many peers greet at once; once one of them has brought the newest, the others need not be asked.
             let may_have_newer =
                 self.peers.get(&peer).is_some_and(|known| known.version.is_none_or(|known| known > ours));
             if may_have_newer {
@@ -301,6 +309,7 @@ impl RosterExchange {
                 self.know(peer, request.have);
                 self.queue(peer);
             }
+            // It has what we have, or is about to, and need not be asked.
             RosterReply::Newer(_) | RosterReply::Same => self.know(peer, ours),
             RosterReply::Absent | RosterReply::Busy | RosterReply::OtherKey(_) => {}
         }

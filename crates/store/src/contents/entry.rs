@@ -146,6 +146,7 @@ impl<'a> Walk<'a> {
     fn run(mut self) -> Result<Option<Entry>, ContentsError> {
         let root = &self.contents.root_name;
         match self.kind_of(root)? {
+            // A file has nothing below it, so whatever else was asked for is not there.
             NodeKind::Regular if self.pending.is_empty() => return Ok(Some(Entry::File(self.open_file(root)?))),
             NodeKind::Directory => self.enter(root)?,
             // A link that is the store path itself leads out of it.
@@ -154,6 +155,7 @@ impl<'a> Walk<'a> {
         while let Some(component) = self.pending.pop() {
             match component.as_slice() {
                 b"" | b"." => continue,
+                // Only links bring these: the name of a request has none. Above the root would be another store path.
                 b".." => {
                     self.directories.pop();
                     if self.directories.is_empty() {
@@ -165,6 +167,7 @@ impl<'a> Walk<'a> {
             }
             let Ok(name) = CString::new(component) else { return Ok(None) };
             match self.kind_of(&name)? {
+                // What is deeper than a NAR may be is in no NAR either.
                 NodeKind::Directory if self.directories.len() <= DEPTH_MAX => self.enter(&name)?,
                 NodeKind::Regular if self.pending.is_empty() => {
                     return Ok(Some(Entry::File(self.open_file(&name)?)));
@@ -203,6 +206,7 @@ impl<'a> Walk<'a> {
         if target.len() > TARGET_BYTES_MAX {
             return Ok(false);
         }
+        // An absolute link may lead to the store path itself, and nowhere else.
         let relative = if target.starts_with(b"/") {
             let rest = target.strip_prefix(self.contents.full_path.as_bytes());
             let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with(b"/")) else { return Ok(false) };
@@ -211,6 +215,7 @@ impl<'a> Walk<'a> {
         } else {
             target.as_slice()
         };
+        // In reverse, because the next component is taken from the end.
         self.pending.extend(relative.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
         Ok(true)
     }
@@ -232,6 +237,7 @@ impl<'a> Walk<'a> {
             Ok(NodeKind::Regular) => Some(self.open_file(INDEX)?),
             Ok(NodeKind::Directory | NodeKind::Symlink | NodeKind::Special) | Err(_) => None,
         };
+        // Held for as long as the rows are read: a large directory counts until it is given out.
         let mut share = ListingShare::new(&self.contents.memory);
         let listing = Listing::open_within(self.here(), c".", &mut |bytes| share.take(bytes))?;
         Ok(Entry::Directory(DirectoryRows { listing, _share: share, index }))

@@ -101,6 +101,7 @@ impl NixStore {
 
     /// The contents of a row that was just read.
     pub(crate) fn open_contents(&self, row: i64, info: PathInfo) -> Result<Option<StoreContents>, StoreError> {
+        // A copy that failed its hash gives out nothing, not even one of its files.
         if self.find_fault(row, &info).is_some() {
             return Ok(None);
         }

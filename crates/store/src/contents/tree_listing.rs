@@ -93,6 +93,7 @@ impl TreeListing {
             return Ok(());
         };
         if innermost.listing.advance().is_none() {
+            // Asked before the listing goes: what it held is free for others then.
             let held_bytes = innermost.listing.held_bytes();
             self.directories.pop();
             self.share.give_back(held_bytes);
@@ -102,6 +103,7 @@ impl TreeListing {
             return Ok(());
         }
         let name = innermost.listing.name().to_bytes();
+        // The same bounds as those of a NAR, for which the listing names offsets.
         if depth >= DEPTH_MAX || name.len() > NAME_BYTES_MAX {
             return Err(ContentsError::NotListable);
         }
@@ -120,6 +122,7 @@ impl TreeListing {
             Some(level) => (level.listing.directory(), level.listing.name()),
             None => (self.store.as_fd(), &self.root_name),
         };
+        // A link is a link here, wherever it leads.
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match NodeKind::of(FileType::from_raw_mode(stat.st_mode)) {
             NodeKind::Special => Err(ContentsError::NotListable),

@@ -127,6 +127,7 @@ impl Database {
     }
 
     fn read_stamp_in(&self, session: &mut Session) -> Result<Stamp, StoreError> {
+        // The files on the disk say whether Nix writes with a WAL, and may become others while we run.
         let files = self.read_identities();
         if has_wal(&files) {
             let connection = self.open_kept(session, files)?;
@@ -136,12 +137,14 @@ impl Database {
                 Err(error) => Err(self.forget(session, error)),
             };
         }
+        // It was opened beside a `-wal` that is gone.
         session.kept = None;
         if needs_recovery(&files) {
             return Err(StoreError::Unreadable { path: self.file.clone() });
         }
         let state = self.read_state()?;
         let is_settled = state.as_ref().is_none_or(FileState::is_settled);
+        // While it is still being written, the next look must not take it for known.
         if !is_settled || session.seen != Some(state) {
             session.epoch += 1;
             session.seen = is_settled.then_some(state);
@@ -154,6 +157,7 @@ impl Database {
         let files = [self.read_state_of(&self.file)?, self.read_state_of(&self.beside("-wal"))?];
         let is_settled = files.iter().flatten().all(FileState::is_settled);
         let mut session = self.session.lock();
+        // A file that is just being written may change again within the same time stamp.
         if !is_settled || session.seen_files != Some(files) {
             session.epoch += 1;
             session.seen_files = is_settled.then_some(files);
@@ -216,6 +220,7 @@ impl Database {
 
     /// The kept connection. It is opened anew if the files are no longer those it was opened on.
     fn open_kept<'a>(&self, session: &'a mut Session, files: Identities) -> Result<&'a Connection, StoreError> {
+        // Whoever replaced the database left our connection with the old one.
         if session.kept.as_ref().is_some_and(|kept| kept.files != files) {
             session.kept = None;
         }
@@ -254,6 +259,7 @@ impl Database {
                 _ => StoreError::Io { path: self.file.clone(), source },
             },
         )?;
+        // Without a `-wal` nobody writes, and in WAL mode a reader would have to make files beside the database.
         self.open(if version == [1] { "mode=ro" } else { "mode=ro&immutable=1" })
     }
 

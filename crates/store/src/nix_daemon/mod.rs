@@ -71,6 +71,7 @@ impl NixDaemon {
         self.ask(|wire| {
             wire.call(QUERY_PATH_FROM_HASH_PART, &[hash_part])?;
             let path = wire.read_string()?;
+            // So the daemon says that there is none.
             if path.is_empty() {
                 return Ok(None);
             }
@@ -113,6 +114,7 @@ impl NixDaemon {
     fn ask<T>(&self, question: impl Fn(&mut Wire<UnixStream>) -> Result<T, DaemonError>) -> Result<T, StoreError> {
         let mut slot = self.connection.lock();
         let told = |source| StoreError::NixDaemon { socket: self.socket.clone(), source };
+        // The daemon may have closed a connection that was idle, so its failure says nothing.
         if let Some(mut wire) = slot.take()
             && let Ok(answer) = question(&mut wire)
         {

@@ -70,6 +70,7 @@ impl<S: Read + Write> Wire<S> {
     /// Reads a string. Invalid UTF-8 is replaced: it cannot be a path, hash or signature, so the caller's parser refuses it.
     pub(super) fn read_string(&mut self) -> Result<String, DaemonError> {
         let length = self.read_number()?;
+        // Before memory is taken for it.
         if length > STRING_BYTES_MAX {
             return Err(DaemonError::Malformed);
         }
@@ -93,6 +94,7 @@ impl<S: Read + Write> Wire<S> {
 
     /// Skips log messages until the answer begins.
     pub(super) fn read_until_done(&mut self) -> Result<(), DaemonError> {
+        // A daemon that only ever logs must not keep this thread for ever.
         for _ in 0..MESSAGES_MAX {
             match self.read_number()? {
                 DONE => return Ok(()),
@@ -123,6 +125,7 @@ impl<S: Read + Write> Wire<S> {
         let message = self.read_string()?;
         self.skip_numbers(1)?;
         let traces = self.read_number()?;
+        // A number of the other side is never the number of our rounds.
         if traces > u64::from(MESSAGES_MAX) {
             return Err(DaemonError::Malformed);
         }

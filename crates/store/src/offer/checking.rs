@@ -43,6 +43,7 @@ impl Shared {
         pending.touched.extend(change.removed.iter().chain(&change.failed).chain(&change.mended));
         for part in &change.added {
             let is_derivation = self.store.is_derivation(part);
+            // A derivation says whether its outputs may be substituted, so those that are known are looked at again.
             if is_derivation {
                 pending.derivations.insert(*part);
             }
@@ -62,6 +63,7 @@ impl Shared {
                 if pending.is_stopping {
                     return;
                 }
+                // Taken all at once, so that whoever notes a change does not wait for the look at it.
                 let Pending { touched, attested, derivations, is_unpublished, .. } = std::mem::take(&mut *pending);
                 (touched, attested, derivations, is_unpublished)
             };
@@ -103,6 +105,7 @@ impl Shared {
             let mut pending = self.pending.lock();
             while pending.is_idle() {
                 pending.is_waiting = true;
+                // Rows that could not be read are tried again, more and more rarely: nothing tells when they can be.
                 if unreadable.is_empty() {
                     pause = RETRY_MIN;
                     self.woken.wait(&mut pending);
@@ -128,6 +131,7 @@ impl Shared {
     fn inspect(&self, part: &HashPart) {
         let offers_derivations = self.rules().offers_derivations();
         let may_be_listed = |(_, info): &(i64, PathInfo)| offers_derivations || !info.path.is_derivation();
+        // Read before the index is locked: a locked database must not keep those waiting who only read the index.
         let entry = self.store.read_registration(part).and_then(|registered| {
             registered.filter(may_be_listed).map(|(row, info)| self.read_entry(row, &info)).transpose()
         });
@@ -164,6 +168,7 @@ impl Shared {
             index.take_unvouched(VOUCH_BATCH)
         };
         for part in &parts {
+            // Signatures are verified only for what nothing else withholds.
             if !self.index.read().could_be_offered(&rules, part) {
                 continue;
             }

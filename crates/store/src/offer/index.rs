@@ -139,6 +139,7 @@ impl OfferIndex {
         let is_new = !self.unreadable.contains_key(&part);
         if is_new {
             self.unreadable.insert(part, known.or(path));
+            // Whatever refers to it is withheld with it.
             self.all_unknown = true;
         }
         is_new
@@ -277,6 +278,7 @@ impl OfferIndex {
             let verdict = line.why_withheld(rules);
             line.is_offered = verdict.is_none();
             let is_unasked = line.voucher.is_none();
+            // Asked one batch after the other, since signatures have to be verified.
             if is_unasked && matches!(verdict, Some(Withheld::Unchecked | Withheld::NotUnderstood)) {
                 self.unvouched.insert((line.entry.row, *part));
             }
@@ -287,6 +289,7 @@ impl OfferIndex {
     /// Offers the sources in the closures of offered paths, and no other sources. A path is useless without one of its
     /// references, and no binary cache has the sources of this machine.
     fn carry_sources(&mut self, rules: &Rules) {
+        // What was carried before may have lost the path that needed it.
         for line in self.lines.values_mut().filter(|line| line.is_carried) {
             (line.is_carried, line.is_offered) = (false, false);
         }

@@ -100,10 +100,12 @@ impl fmt::Debug for Offer {
 
 impl Drop for Offer {
     fn drop(&mut self) {
+        // First, so that nothing new is noted while the thread ends.
         self.watcher = None;
         self.shared.pending.lock().is_stopping = true;
         self.shared.woken.notify_all();
         let Some(thread) = self.thread.take() else { return };
+        // The last owner may be this thread itself, which cannot wait for its own end.
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             tracing::error!("the thread that decides what is offered panicked");
         }
@@ -158,8 +160,10 @@ impl Offer {
         {
             let mut index = self.shared.index.write();
             index.apply(&rules);
+            // Before this returns: a path that the operator has just excluded must not leave any more.
             self.shared.offered.write().retain(|part| index.is_offered(part));
         }
+        // Texts that were rendered hold signatures which the new policy may not give.
         self.shared.rendered.lock().clear();
         let mut pending = self.shared.pending.lock();
         pending.is_unpublished = true;
@@ -211,6 +215,7 @@ impl Offer {
         part: &HashPart,
         from: impl FnOnce(&PathInfo) -> Option<u64>,
     ) -> Result<Option<NarStream>, StoreError> {
+        // From memory: most of what nobody may have costs no read of the database.
         if !self.is_offered(part) {
             return Ok(None);
         }
@@ -246,6 +251,7 @@ impl Offer {
     /// As for [`Self::find_offered`], and when the log cannot be opened.
     pub fn find_log(&self, derivation: &StorePath) -> Result<Option<BuildLog>, StoreError> {
         let outputs = self.shared.store.read_outputs(&derivation.hash_part())?;
+        // A log tells what an output is made of, so it goes where one of the outputs may go.
         for output in outputs {
             if self.find_offered(&output)?.is_some() {
                 return self.shared.store.find_log(derivation);

@@ -232,6 +232,7 @@ impl Rules {
 
     /// Why a path with this name and these derivations, and everything that refers to it, is withheld.
     pub(super) fn privacy(&self, name: &str, word: BuilderStatement) -> Option<Withheld> {
+        // First: a pattern of the operator counts also where the defaults are switched off.
         if self.exclude.iter().any(|pattern| pattern.matches(name)) {
             return Some(Withheld::Excluded);
         }

@@ -23,6 +23,7 @@ impl Offer {
     pub fn find_realisation(&self, id: &RealisationId) -> Result<OfferedRealisation, StoreError> {
         let Some(own) = self.shared.store.read_realisation(id)? else { return Ok(OfferedRealisation::Absent) };
         let realisation = own.realisation();
+        // It names them all, so each of them has to be one that may be named.
         for path in realisation.dependents.values().chain([&realisation.out_path]) {
             if self.find_offered(&path.hash_part())?.is_none_or(|offered| offered.info.path != *path) {
                 return Ok(OfferedRealisation::Withheld);

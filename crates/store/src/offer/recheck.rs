@@ -50,6 +50,7 @@ impl Shared {
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         let derivers = self.store.read_derivers(&info)?;
         let entry = self.make_entry(row, &info, &derivers);
+        // The lock is held for this look alone; what follows reads the disk and signs.
         let (is_private, is_carried) = {
             let index = self.index.read();
             let is_private = |part: &HashPart| index.is_private(part);
@@ -58,6 +59,7 @@ impl Shared {
         };
         let (voucher, mut signatures) = rules.vouchers(&info, &derivers);
         let voucher = self.with_attestations(voucher, &info);
+        // Contents prove what a path is, but not that it may leave: a source goes only with what needs it.
         let may_leave = match (entry.origin, voucher) {
             (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
             (Origin::Added, Voucher::Contents) => is_carried,
@@ -71,6 +73,7 @@ impl Shared {
         }
         let is_attested = voucher == Voucher::Attestation;
         if is_attested {
+            // Only now: to read them from the disk is worth it for what may leave.
             signatures = self.read_attested(&info)?;
             // The attestation was taken back a moment ago.
             if signatures.is_empty() {

@@ -259,6 +259,7 @@ impl LiveLedger {
     {
         let names = self.names();
         self.with_file(|db| {
+            // Known ones are dropped here: peers say the same again and again, and each write costs a sync of the disk.
             let is_new = |(_, verified): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(verified));
             let new = statements.iter().filter(is_new);
             let new: Vec<_> = new.map(|(vote, verified)| (NewStatement::from(vote).under(&names), verified)).collect();
@@ -267,6 +268,7 @@ impl LiveLedger {
                 // The file first: what memory shows has to survive the death of the process.
                 db.store(&new, now)?;
                 let gone = self.show(new.iter().map(|(_, verified)| (*verified, Some(now))), &mut taken);
+                // What memory has no room for must not come back from the file at the next start.
                 if !gone.is_empty() {
                     db.remove(&gone)?;
                 }
@@ -280,6 +282,7 @@ impl LiveLedger {
         if gone.is_empty() {
             return Ok(());
         }
+        // If the file cannot be changed, memory must not forget what comes back from it at the next start.
         self.with_file(|db| {
             db.remove(gone)?;
             self.in_portions(gone, Ledger::withdraw);
@@ -318,6 +321,7 @@ impl LiveLedger {
         let found = opened.and_then(|db| {
             let found = look(&db)?;
             let mut readers = self.readers.lock();
+            // A connection to a file that was moved aside must not be used for the new one.
             if readers.idle.len() < READERS_IDLE_MAX && readers.file == file {
                 readers.idle.push(db);
             }
@@ -407,6 +411,7 @@ impl LiveLedger {
         loop {
             let (rows, last) = db.read_stored_after(*last_row, ROWS)?;
             let gone = self.show(rows.iter().map(|(verified, at)| (verified, *at)), &mut TakeOutcome::default());
+            // Whoever only looks, beside a daemon, changes nothing in its file.
             if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;
             }
@@ -426,6 +431,7 @@ impl LiveLedger {
         let (mut gone, mut attested) = (Vec::new(), Vec::new());
         let before = (taken.new, taken.upgraded);
         self.in_portions(statements, |ledger, (verified, stored_at)| {
+            // Pinned before it is inserted: otherwise it could be evicted by itself.
             if (self.is_held)(&verified.hash_part()) {
                 ledger.pin(verified.hash_part(), Pin::Held);
             }
@@ -456,6 +462,7 @@ impl LiveLedger {
                 }
             }
         });
+        // Only news wakes others; known ones would make peers compare without end.
         if (taken.new, taken.upgraded) != before {
             self.tell();
             if let Some(tell) = self.on_attested.get() {

@@ -37,14 +37,17 @@ impl LiveLedger {
         }
         let (asked, served): (Vec<HashPart>, Vec<_>) =
             self.read(|ledger| (ledger.asked_paths().collect(), ledger.served_after(None).cloned().collect()));
+        // Memory knows these better than a file that is damaged.
         db.note_asked(&asked, &[])?;
         db.note_served(&served)?;
         let old = LedgerDb::open_damaged(moved_to, &self.store_dir).ok();
         let paths: Vec<HashPart> = self.read(|ledger| ledger.hash_parts().collect());
         let (mut restored, mut lost) = (0, 0);
+        // In portions, because the old file may be large and is read beside a daemon at work.
         for paths in paths.chunks(PATHS_AT_ONCE) {
             let found = old.as_ref().map(|old| self.read_and_verify(old, paths)).unwrap_or_default();
             let kept = self.write_again(db, &found)?;
+            // What memory shows has to be in the file, or it would be gone at the next start.
             let gone = self.read(|ledger| not_among(ledger, paths, &kept));
             self.in_portions(&gone, Ledger::withdraw);
             restored += kept.len();

@@ -18,6 +18,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 const OFF_MAX_S: u64 = 24 * 3_600;
 
 pub(super) fn look(facts: &Facts, look: &mut Look) {
+    // The commands have no runtime of their own; this look alone waits for the network.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return look.unseen(format!("the upstream caches: {error}")),
@@ -81,6 +82,7 @@ fn look_at_clock(facts: &Facts, offs: &mut [i64], look: &mut Look) {
         ))));
     }
     let roster = facts.status().and_then(|status| status.mesh.as_ref()?.roster.as_ref());
+    // Without caches, the roster is the only thing here that somebody else has dated.
     if let Some(ahead) =
         roster.and_then(|roster| roster.issued_unix_s.checked_sub(now_s())).filter(|it| *it > OFF_MAX_S)
     {

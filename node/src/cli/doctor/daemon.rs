@@ -38,6 +38,7 @@ impl Answer {
             Ok(_) => Self::Failed("it gave an answer of another kind".to_owned()),
             Err(error @ ControlError::NotRunning { .. }) => Self::NotRunning(error.to_string()),
             Err(error @ ControlError::Permission { .. }) => Self::NoPermission(error.to_string()),
+            // So a read that took too long ends on a socket with a time limit.
             Err(ControlError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                 Self::Failed(format!("no answer within {} s", ANSWER_MAX.as_secs()))
             }
@@ -65,6 +66,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
 
 /// A socket that systemd hands over wins over the configuration.
 fn look_at_gateway(status: &Status, configured: SocketAddr, mender: &Mender, look: &mut Look) {
+    // With port 0 the system chooses, so any address is right.
     if configured.port() == 0 || status.gateway == configured.to_string() {
         return;
     }
@@ -99,6 +101,7 @@ fn look_at_failure(answer: &Answer, mender: &Mender, look: &mut Look) {
         }
         Answer::Failed(why) => {
             let mut hangs = Finding::error(format!("somebody listens on the daemon's control socket, but: {why}"));
+            // It hangs and cannot say who it is, so the kernel is asked.
             for process in Process::named("narmesh").into_iter().filter(|process| process.0 != std::process::id()) {
                 hangs = hangs.mended_by(mender.restart_deaf_daemon(process.0));
             }
@@ -109,6 +112,7 @@ fn look_at_failure(answer: &Answer, mender: &Mender, look: &mut Look) {
 
 fn look_at_status(status: &Status, mender: &Mender, look: &mut Look) {
     let restart = || mender.restart_daemon(status.pid);
+    // The kernel says so of a program whose file was replaced, which an update does.
     match Process(status.pid).program() {
         Ok(program) if program.to_string_lossy().ends_with(" (deleted)") => look.found(
             Finding::warning(format!(

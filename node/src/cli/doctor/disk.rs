@@ -48,6 +48,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
                 .mended_by(facts.mender.edit(&format!("partial_copies_bytes = {half} below [limits] (needs a restart)"))),
             );
         }
+        // A file system may have room and no inodes.
         let files_wanted = settings.peers.len() as u64 + FILES_BESIDE_PEERS;
         if room.files.is_some_and(|files| files < files_wanted) {
             look.found(Finding::warning(format!(

@@ -30,6 +30,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
 
 /// Where peers have to get in: nobody dials loopback from elsewhere.
 fn ports(facts: &Facts) -> BTreeSet<Port> {
+    // What the daemon listens on counts, and the file only while it does not run.
     let in_force =
         facts.status().map(|status| status.listen.iter().filter_map(|address| address.parse().ok()).collect());
     let listen = in_force.unwrap_or_else(|| facts.settings.node.listen.clone());
@@ -90,6 +91,7 @@ fn opening(Port(protocol, number): Port, rules: &Rules, mender: &Mender) -> Stri
         let add = mender.as_root(&format!("firewall-cmd --permanent --add-port={number}/{word}"));
         return format!("{add} && {}", mender.as_root("firewall-cmd --reload"));
     }
+    // Inserted before all other rules, because one of them may drop it.
     match rules.input_of_nft() {
         Some(chain) => mender.as_root(&format!("nft insert rule {chain} {word} dport {number} accept")),
         None => mender.as_root(&format!("iptables -I INPUT -p {word} --dport {number} -j ACCEPT")),

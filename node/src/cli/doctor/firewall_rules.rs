@@ -78,6 +78,7 @@ pub(super) struct Rules(BTreeMap<String, Chain>);
 impl Rules {
     /// Reads `nft --json list ruleset` (libnftables-json(5)).
     pub(super) fn of_nft(text: &str) -> Result<Self, String> {
+        // A firewall with lists of addresses may have millions of elements.
         if text.len() > RULES_BYTES_MAX {
             return Err(format!("nft: more than {RULES_BYTES_MAX} bytes of rules"));
         }
@@ -107,6 +108,7 @@ impl Rules {
     /// Reads `iptables -S`.
     pub(super) fn of_iptables(text: &str) -> Self {
         let mut rules = Self::default();
+        // As for nft: a firewall with lists of addresses is not read at all.
         for line in text.lines().take_while(|_| text.len() <= RULES_BYTES_MAX) {
             let words: Vec<_> = line.split_whitespace().collect();
             match &words[..] {
@@ -152,6 +154,7 @@ impl Rules {
     fn reachable<'a>(&'a self, from: &'a str, surely: bool) -> BTreeSet<&'a str> {
         let (mut found, mut open) = (BTreeSet::new(), vec![from]);
         while let Some(name) = open.pop() {
+            // Chains may jump to each other in a circle.
             if !found.insert(name) {
                 continue;
             }
@@ -201,6 +204,7 @@ fn table_and(object: &Value, name: &str) -> String {
 }
 
 fn nft_rule(rule: &Value, table: &str, sets: &BTreeMap<String, &Value>) -> Rule {
+    // Until an expression says otherwise: a rule without any matches everything.
     let mut read = Rule { is_unconditional: true, ..Rule::default() };
     for expression in at(rule, "/expr").as_array().into_iter().flatten().filter_map(Value::as_object) {
         for (kind, value) in expression {
@@ -278,6 +282,7 @@ fn iptables_rule(words: &[&str]) -> Rule {
                 protocol = rest.next().and_then(|word| Protocol::of(word));
             }
             "--dport" | "--dports" => {
+                // Of all ports but these nothing can be said about ours.
                 let is_inverted = words.windows(2).any(|pair| pair == ["!", *option]);
                 let list = rest.next().copied().unwrap_or_default();
                 let parts = list.split(',').filter(|_| !is_inverted);

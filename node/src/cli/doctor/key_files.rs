@@ -42,7 +42,8 @@ fn files(settings: &Settings) -> Vec<KeyFile> {
     files
 }
 
-/// Whose the files have to be: the user's that the daemon runs as, or, while it does not run, that of its directory.
+/// The user who has to own the files: the one that the daemon runs as, or, while it does not run, the owner of its
+/// directory.
 fn wanted_owner(facts: &Facts) -> Option<u32> {
     let running = facts.daemon.and_then(Process::user_id);
     running.or_else(|| fs::metadata(&facts.settings.node.state_dir).ok().map(|metadata| metadata.uid()))
@@ -55,6 +56,7 @@ fn look_at_file(file: &KeyFile, owner: Option<u32>, mender: &Mender, look: &mut 
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Without the others the daemon starts, so they are not missed.
             if *is_needed {
                 let missing = Finding::error(format!("{}: there is no such file: the daemon does not start", named()));
                 look.found(missing.mended_by(mender.narmesh("init --keys")));

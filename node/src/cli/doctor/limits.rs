@@ -63,6 +63,7 @@ fn look_at_memory(facts: &Facts, daemon: Process, look: &mut Look) {
         Ok(text) => text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned),
         Err(error) => return look.unseen(format!("the daemon's limit of memory: {error}")),
     };
+    // No limit, or no cgroup: then the machine itself is the bound.
     let Some(limit) = group.and_then(|group| lowest_limit(Path::new(CGROUPS), &group)) else { return };
     let wanted = memory_wanted(&facts.settings);
     if limit < wanted {

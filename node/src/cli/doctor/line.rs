@@ -23,6 +23,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
 fn look_at_buffers(facts: &Facts, look: &mut Look) {
     let peers = facts.status().map_or(&[][..], |status| &status.peers[..]);
     let far = peers.iter().filter(|peer| peer.stats.connected).filter_map(|peer| Some((peer, peer.rtt_ms?)));
+    // The farthest of them needs the largest buffer.
     let Some((peer, rtt_ms)) = far.max_by(|(_, one), (_, other)| one.total_cmp(other)) else { return };
     for (name, rest) in [("net.ipv4.tcp_wmem", "4096 65536"), ("net.ipv4.tcp_rmem", "4096 131072")] {
         let text = match fs::read_to_string(Path::new("/proc/sys").join(name.replace('.', "/"))) {
@@ -58,6 +59,7 @@ fn look_at_interfaces(facts: &Facts, look: &mut Look) {
     for interface in interfaces.flatten() {
         let name = interface.file_name().to_string_lossy().into_owned();
         let read = |file: &str| fs::read_to_string(interface.path().join(file)).unwrap_or_default().trim().to_owned();
+        // An interface that is off carries nothing, whatever its MTU.
         let is_off = read("operstate") == "down";
         let Some(mtu) = read("mtu").parse::<u64>().ok().filter(|mtu| *mtu < MTU_MIN && !is_off) else { continue };
         look.found(

@@ -95,6 +95,7 @@ pub(super) fn doctor(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
 fn examine(config: &Path) -> Report {
     let mender = Mender::of_this_machine(config);
     let answer = Answer::of_daemon(&control_socket(config));
+    // Without settings nobody knows where to look, and the daemon is still asked.
     let settings = match Settings::load(config) {
         Ok(settings) => settings,
         Err(error) => {
@@ -107,6 +108,7 @@ fn examine(config: &Path) -> Report {
     };
     let began = Instant::now();
     let mut looks = Vec::new();
+    // With a time limit, because `nix` itself may hang.
     let gathered = run_at_once(vec![("Nix", move || Facts::gather(&settings, answer, mender))], began);
     let Some((_, Some(facts))) = gathered.into_iter().next() else {
         let mut look = Look::at("Nix");

@@ -28,6 +28,7 @@ struct Remembered {
 }
 
 pub(super) fn look(facts: &Facts, look: &mut Look) {
+    // The builds of a daemon remember in root's directory, and a user's own commands in theirs.
     let mut dirs = BTreeSet::from([PathBuf::from("/root/.cache/nix")]);
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     dirs.extend(
@@ -105,6 +106,7 @@ struct Bounds {
 }
 
 fn read(file: &Path, urls: &[String; 2], trusted: &BTreeSet<&str>, bounds: Bounds) -> rusqlite::Result<Remembered> {
+    // It is Nix's own file, and Nix may be writing to it.
     let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(BUSY_MAX)?;
     let mut statement = connection.prepare(

@@ -73,6 +73,7 @@ fn look_at_user(facts: &Facts, look: &mut Look) {
     let asks = |nix: &NixSettings| nix.words("substituters").iter().any(|url| names_gateway(url, gateway));
     let of_the_machine = NixSettings::from_file(&default_file());
     let user = geteuid();
+    // Only here it matters who asks: root and trusted users are obeyed.
     if user.is_root() || !asks(&facts.nix) || asks(&of_the_machine) || is_trusted(user.as_raw(), &of_the_machine) {
         return;
     }
@@ -106,6 +107,7 @@ fn look_at_proxies(facts: &Facts, daemon: Option<Process>, look: &mut Look) {
         }
         Ok(None)
     };
+    // Of the daemon's own environment: that of this shell says nothing about it.
     match value(&PROXIES).and_then(|proxy| Ok((proxy, value(&EXCEPTIONS)?))) {
         Ok((Some((name, proxy)), exceptions)) if !excepts_us(facts, exceptions.as_ref().map(|(_, value)| &**value)) => {
             let whose = if daemon.is_some() { format!("nix-daemon (pid {})", who.0) } else { "this shell".to_owned() };

@@ -17,6 +17,7 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
     let Some(status) = facts.status() else {
         return look.unseen("who is connected: the daemon does not answer");
     };
+    // After a start peers are still being dialled, so nobody is missed yet.
     if status.uptime_s < SETTLED_S {
         look.unseen(format!("who stays away: the daemon runs for {} s only", status.uptime_s));
     } else {
@@ -33,6 +34,7 @@ fn look_at_absent(status: &Status, mender: &Mender, look: &mut Look) {
     if absent.is_empty() {
         return;
     }
+    // Then the cause is most likely here, and is told once and not for each.
     let is_nobody_there = absent.len() == status.peers.len();
     if is_nobody_there {
         look.found(
@@ -73,6 +75,7 @@ fn explain(peer: &PeerStatus, mender: &Mender) -> (String, Vec<String>) {
         let address = "addresses = [\"/ip4/ADDRESS/tcp/7280\"] in its [[peer]]";
         return (what.to_owned(), vec![mender.edit(address), there("sudo narmesh doctor")]);
     };
+    // The first that fits counts, so what is said more exactly stands first.
     let has = |words: &[&str]| words.iter().any(|word| why.to_ascii_lowercase().contains(word));
     let mends = if has(&["another peer answers"]) {
         vec![there("narmesh id"), mender.edit("the peer_id that this prints, in its [[peer]]")]

@@ -58,6 +58,7 @@ pub(super) fn key_findings(settings: &Settings, nix: &NixSettings, mender: &Mend
     for key in settings.trusted.iter() {
         // Of several keys with one name, Nix uses only the first.
         let same_name = known.iter().find(|other| other.name() == key.name());
+        // Nix has the very same key, so there is nothing to say.
         if same_name == Some(key) {
             continue;
         }

@@ -32,6 +32,7 @@ pub(super) fn upstream_findings(settings: &Settings) -> Vec<Finding> {
                  changes",
                 cache.place
             ))),
+            // Each question would come back here, and be refused as a circle only when it is asked.
             Place::Http(_) if leads_here(&cache.place, settings) => findings.push(Finding::warning(format!(
                 "[[upstream]] {name:?}: url = \"{}\" leads back to this gateway, which would ask itself. Remove the entry",
                 cache.place
@@ -56,6 +57,7 @@ fn leads_here(place: &Place, settings: &Settings) -> bool {
     let is_loopback = host == "localhost" || ip.is_some_and(|ip| ip.is_loopback());
     let is_same = |own: SocketAddr| {
         ip == Some(own.ip())
+            // A listener at all addresses is reached by loopback as well.
             || (is_loopback && own.ip().is_unspecified())
             || (host == "localhost" && own.ip().is_loopback())
     };

@@ -116,16 +116,19 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     keys.put_into(&mut values);
     let owner = service_user(arguments.user.as_deref(), is_system)?;
     values.gateway.sign = true;
+    // Again, because the keys have their places only now.
     let checked = Settings::check(values.clone(), &file)?;
     let taken = TakenFromNix::take(arguments, nix(), &keys, &checked)?;
     values.trust.trusted_public_keys.extend(taken.keys.taken.iter().map(NixPublicKey::to_string));
     values.upstream.clone_from(&taken.substituters.taken);
     let kept = keep_what_nix_no_longer_has(arguments, &file, &mut values);
+    // What was taken from Nix may not fit, and a file that the daemon refuses must not be written.
     Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
     let secrets = settings.read_secrets()?;
     let gateway_key = keys.make_gateway_key(&settings)?;
+    // After everything is written, so that all of it is handed over.
     if let Some(owner) = &owner {
         hand_over(&settings, owner)?;
     }
@@ -306,6 +309,7 @@ impl Keys {
             let builder_key = dir.join(BUILDER_KEY);
             let key = new_builder_key(name)?;
             keys.make(&builder_key, || create_builder_key(&builder_key, &key))?;
+            // Read back, because one that was there already is another than the one just made.
             keys.builder_key = Some(crate::settings::read_builder_key(&builder_key)?);
         }
         Ok(keys)

@@ -131,6 +131,7 @@ where
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         // `Level` orders by verbosity: DEBUG and TRACE are the greater ones.
+        // Whoever switches debug on wants all of it.
         if *event.metadata().level() > Level::INFO {
             let mut line = Line::new(usize::MAX);
             self.format.format_event(context, Writer::new(&mut line), event)?;
@@ -158,6 +159,7 @@ where
             line.remark = format!(" ({left_out} more like this were left out)");
         }
         let bytes = line.escape_into(&mut writer)?;
+        // Charged by what was written, since long lines fill a disk as well as many.
         self.limiter.limits.lock().charge(origin.and_then(|from| from.peer), bytes);
         Ok(())
     }
@@ -186,6 +188,7 @@ impl Line {
         for letter in body.chars() {
             let is_harmful = is_harmful(letter);
             let len = if is_harmful { letter.escape_default().len() } else { letter.len_utf8() };
+            // Before it is written, so that no character is cut in the middle.
             if len > self.bytes_max - bytes {
                 is_cut = true;
                 break;

@@ -75,6 +75,7 @@ impl Signer {
         let daemon = Self::Daemon(control_socket(config));
         match daemon.attest_path(path, false) {
             Ok(word) => Ok((daemon, word)),
+            // Any other failure is the daemon's own answer, and must not be gone around.
             Err(error) if matches!(error.downcast_ref(), Some(ControlError::NotRunning { .. })) => {
                 let here = Self::Here(Box::new(Here::open(config)?));
                 let word = here.attest_path(path, false)?;

@@ -145,6 +145,7 @@ fn bad_lines(result: &Imported) -> anyhow::Result<bool> {
 fn check_policy(file: &Path) -> anyhow::Result<bool> {
     let settings = Settings::check(Config::read(file)?, file)?;
     let own = match &settings.builder_key_file {
+        // A policy may be checked on a machine that is not the one it is for.
         Some(path) if path.exists() => settings.read_builder_public_key()?,
         _ => None,
     };

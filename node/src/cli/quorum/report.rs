@@ -156,6 +156,7 @@ impl Text {
                 format!("{}\n{}\n{sentences}", self.weakest(), path.path)
             }
         };
+        // Each line is made harmless by itself: names of paths and builders come from others.
         text.lines().map(|line| printable(line) + "\n").collect()
     }
 

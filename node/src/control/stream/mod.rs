@@ -134,6 +134,7 @@ impl Turns {
         while !self.may_begin(&working, uid) {
             self.free.wait_for(&mut working, STILL_WAITING);
             if !self.may_begin(&working, uid) {
+                // Writing to an asker that does not read must not hold up those whose turn it is.
                 parking_lot::MutexGuard::unlocked(&mut working, || output.tell(&Part::Progress(0)))?;
             }
         }
@@ -178,12 +179,14 @@ pub(super) async fn serve<H: ControlHandler>(
     let uid = stream.peer_cred()?.uid();
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
+    // Somebody who stops reading or writing must not hold a thread for ever.
     stream.set_read_timeout(Some(IDLE_MAX))?;
     stream.set_write_timeout(Some(IDLE_MAX))?;
     let _cut_off = CutOff(stream.try_clone()?);
     let input = BufReader::new(io::Cursor::new(rest).chain(stream.try_clone()?));
     let output = Output { stream: BufWriter::new(stream), progress_at: None };
     let mut asker = Asker { uid, input, output };
+    // Taken before the thread is: beyond the bound nobody waits for one.
     let place = Arc::clone(turns.places(uid)).try_acquire_owned();
     let work = move || {
         let done = match place {

@@ -77,6 +77,7 @@ fn chart(days: &[DayGiven]) -> Markup {
     const BAR: u64 = 30;
     let most = days.iter().map(|day| day.from_peers.max(day.from_caches)).max().unwrap_or(0).max(1);
     let height = |count: u64| {
+        // What is there at all is to be seen, however little it is beside the most.
         let part = u128::from(count) * u128::from(HEIGHT) / u128::from(most);
         u64::try_from(part).unwrap_or(HEIGHT).max(u64::from(count > 0))
     };

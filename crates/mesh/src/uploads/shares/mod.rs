@@ -114,6 +114,7 @@ impl Shares {
                 let chosen = share.next_body()?;
                 Some((share, chosen))
             }) else {
+                // It has nothing to send, and comes to the end of the ring when it has.
                 self.ring.pop_front();
                 continue;
             };
@@ -121,6 +122,7 @@ impl Shares {
             if !share.is_at_turn {
                 (share.is_at_turn, share.deficit) = (true, (share.deficit + slice).min(2 * slice));
             }
+            // Without a rate there is nothing to share, and every wish is granted whole.
             let bytes = if self.bytes_per_s.is_some() { wanted.min(slice) } else { wanted };
             if self.bytes_per_s.is_some() && share.deficit < bytes {
                 share.is_at_turn = false;
@@ -158,9 +160,11 @@ impl Shares {
             return;
         };
         let nanos = now.saturating_sub(self.filled).as_nanos();
+        // The clock of the caller may stand still for a moment, and tokens must not come twice for one span.
         self.filled = now.max(self.filled);
         let parts = self.rest + nanos * u128::from(rate.get());
         let whole = parts / NANOS_PER_S;
+        // What is less than a byte is kept, or a low rate with many calls would never give one.
         self.rest = parts % NANOS_PER_S;
         let tokens = u128::from(self.tokens) + whole;
         self.tokens = u64::try_from(tokens).unwrap_or(u64::MAX).min(capacity(self.bytes_per_s));

@@ -79,6 +79,7 @@ impl NarsAhead {
     /// Notes that Nix was given the narinfo of this path.
     pub(crate) fn expect(&self, part: HashPart) {
         let mut guesses = self.guesses.lock();
+        // Whatever was expected and never asked for would else stay here for ever.
         if guesses.expected.len() >= EXPECTED_MAX {
             guesses.expected.clear();
         }
@@ -101,6 +102,7 @@ impl NarsAhead {
             };
             self.shared.counters.ahead_wasted.inc_by(guesses.on_asked(&url, plan));
             let reading = guesses.reading.remove(&url);
+            // The place of this one is free for the next.
             self.begin_reading(&mut guesses);
             reading
         };
@@ -111,6 +113,7 @@ impl NarsAhead {
 
     fn begin_reading(self: &Arc<Self>, guesses: &mut Guesses) {
         for next in guesses.next() {
+            // It came into our own store meanwhile, by this very copy.
             if self.shared.has(&next.hash_part) {
                 continue;
             }
@@ -140,6 +143,7 @@ impl Guesses {
         match at {
             Some(0) => {
                 self.plan.pop_front();
+                // The guess came true, so twice as many are read ahead: at first, little is wasted on a wrong order.
                 self.window = (self.window * 2).clamp(1, AHEAD_MAX);
                 0
             }
@@ -148,6 +152,7 @@ impl Guesses {
                     // Nix skipped it, because it has it or does not want it.
                     self.expected.remove(&passed.hash_part);
                 }
+                // The order is not the planned one, so nothing is read ahead until a guess comes true again.
                 self.give_up(url)
             }
             None => self.give_up(url),
@@ -186,6 +191,7 @@ async fn throw_away(ahead: Weak<NarsAhead>) {
         let wasted = before - guesses.reading.len();
         if wasted > 0 {
             ahead.shared.counters.ahead_wasted.inc_by(wasted as u64);
+            // The guesses are wrong. Nothing is read ahead until the next one comes true.
             guesses.window = 0;
         }
         if guesses.reading.is_empty() {

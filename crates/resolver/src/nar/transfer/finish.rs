@@ -30,6 +30,7 @@ impl Transfer {
         if let Some(proofs) = self.proofs.take().filter(|_| self.verifier.is_some()) {
             let (signed, sent) = proofs.settle();
             signed.iter().for_each(|liar| self.blame(*liar, LookupEvent::NarTreeLie(*liar)));
+            // Who signed a wrong tree and sent its leaves did one wrong, and is charged once.
             let only_sent = sent.iter().filter(|source| !signed.contains(*source));
             only_sent.for_each(|liar| self.blame(*liar, LookupEvent::NarLeafLie(*liar)));
         }
@@ -109,6 +110,7 @@ impl Transfer {
     pub(super) fn blame(&mut self, liar: SourceId, lie: LookupEvent) {
         self.context.lookup_log.note(self.url.hash_part, lie);
         self.context.nar_faults.note_liar(self.url.nar_hash, liar);
+        // It may have passed on what another one sent it, in good faith: it is only asked last.
         if self.has_only_passed_on(&liar) {
             self.context.nar_faults.suspect(liar);
         } else {

@@ -45,11 +45,14 @@ impl Transfer {
                 self.context.sources.observe(source, Observation::FalseNar);
                 ends(Left::SaidNo, "said complete before the end")
             }
+            // Only the connection for NARs cannot be opened; the peer itself is there, and is tried again.
             Said::Unsent(error) if self.line(&source).is_there => ends(Left::Unreached, &error.to_string()),
+            // No honest holder sends this.
             Said::Unsent(error) | Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
                 self.context.sources.observe(source, Observation::FalseNar);
                 ends(Left::SaidNo, &error.to_string())
             }
+            // Malformed, too, but the feed has charged the source with it already.
             Said::Unsent(error) | Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 ends(Left::SaidNo, &error.to_string())
             }

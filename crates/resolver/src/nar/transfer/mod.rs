@@ -146,6 +146,7 @@ impl Transfer {
         known: Option<Checkpoint>,
     ) -> Self {
         let (verifier, contributors) = known.unzip();
+        // It came out wrong from several lately. Each source is then read alone, or nobody learns which one lies.
         let is_strict = context.nar_faults.is_doubtful(&url.nar_hash);
         let sources: Vec<_> = sources.into_iter().collect();
         let suspects = context.nar_faults.suspects();
@@ -414,6 +415,7 @@ impl Transfer {
                 }
                 let runner = self.runners.get_mut(at)?;
                 runner.on_data(waited, &line);
+                // Nothing decides between bytes of several sources, so these need not wait in a tail.
                 if !is_race && self.proofs.is_none() {
                     return self.take(source, bytes, None, out);
                 }

@@ -19,6 +19,7 @@ impl Transfer {
     pub(super) fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.looked = self.waited;
         self.leave_silent_neighbour();
+        // From the end, because whoever is left leaves the list.
         for at in (0..self.runners.len()).rev() {
             let Some(runner) = self.runners.get(at) else { continue };
             let line = self.line(&runner.source);
@@ -33,6 +34,8 @@ impl Transfer {
         if let Some(step) = self.take_tail(out) {
             return Some(step);
         }
+        // Nobody sends leaves of the tree that counts, so maybe that tree is wrong: those whom it contradicts may go
+        // on.
         if self.proofs.as_ref().is_some_and(|proofs| proofs.is_out_of_patience(self.waited)) && self.roster.recall() {
             self.stop_parallel();
             self.proofs.iter_mut().for_each(|proofs| proofs.drop_counting(self.waited));

@@ -29,6 +29,7 @@ pub(super) struct Meeting {
 impl Transfer {
     /// Asks, before the caches, whoever fetches the NAR from one already.
     pub(crate) fn meet(&mut self, place: MeetingPlace) {
+        // Who lied is found out by reading each source alone, and a neighbour passes on what others sent.
         if self.is_strict {
             return;
         }
@@ -137,6 +138,7 @@ impl Transfer {
             return;
         }
         self.partial = None;
+        // From the end, because whoever is left leaves the list.
         for at in (0..self.runners.len()).rev() {
             if self.runners.get(at).is_some_and(|runner| self.roster.is_named(&runner.source)) {
                 self.leave(at, Left::SaidNo, "nothing proves what it passes on".to_owned());

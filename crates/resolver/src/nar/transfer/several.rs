@@ -20,6 +20,7 @@ const FIRST_HELPERS: usize = 3;
 impl Transfer {
     /// Reads from several sources from now on, if that promises to be quicker and there is memory for it.
     pub(super) fn begin_parallel(&mut self) -> bool {
+        // Ranges of several sources can be told apart only where each leaf proves itself.
         let (Some(leaf_bytes), false) = (self.proofs.as_ref().and_then(Proofs::leaf_bytes), self.is_strict) else {
             return false;
         };
@@ -134,6 +135,7 @@ impl Transfer {
         {
             match proofs.judge(source, at, &bytes) {
                 Judgement::Right(hash) => {
+                    // A range that all wait for is asked of two; what the other one brought may be taken over already.
                     if at >= self.offset {
                         parallel.ready.insert(at, ReadyLeaf { source, bytes, hash });
                     }
@@ -145,6 +147,7 @@ impl Transfer {
                     self.lose(source, Left::SaidNo, super::WRONG_LEAF.to_owned());
                 }
                 Judgement::Disputed => {
+                    // Nobody is blamed yet: which of two trees is wrong shows only when the whole NAR is here.
                     parallel.refuse_leaf(number, at);
                     self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarLeafRefused(source, at));
                     self.lose(source, Left::SaidNo, super::WRONG_LEAF.to_owned());

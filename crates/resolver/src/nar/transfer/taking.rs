@@ -77,6 +77,7 @@ impl Transfer {
             proofs.on_taken(&bytes, leaf, self.waited);
         }
         let is_nar = self.verifier.as_mut().is_none_or(|verifier| verifier.feed(&bytes).is_ok());
+        // Noted before the verifier is believed: this may be the source that lied.
         if !self.contributors.contains(&source) {
             if self.offset > 0 && !self.contributors.is_empty() {
                 self.context.counters.continued.inc();

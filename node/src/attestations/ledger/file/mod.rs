@@ -87,6 +87,7 @@ impl LedgerDb {
         let file_error = |source| LedgerDbError::File { path: path.clone(), source };
         make_directory(state_dir).map_err(file_error)?;
         let missing = Lies::at(&path).map_err(file_error)? == Lies::Nothing;
+        // A journal beside a missing file belongs to another one, and SQLite would play it into the new one.
         if missing {
             remove_siblings(&path);
         } else if repair {
@@ -94,6 +95,7 @@ impl LedgerDb {
         }
         match Self::open_file(&path, store_dir, OpenFlags::default()) {
             Ok(db) => {
+                // The command may run as root, and the daemon has to be able to write what it made.
                 if missing {
                     give_to_owner(state_dir, &path);
                 }
@@ -139,6 +141,7 @@ impl LedgerDb {
             OpenError::Content(cause) => LedgerDbError::Unusable { path: path.to_owned(), cause },
             later @ OpenError::Later(_) => LedgerDbError::Later { path: path.to_owned(), cause: later.to_string() },
         })?;
+        // Both in one go: whoever comes second finds what the first one wrote, and compares.
         connection
             .execute("INSERT OR IGNORE INTO meta (id, store_dir) VALUES (1, ?1)", [store_dir.as_str()])
             .map_err(failed)?;
@@ -323,6 +326,7 @@ impl LedgerDb {
     ) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
+            // First the one and then the other, so that a path among both is there in the end.
             for part in forgotten {
                 transaction.prepare_cached("DELETE FROM asked WHERE hash_part = ?1")?.execute([part.0])?;
             }

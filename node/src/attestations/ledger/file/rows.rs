@@ -121,6 +121,7 @@ pub(super) fn insert(
         connection.prepare_cached("DELETE FROM votes WHERE id = ?1")?.execute([id])?;
     }
     let at = at.map(|at| at.0.cast_signed());
+    // The earlier of both times: a revocation looks at when this was first stored.
     let stored_at = known.and_then(|(_, stored_at)| stored_at).into_iter().chain(at).min();
     connection
         .prepare_cached(

@@ -105,6 +105,7 @@ impl LiveLedger {
     /// Writes what was noted so far, so that a report knows it. Returns the number of rows.
     pub fn flush(&self) -> Result<usize, LedgerDbError> {
         self.with_file(|db| {
+            // Taken out, so that lookups can note more while the disk is slow.
             let (asked, served) = {
                 let mut notes = self.notes.lock();
                 (std::mem::take(&mut notes.asked), std::mem::take(&mut notes.served))
@@ -113,6 +114,7 @@ impl LiveLedger {
             self.remember_asked(asked, &mut unwritten);
             let rows = unwritten.rows() + served.len();
             let written = unwritten.write_asked(db).and_then(|()| self.write_served(db, &served, &mut unwritten));
+            // What could not be written is tried again, within its bound.
             if written.is_err() {
                 self.notes.lock().put_back(served, SERVED_MAX);
             }
@@ -141,6 +143,7 @@ impl LiveLedger {
             }
         });
         self.remember_served(served, &mut unwritten);
+        // Whoever only looks deletes nothing.
         if self.access == Access::Look {
             *unwritten = Unwritten::default();
         }

@@ -255,6 +255,7 @@ impl Limits {
         self.all.take(bytes);
         match peer {
             Some(peer) => {
+                // Beyond the bound of peers that are told apart, all others share one allowance.
                 let key = if self.peers.contains_key(&peer) { peer } else { SHARED };
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.bytes.take(bytes);
@@ -303,6 +304,7 @@ impl Limits {
             })
             .collect();
         told.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.peer.cmp(&b.peer)));
+        // What others can repeat at will must not fill the log by being summed up, either.
         let rest = told.split_off(told.len().min(TOLD_MAX));
         let rest = rest.into_iter().reduce(|sum, next| LeftOut {
             count: sum.count + next.count,
