@@ -69,14 +69,14 @@ impl Http {
         offset: u64,
         purpose: Purpose,
     ) -> Result<Response, Failure> {
-        let via = self.chains.via(part);
+        let asking = self.chains.ask(part);
         let mut url = self.base.join(name).map_err(|error| Failure::new(FailureKind::BadNarInfo, error.to_string()))?;
         if url.origin() != self.base.origin() {
             return Err(Failure::new(FailureKind::BadNarInfo, format!("its URL leads to {}", host_of(&url))));
         }
         let (mut client, mut is_public) = (if purpose == Purpose::Text { &self.texts } else { &self.bodies }, false);
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.send(client, &url, &via, offset).await?;
+            let response = self.send(client, &url, &asking.via, offset).await?;
             self.refuse_circle(&response)?;
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return Ok(response);
