@@ -1,10 +1,10 @@
 //! Attacks on the disk: a local user asks the gateway as fast as possible for paths that make the daemon write, and a peer
-//! announces as often as it may.
+//! announces as often as it may. What else they can repeat is in `disk_repeats`.
 
 use crate::filter::filter;
 use crate::formats::NixKey;
 use crate::peer::{Peer, peer_id};
-use crate::report;
+use crate::report::{self, Meter};
 use crate::stage::Stage;
 use libp2p::PeerId;
 use narmesh_tests::{TestMesh, get};
@@ -14,7 +14,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-const FLOOD: Duration = Duration::from_secs(15);
+pub const FLOOD: Duration = Duration::from_secs(15);
 const CLIENTS: usize = 8;
 /// Requests that are sent before their answers are read.
 const AT_ONCE: usize = 64;
@@ -22,14 +22,7 @@ const AT_ONCE: usize = 64;
 /// what an idle daemon writes.
 const WRITTEN_BYTES_MAX: u64 = 16 << 20;
 
-/// Bytes that a process has had written to disk so far.
-fn written_bytes(pid: u32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.unwrap().parse().unwrap()
-}
-
-fn any_hash_part() -> String {
+pub fn any_hash_part() -> String {
     const LETTERS: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
     let mut random = [0; 32];
     rand::rng().fill_bytes(&mut random);
@@ -70,11 +63,12 @@ fn endless_lookups_cause_bounded_disk_writes() {
     node.start();
     let gateway = node.gateway();
     assert_eq!(get(gateway, &format!("/{}.narinfo", any_hash_part())).unwrap().status, 404);
-    let before = written_bytes(node.pid());
+    let meter = Meter::start(&node);
     let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(move || ask_without_end(gateway))).collect();
     let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
-    let written = written_bytes(node.pid()) - before;
-    report::note("disk: paths that nobody has, asked for", |row| {
+    let spent = meter.take(&node);
+    let written = spent.costs.disk_bytes;
+    report::note("disk: paths that nobody has, asked for", spent, |row| {
         row.outcome = format!("{asked} questions in {} s, {written} bytes written", FLOOD.as_secs());
     });
     assert!(asked > 10_000, "only {asked} questions: no flood");
@@ -103,7 +97,7 @@ fn empty_cache() -> SocketAddr {
 }
 
 /// Bytes that may be written for questions to caches: what an idle daemon writes.
-const IDLE_BYTES_MAX: u64 = 1 << 20;
+pub const IDLE_BYTES_MAX: u64 = 1 << 20;
 
 /// What caches do not have is remembered in memory alone.
 #[test]
@@ -114,11 +108,12 @@ fn endless_questions_to_an_upstream_cache_write_nothing() {
     node.run_under(&["env", "NARMESH_LOG=info"]);
     node.start();
     let gateway = node.gateway();
-    let before = written_bytes(node.pid());
+    let meter = Meter::start(&node);
     let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(move || ask_without_end(gateway))).collect();
     let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
-    let written = written_bytes(node.pid()) - before;
-    report::note("disk: paths that an upstream cache does not have, asked for", |row| {
+    let spent = meter.take(&node);
+    let written = spent.costs.disk_bytes;
+    report::note("disk: paths that an upstream cache does not have, asked for", spent, |row| {
         row.outcome = format!("{asked} questions in {} s, {written} bytes written", FLOOD.as_secs());
     });
     assert!(asked > 1_000, "only {asked} questions: no flood");
@@ -126,7 +121,7 @@ fn endless_questions_to_an_upstream_cache_write_nothing() {
 }
 
 /// Time between two new summaries: about 4 a second are taken without blame.
-const ANNOUNCED_EVERY: Duration = Duration::from_millis(260);
+pub const ANNOUNCED_EVERY: Duration = Duration::from_millis(260);
 const ANNOUNCEMENTS: u64 = 60;
 /// Bytes that may be written in all, with what an idle daemon writes: 60 MB an hour are 17 kB a second.
 const ANNOUNCED_BYTES_MAX: u64 = 2 << 20;
@@ -141,7 +136,7 @@ fn endless_announcements_cause_bounded_disk_writes() {
         client.config.more = format!("\n[[builder]]\nname = 'announcer'\npublic_key = '{key}'\npeer = 'announcer'\n");
     });
     stage.enter(&peer, "announcer", &["a"]);
-    let (before, started) = (written_bytes(stage.client.pid()), Instant::now());
+    let (before, started) = (stage.client.costs(), Instant::now());
     for number in 1..=ANNOUNCEMENTS {
         let parts: Vec<[u8; 20]> = (0..number).map(|part| [u8::try_from(part).unwrap(); 20]).collect();
         let audience = [peer_id(&stage.client), PeerId::random()];
@@ -150,7 +145,7 @@ fn endless_announcements_cause_bounded_disk_writes() {
     }
     let seconds = started.elapsed().as_secs();
     stage.wait_heard(&peer, ANNOUNCEMENTS);
-    let written = written_bytes(stage.client.pid()) - before;
+    let written = stage.client.costs().since(before).disk_bytes;
     stage.note("disk: announcements", |row| {
         row.outcome = format!("{ANNOUNCEMENTS} in {seconds} s, {written} bytes written");
     });

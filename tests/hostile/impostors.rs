@@ -1,5 +1,6 @@
 //! An impostor that has the certificate of a peer, and not its key.
 
+use crate::report::{self, Meter};
 use libp2p::identity::Keypair;
 use narmesh_tests::{PeerCard, TestMesh, TestNode, promised};
 use rustls::client::ResolvesClientCert;
@@ -128,6 +129,7 @@ fn a_certificate_without_its_key_is_refused() {
     let peer_id = victim.public().to_peer_id().to_string();
     node.allow(&PeerCard { name: "victim".to_owned(), peer_id, builder_key: None });
     node.start();
+    let meter = Meter::start(&node);
     let (certificate, _) = certificate_of(&victim);
     let (_, other_key) = certificate_of(&thief);
     let stolen = enter(&node, (certificate, other_key));
@@ -140,5 +142,5 @@ fn a_certificate_without_its_key_is_refused() {
     for identity in [certificate_of(&victim), claimed(&victim, &victim)] {
         assert_eq!(enter(&node, identity).unwrap(), b"\x13/multistream/1.0.0\n");
     }
-    crate::report::note("certificate without its key", |row| row.outcome = "handshake refused".to_owned());
+    report::note("certificate without its key", meter.take(&node), |row| row.outcome = "handshake refused".to_owned());
 }

@@ -33,7 +33,7 @@ fn restart(stage: &mut Stage, attack: &str) {
 #[track_caller]
 fn assert_log_is_readable(stage: &Stage, attack: &str, times: u64) {
     let log = stage.client.log();
-    report::note(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
+    report::amend(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
     assert!(log.len() <= LOG_BYTES_MAX, "{} bytes of log for {times} times:\n{:.4000}", log.len(), log);
     stage.client.wait_logged(&["left out"]);
     stage.client.reload();

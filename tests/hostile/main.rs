@@ -13,6 +13,7 @@ mod announcements;
 mod attestations;
 mod bulk;
 mod disk_floods;
+mod disk_repeats;
 mod filter;
 mod formats;
 mod gossipsub;

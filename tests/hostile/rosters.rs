@@ -1,7 +1,9 @@
 //! Rosters of meshes and joining, implemented a second time from `docs/protocol.md`.
 
 use crate::bulk::dial_as;
+use crate::disk_floods::IDLE_BYTES_MAX;
 use crate::peer::{Move, Peer, Script, runtime};
+use crate::report::{self, Meter};
 use crate::wire::{JOIN, ROSTER, ROSTER_ABSENT, Reader, Writer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 const HEARD: Duration = Duration::from_secs(2);
 /// Requests that one stranger begins and does not finish.
 const SILENT: usize = 60;
+/// Wrong secrets that he tries beside them.
+const GUESSES: usize = 40;
 
 fn public_key(keys: &Keypair) -> [u8; 32] {
     keys.public().try_into_ed25519().expect("Ed25519").to_bytes()
@@ -254,6 +258,7 @@ fn a_stranger_without_the_secret_gets_nothing_and_keeps_nobody_out() {
     let closed = ask(&join_frame([1; 16]));
     assert!(closed.as_ref().map_or(true, Vec::is_empty), "no invitation is open: {closed:?}");
     let token = founder.narmesh(&["mesh", "invite", "--uses", "2"]).expect_success("mesh invite");
+    let meter = Meter::start(&founder);
     let asked = Instant::now();
     let refused = ask(&join_frame([1; 16])).expect("an answer");
     let mut reply = Reader(&refused);
@@ -272,6 +277,21 @@ fn a_stranger_without_the_secret_gets_nothing_and_keeps_nobody_out() {
         open
     });
     assert!(silent.len() > SILENT / 2, "only {} connections", silent.len());
+    // Others ask with wrong secrets, as many at a time as are answered.
+    let guessed = runtime.block_on(async {
+        let frame = join_frame([2; 16]);
+        let guesses = (0..GUESSES).map(|_| async {
+            tokio::time::timeout(Duration::from_secs(10), join(&stranger, &founder, &frame)).await.ok()?.ok()
+        });
+        futures::future::join_all(guesses).await.into_iter().flatten().filter(|reply| *reply == refused).count()
+    });
+    let spent = meter.take(&founder);
+    report::note("join: silence, and wrong secrets", spent, |row| {
+        row.outcome = format!("nobody joins; {guessed} secrets refused");
+    });
+    // The limits on handshakes of one address keep out most of them.
+    assert!(guessed > 0, "none of {GUESSES} guesses was answered");
+    assert!(spent.costs.disk_bytes <= IDLE_BYTES_MAX, "{spent:?}");
     invited.narmesh(&["join", &token]).expect_success("join beside them");
     let status = founder.status();
     assert!(status.peer("invited").is_some() && status.peer("stranger").is_none());

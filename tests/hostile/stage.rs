@@ -5,11 +5,10 @@ use crate::peer::{Item, Peer, peer_id};
 use crate::report;
 use crate::wire::{NarRequest, from_hex, sha256};
 use narmesh_tests::{
-    Costs, Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for, with_gateway,
+    Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for, with_gateway,
 };
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Memory that the daemon may use above idle under any attack, bytes.
@@ -26,8 +25,8 @@ pub struct Stage {
     pub key: NixKey,
     /// The client's memory before anything happened.
     idle: MemoryPeak,
-    /// What the client had used up when the last attack was noted.
-    noted: Mutex<Costs>,
+    /// Measures the client from one attack to the next.
+    meter: report::Meter,
     paths: BTreeMap<String, BTreeMap<String, String>>,
     kib: u32,
     tags: String,
@@ -77,19 +76,18 @@ impl Stage {
         TestMesh::start_all(&mut [&mut client, &mut good]);
         good.wait_all_advertised(&[&client]);
         let idle = client.watch_memory();
-        let noted = Mutex::new(client.costs());
-        Self { mesh, client, good, key, idle, noted, paths, kib, tags }
+        let meter = report::Meter::start(&client);
+        Self { mesh, client, good, key, idle, meter, paths, kib, tags }
     }
 
     /// Changes the row of `attack` in the table, and adds what the client used up since the last call.
     pub fn note(&self, attack: &str, change: impl FnOnce(&mut report::Row)) {
-        let now = self.client.costs();
-        let before = std::mem::replace(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner), now);
-        let costs = now.since(before);
-        report::note(attack, |row| {
-            row.costs = Some(costs);
-            change(row);
-        });
+        report::note(attack, self.meter.take(&self.client), change);
+    }
+
+    /// What the client used up since the last row.
+    pub fn spent(&self) -> report::Spent {
+        self.meter.take(&self.client)
     }
 
     pub fn path(&self, tag: &str, leaf: &str) -> String {

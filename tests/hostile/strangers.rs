@@ -2,7 +2,7 @@
 
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, peer_id, runtime};
-use crate::report;
+use crate::report::{self, Meter};
 use crate::stage::Stage;
 use crate::wire::{GossipReply, GossipRequest, NAR, NARINFO, audience_digest, open_envelope};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,7 +111,7 @@ fn half_open_handshakes_keep_nobody_out() {
             node.learn_address("friend", "/ip4/127.0.0.1/tcp/1");
         }
         node.start();
-        let memory = node.watch_memory();
+        let (memory, meter) = (node.watch_memory(), Meter::start(&node));
         let flood = Flood::start(node.p2p_socket(), addresses);
         wait_until("the flood is under way", promised(MEETING), || flood.opened() > 2_000);
         let started = Instant::now();
@@ -125,7 +125,7 @@ fn half_open_handshakes_keep_nobody_out() {
         let took = started.elapsed();
         let rise = memory.rise_bytes();
         assert!(rise <= 64 << 20, "{rise} bytes above idle");
-        report::note(&format!("half-open handshakes, from addresses: {addresses}"), |row| {
+        report::note(&format!("half-open handshakes, from addresses: {addresses}"), meter.take(&node), |row| {
             row.outcome = format!("an allowlisted peer got in at once ({:.1} s)", took.as_secs_f64());
             row.rise_bytes = Some(rise);
         });

@@ -13,14 +13,14 @@ use crate::log_wire::{LOG, LogRequest, REALISATION, realisation_request};
 use crate::peer::{Control, Peer, ask, now_ms, open, peer_id, stand_back, sync_request};
 use crate::protocols::{ask_only, begin_gossip};
 use crate::quorum_wire::QuorumRequest;
-use crate::report;
+use crate::report::{self, Meter, Spent};
 use crate::stage::Stage;
 use crate::tree_wire::{TREE, TreeRequest};
 use crate::wire::{Announcement, GOSSIP, GossipRequest, NARINFO, QUORUM, TOPIC, audience_digest, sha256};
 use futures::AsyncWriteExt as _;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use narmesh_tests::{Costs, get, hash_part};
+use narmesh_tests::{get, hash_part};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -340,7 +340,7 @@ fn look_up(stage: &Stage, tags: &[String], leaf: &str) -> Vec<Duration> {
 /// What one run of all floods cost.
 struct Costly {
     rise_bytes: u64,
-    costs: Costs,
+    spent: Spent,
     /// What would have been logged in an hour that goes on as the second half of the floods.
     log_bytes_per_hour: u64,
     /// The median and the second slowest lookup, without and with the floods.
@@ -375,18 +375,18 @@ fn assert_bounded(peers: u32, rise_max: u64) {
     let slow: Vec<_> = (0..ROUNDS)
         .map(|_| {
             let costly = play(peers);
-            let Costly { rise_bytes, costs, log_bytes_per_hour, quiet, during } = &costly;
+            let Costly { rise_bytes, spent, log_bytes_per_hour, quiet, during } = &costly;
+            let costs = spent.costs;
             assert!(*rise_bytes <= rise_max, "{rise_bytes} bytes above idle");
             let log_max = LOG_BYTES_PER_HOUR * u64::from(peers);
             assert!(*log_bytes_per_hour <= log_max, "{log_bytes_per_hour} bytes of log an hour, {costs:?}");
             let disk_max = DISK_BYTES_MAX * u64::from(peers);
             assert!(costs.disk_bytes <= disk_max, "{} bytes written to disk", costs.disk_bytes);
-            report::note(&format!("all floods at once, {peers} hostile"), |row| {
+            report::note(&format!("all floods at once, {peers} hostile"), *spent, |row| {
                 let kb = log_bytes_per_hour / 1_000;
                 row.outcome =
                     format!("lookups p99 {:.1?} alone, {:.1?} under them; {kb} kB of log an hour", quiet.1, during.1);
                 row.rise_bytes = Some(*rise_bytes);
-                row.costs = Some(*costs);
             });
             costly
         })
@@ -405,7 +405,7 @@ fn play(peers: u32) -> Costly {
     let nar_frame = stage.nar_frame("huge");
     let quiet = beside_busy_threads(|| look_up(&stage, &tags, "held"));
     let memory = stage.client.watch_memory();
-    let before = stage.client.costs();
+    let (before, meter) = (stage.client.costs(), Meter::start(&stage.client));
     let (stop, counts) = (Arc::<AtomicBool>::default(), Arc::<Counts>::default());
     let to = peer_id(&stage.client);
     let floods = Floods { stage: &stage, to, nar_frame, stop: Arc::clone(&stop), counts: Arc::clone(&counts) };
@@ -425,7 +425,8 @@ fn play(peers: u32) -> Costly {
         drop(stop);
         (during, rise_bytes, half.log_bytes + more)
     });
-    let costs = stage.client.costs().since(before);
+    let spent = meter.take(&stage.client);
+    let costs = spent.costs;
     let [quiet, during] = [quiet, during].map(|mut times| {
         times.sort_unstable();
         (times[LOOKUPS / 2], times[LOOKUPS - 2])
@@ -443,7 +444,7 @@ fn play(peers: u32) -> Costly {
         assert!(!stage.assert_right("beside0", leaf), "{leaf} was not taken from the honest node");
     }
     stage.finish();
-    Costly { rise_bytes, costs, log_bytes_per_hour, quiet, during }
+    Costly { rise_bytes, spent, log_bytes_per_hour, quiet, during }
 }
 
 /// Runs `work` while all processors are busy with what stands back, as they are with the floods: what is compared is then what

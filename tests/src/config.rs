@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub connections_gossip: Option<u32>,
     /// `limits.upload_bytes_per_s`, when a story limits uploads.
     pub upload_bytes_per_s: Option<u32>,
+    /// `limits.partial_copies_bytes`, when a story needs another value than the default.
+    pub partial_copies_bytes: Option<u32>,
     /// `mesh.key`, when a story writes it itself.
     pub mesh_key: Option<String>,
     /// `mesh.roster_file`.
@@ -108,6 +110,7 @@ impl NodeConfig {
             stall_timeout_ms: None,
             connections_gossip: None,
             upload_bytes_per_s: None,
+            partial_copies_bytes: None,
             mesh_key: None,
             roster_file: None,
             discover_lan: false,
@@ -172,6 +175,9 @@ impl NodeConfig {
         }
         if let Some(rate) = self.upload_bytes_per_s {
             limits.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
+        }
+        if let Some(bytes) = self.partial_copies_bytes {
+            limits.insert("partial_copies_bytes".into(), Value::Integer(bytes.into()));
         }
         let mut mesh = Table::new();
         mesh.insert("discover_lan".into(), Value::Boolean(self.discover_lan));

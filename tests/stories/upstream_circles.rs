@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{LoggingProxy, TestMesh, TestNode, free_address, promised};
+use narmesh_tests::{LoggingProxy, TestMesh, TestNode, free_address, narinfo_url, promised, request};
 
 /// What nobody has is told within this: without the circle it takes a few milliseconds, and with it the latest deadline.
 const AT_ONCE: Duration = Duration::from_millis(200);
@@ -71,5 +71,34 @@ fn gateways_that_are_each_others_caches_tell_at_once_what_none_has_and_give_what
     nodes[0].realise(std::slice::from_ref(&path)).expect_success("nix-store --realise");
     for node in &nodes {
         assert_eq!(node.status().text("/upstreams/0/state"), Some("up"), "{}", node.name);
+    }
+}
+
+/// Nobody signs the header by which circles are found: what one user writes into it must not make another one's build miss.
+#[test]
+fn a_made_up_chain_of_one_user_hides_nothing_from_another() {
+    let mesh = TestMesh::new();
+    let names = ["near", "far", "holder"];
+    let mut nodes = names.map(|name| mesh.node(name));
+    let paths = ["small", "lib"].map(|name| nodes[2].store.build_one(name));
+    let addresses = names.map(|_| free_address());
+    let key = nodes[2].builder_key();
+    for (number, node) in nodes.iter_mut().enumerate() {
+        node.config.gateway_listen = addresses[number].to_string();
+        node.config.trusted_public_keys = vec![key.clone()];
+        if let (Some(name), Some(address)) = (names.get(number + 1), addresses.get(number + 1)) {
+            node.config.more = upstream(name, &format!("http://{address}"), &key);
+        }
+    }
+    nodes.iter_mut().for_each(TestNode::start);
+    let ask = |address, path: &str, via: &str| {
+        request(address, "GET", &narinfo_url(path), &[("narmesh-via", via)]).unwrap().finish()
+    };
+    let ids = |ids: &[u64]| ids.iter().map(|id| format!("{id:016x}")).collect::<Vec<_>>().join(",");
+    let far_id = ask(addresses[1], NOBODY_HAS, &ids(&[1])).header("narmesh-id").unwrap().to_owned();
+    // That the cache itself asks for it, and that as many do as a chain may have.
+    for (path, via) in paths.iter().zip([far_id, ids(&[1, 2, 3, 4, 5, 6, 7])]) {
+        ask(addresses[0], path, &via);
+        nodes[0].realise(std::slice::from_ref(path)).expect_success("nix-store --realise by another user");
     }
 }

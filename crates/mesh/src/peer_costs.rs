@@ -1,15 +1,16 @@
 //! The sum of the table "What one peer can make us hold" in docs/threat-model.md, from the constants that bound its rows.
 
 use crate::behaviour::{
-    GOSSIP_STREAMS_MAX, LOG_STREAMS_MAX, NARINFO_STREAMS_MAX, QUORUM_STREAMS_MAX, REALISATION_STREAMS_MAX,
-    TREE_STREAMS_MAX,
+    CIRCUIT_STREAMS_MAX, GOSSIP_STREAMS_MAX, LOG_STREAMS_MAX, NARINFO_STREAMS_MAX, QUORUM_STREAMS_MAX,
+    REALISATION_STREAMS_MAX, ROSTER_STREAMS_MAX, TREE_STREAMS_MAX,
 };
 use crate::bulk::PER_SIDE_MAX;
 use crate::uploads::ENCODERS_PER_PEER_MAX;
-use crate::{codec, transport, unread};
+use crate::{circuits, codec, transport, unread};
 use narmesh_gossip::{ANNOUNCEMENTS, PULLS_IN_FLIGHT_MAX};
 use narmesh_protocol::wire::{
-    GossipRequest, LogReply, LogRequest, NarFrame, NarInfoReply, NarInfoRequest, RealisationRequest, TreeRequest,
+    CircuitRequest, GossipRequest, LogReply, LogRequest, NarFrame, NarInfoReply, NarInfoRequest, RealisationRequest,
+    RosterRequest, TreeRequest,
 };
 use narmesh_protocol::{Envelope, Summary};
 use narmesh_quorum::LedgerLimits;
@@ -42,13 +43,16 @@ fn sums() -> (usize, usize) {
         + TREE_STREAMS_MAX
         + LOG_STREAMS_MAX
         + REALISATION_STREAMS_MAX
-        + QUORUM_STREAMS_MAX;
+        + QUORUM_STREAMS_MAX
+        + ROSTER_STREAMS_MAX;
     let requests = GOSSIP_STREAMS_MAX * GossipRequest::BYTES_MAX
         + QUORUM_STREAMS_MAX * QuorumRequest::BYTES_MAX
         + NARINFO_STREAMS_MAX * NarInfoRequest::BYTES_MAX
         + TREE_STREAMS_MAX * TreeRequest::BYTES_MAX
         + LOG_STREAMS_MAX * LogRequest::BYTES_MAX
-        + REALISATION_STREAMS_MAX * RealisationRequest::BYTES_MAX;
+        + REALISATION_STREAMS_MAX * RealisationRequest::BYTES_MAX
+        + ROSTER_STREAMS_MAX * RosterRequest::BYTES_MAX
+        + CIRCUIT_STREAMS_MAX * CircuitRequest::BYTES_MAX;
     // Small NARs lie there whole, large ones in two pieces of 64 KiB, and yamux has as much again.
     let uploads = 2 * (UPLOADS * NarFrame::CHUNK_BYTES_MAX + UPLOADS * 2 * (64 << 10));
     let (part, of) = ID_BYTES_OF;
@@ -64,12 +68,14 @@ fn sums() -> (usize, usize) {
         NARINFO_STREAMS_MAX * codec::SMALL_BYTES,
         LOG_STREAMS_MAX * LogReply::BYTES_MAX,
         REALISATION_STREAMS_MAX * codec::SMALL_BYTES,
+        ROSTER_STREAMS_MAX * codec::SMALL_BYTES,
+        circuits::relayed_bytes_max(),
         CONTROL_CONNECTIONS * control_unread,
         2 * PER_SIDE_MAX * bulk_unasked,
         CONTROL_CONNECTIONS * control_buffers + 2 * PER_SIDE_MAX * bulk_buffers,
     ];
-    // Five protocols have replies that are long.
-    let shared = PULLS_IN_FLIGHT_MAX * Summary::BYTES_MAX + 5 * codec::LARGE_BYTES_MAX;
+    // Gossip, narinfos, trees, realisations, rosters and the quorum have replies that are long.
+    let shared = PULLS_IN_FLIGHT_MAX * Summary::BYTES_MAX + 6 * codec::LARGE_BYTES_MAX;
     (per_peer.iter().sum(), shared)
 }
 

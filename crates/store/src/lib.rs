@@ -45,6 +45,7 @@ mod recent_rows;
 mod registry;
 mod watch;
 mod watch_thread;
+mod write_budget;
 
 pub use build_log::{BuildLog, BuildLogText, LogUnpacker};
 pub use change::StoreChange;

@@ -9,7 +9,8 @@
 //! whole NAR is kept until our store has it, or for half a minute.
 //!
 //! Most of these files are gone before the system writes them to the disk. What they take is bounded for all together, and
-//! none is begun on a disk that has not four times its size left.
+//! none is begun on a disk that has not four times its size left. What is written is bounded as well, because a local user may
+//! have the same NAR fetched again and again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,6 +29,7 @@ use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
 
 use crate::Offer;
+use crate::write_budget::WriteBudget;
 
 /// Pieces that wait to be written, of up to 256 KiB, or a MiB where leaves are larger: 8 MiB for most NARs.
 const WAITING_MAX: usize = 32;
@@ -56,6 +58,7 @@ struct Shared {
 struct Copies {
     by_hash: HashMap<NarHash, Arc<PartialCopy>>,
     bytes: u64,
+    budget: WriteBudget,
 }
 
 impl Copies {
@@ -173,16 +176,18 @@ impl PartialCopy {
 #[derive(Debug)]
 pub struct PartialWriter {
     copy: Arc<PartialCopy>,
-    writes: SyncSender<Write>,
+    shared: Arc<Shared>,
     at: u64,
 }
 
 impl PartialWriter {
-    /// Takes the bytes that follow those before. They are written later, or never if the disk is too slow.
+    /// Takes the bytes that follow those before. They are written later, or never if the disk is too slow or too much was
+    /// written lately.
     pub fn write(&mut self, bytes: &[u8]) {
+        let length = bytes.len() as u64;
         let write = Write { copy: Arc::clone(&self.copy), at: self.at, bytes: bytes.to_vec() };
-        self.at += bytes.len() as u64;
-        if self.writes.try_send(write).is_err() {
+        self.at += length;
+        if !self.shared.spend(length) || self.shared.writes.try_send(write).is_err() {
             self.copy.fail();
         }
     }
@@ -211,6 +216,14 @@ impl PartialWriter {
 impl Drop for PartialWriter {
     fn drop(&mut self) {
         self.copy.fail();
+    }
+}
+
+impl Shared {
+    /// Whether so many bytes may still be written. If so, they count as written.
+    fn spend(&self, bytes: u64) -> bool {
+        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        self.copies.lock().budget.take(Instant::now(), bytes_max, bytes)
     }
 }
 
@@ -247,15 +260,20 @@ impl PartialCopies {
         let progress = Progress { written: 0, proven, end: End::Open, wakers: Vec::new() };
         let copy = PartialCopy { info: info.clone(), file: file.ok()?, progress: Mutex::new(progress) };
         let copy = Arc::new(copy);
+        let bytes_max = self.0.bytes_max.load(Ordering::Relaxed);
         let mut copies = self.0.copies.lock();
         let bytes = copies.bytes + info.nar_size;
         // Looked at after the file was made, since that takes time in which another request may have begun.
-        if copies.by_hash.contains_key(&info.nar_hash) || bytes > self.0.bytes_max.load(Ordering::Relaxed) {
+        if copies.by_hash.contains_key(&info.nar_hash) || bytes > bytes_max {
+            return None;
+        }
+        if copies.budget.left(Instant::now(), bytes_max) < info.nar_size {
+            tracing::debug!(store_path = %info.path, "not passed on while it comes: too much was written lately");
             return None;
         }
         copies.bytes = bytes;
         copies.by_hash.insert(info.nar_hash, Arc::clone(&copy));
-        Some(PartialWriter { copy, writes: self.0.writes.clone(), at: 0 })
+        Some(PartialWriter { copy, shared: Arc::clone(&self.0), at: 0 })
     }
 
     fn open_file(&self, bytes: u64) -> io::Result<File> {

@@ -2,8 +2,11 @@
 //! nobody has, until a deadline ends that.
 //!
 //! Each process has a random id. A request to a cache names it, behind the ids of those for whom it is made, and a daemon
-//! that finds its own id in a request asks nobody for it. The answer names the daemon, so that one that is its own cache
-//! learns that at once.
+//! that finds its own id in a request, and is waiting for a cache to answer for that path, asks nobody for it. The answer names the
+//! daemon, so that one that is its own cache learns that at once.
+//!
+//! Nobody signs a chain: whoever asks may make one up, for a path that others ask for as well. So none has its maker's way by
+//! itself: one of unknown ids has no effect, and our own id counts only while we wait for an answer.
 
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
@@ -11,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest chain of daemons: who is asked by so many asks no further.
+/// The longest chain of daemons that is told; of a longer one the first are left out.
 const IDS_MAX: usize = 8;
 /// Who asked for a path counts for this long: longer than a lookup takes.
 const ASKING_FOR: Duration = Duration::from_secs(15);
@@ -29,6 +32,29 @@ pub struct Chains(Arc<State>);
 struct State {
     own: ProcessId,
     asking: Mutex<HashMap<HashPart, (Vec<ProcessId>, Instant)>>,
+    /// The paths of our requests that no cache has answered yet, each with their number.
+    asked: Mutex<HashMap<HashPart, usize>>,
+}
+
+/// A request of ours to a cache, until it is answered.
+pub(crate) struct Asking {
+    /// Its [`VIA`](narmesh_protocol::circle::VIA).
+    pub(crate) via: String,
+    chains: Chains,
+    part: Option<HashPart>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let Some(part) = &self.part else { return };
+        let mut asked = self.chains.0.asked.lock();
+        if let Some(requests) = asked.get_mut(part) {
+            *requests -= 1;
+            if *requests == 0 {
+                asked.remove(part);
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -52,7 +78,7 @@ impl ProcessId {
 
 impl Default for Chains {
     fn default() -> Self {
-        Self(Arc::new(State { own: ProcessId(rand::random()), asking: Mutex::default() }))
+        Self(Arc::new(State { own: ProcessId(rand::random()), asking: Mutex::default(), asked: Mutex::default() }))
     }
 }
 
@@ -68,14 +94,17 @@ impl Chains {
     }
 
     /// Notes that a request for this path came with that [`VIA`](narmesh_protocol::circle::VIA), so that what is asked of caches for it names them,
-    /// too. Returns whether nobody is to be asked for it, because this process stands in that chain or it is too long.
+    /// too. Returns whether nobody is to be asked for it, because this process stands in that chain and waits for an answer itself.
     /// What is no list of ids is ignored.
     pub fn is_circle(&self, part: &HashPart, via: &str) -> bool {
-        // One more than may be: so it shows whether the list is too long, and nobody can have us parse a longer one.
-        let ids: Vec<_> = via.split(',').take(IDS_MAX + 1).filter_map(|id| ProcessId::parse(id.trim())).collect();
-        if ids.contains(&self.0.own) || ids.len() >= IDS_MAX {
+        let mut ids: Vec<_> = via.rsplit(',').take(IDS_MAX).filter_map(|id| ProcessId::parse(id.trim())).collect();
+        if ids.contains(&self.0.own) && self.0.asked.lock().contains_key(part) {
             return true;
         }
+        // There is room for our own.
+        ids.truncate(IDS_MAX - 1);
+        ids.reverse();
+        ids.retain(|id| *id != self.0.own);
         if !ids.is_empty() {
             let (mut asking, now) = (self.0.asking.lock(), Instant::now());
             // Old entries go only when the table is full, which it mostly never is.
@@ -89,8 +118,15 @@ impl Chains {
         false
     }
 
-    /// The [`VIA`](narmesh_protocol::circle::VIA) of a request for a file of this path, or of none.
-    pub(crate) fn via(&self, part: Option<&HashPart>) -> String {
+    /// Begins a request to a cache for a file of this path, or of none.
+    pub(crate) fn ask(&self, part: Option<&HashPart>) -> Asking {
+        if let Some(part) = part {
+            *self.0.asked.lock().entry(*part).or_default() += 1;
+        }
+        Asking { via: self.via(part), chains: self.clone(), part: part.copied() }
+    }
+
+    fn via(&self, part: Option<&HashPart>) -> String {
         let asking = self.0.asking.lock();
         let known = part.and_then(|part| asking.get(part)).filter(|(_, at)| at.elapsed() < ASKING_FOR);
         let ids = known.into_iter().flat_map(|(ids, _)| ids).chain([&self.0.own]);
@@ -107,11 +143,31 @@ mod tests {
         let (path, other) = (HashPart([1; 20]), HashPart([2; 20]));
         let [a, b, c] = [(); 3].map(|()| Chains::default());
         assert!(a.is_own(&a.own_id()) && !a.is_own(&b.own_id()));
-        assert!(a.is_circle(&path, &a.via(Some(&path))), "it is its own cache");
-        assert!(!b.is_circle(&path, &a.via(Some(&path))));
-        assert!(!c.is_circle(&path, &b.via(Some(&path))));
-        assert!(a.is_circle(&path, &c.via(Some(&path))) && b.is_circle(&path, &c.via(Some(&path))));
-        assert!(!a.is_circle(&other, &c.via(Some(&other))), "a asked nobody for that");
+        let by_a = a.ask(Some(&path));
+        assert!(a.is_circle(&path, &by_a.via), "it is its own cache");
+        assert!(!b.is_circle(&path, &by_a.via));
+        let by_b = b.ask(Some(&path));
+        assert!(!c.is_circle(&path, &by_b.via));
+        let by_c = c.ask(Some(&path));
+        assert!(a.is_circle(&path, &by_c.via) && b.is_circle(&path, &by_c.via));
+        assert!(!a.is_circle(&other, &by_c.via), "a asked nobody for that");
+        let again = a.ask(Some(&path));
+        drop(by_a);
+        assert!(a.is_circle(&path, &by_c.via), "one is unanswered");
+        drop(again);
+        assert!(!a.is_circle(&path, &by_c.via) && a.0.asked.lock().is_empty(), "it waits for nobody");
+    }
+
+    #[test]
+    fn a_made_up_chain_keeps_nobody_from_asking() {
+        let (path, [a, b]) = (HashPart([1; 20]), [(); 2].map(|()| Chains::default()));
+        // Somebody says to our gateway that the cache itself, or many, had asked for the path.
+        for false_chain in [b.own_id(), (0..9).map(|id| ProcessId(id).to_string()).collect::<Vec<_>>().join(",")] {
+            assert!(!a.is_circle(&path, &false_chain));
+            assert!(!b.is_circle(&path, &a.ask(Some(&path)).via), "{false_chain}: what others want is asked for");
+            drop(b.ask(Some(&path)));
+            assert!(!b.is_circle(&path, &a.ask(Some(&path)).via), "also once it has asked for it");
+        }
     }
 
     #[test]
@@ -124,7 +180,12 @@ mod tests {
         let ids = |count: u64| (0..count).map(|id| ProcessId(id).to_string()).collect::<Vec<_>>().join(", ");
         assert!(!chains.is_circle(&path, &ids(7)));
         assert_eq!(chains.via(Some(&path)).split(',').count(), IDS_MAX);
-        assert!(chains.is_circle(&path, &ids(8)) && chains.is_circle(&path, &ids(9_000)));
+        for many in [8, 9_000] {
+            assert!(!chains.is_circle(&path, &ids(many)));
+            let via = chains.via(Some(&path));
+            assert_eq!(via.split(',').count(), IDS_MAX);
+            assert!(via.contains(&ProcessId(many - 1).to_string()) && !via.contains(&ProcessId(0).to_string()));
+        }
         for number in 0..2 * PATHS_MAX as u64 {
             let mut part = [0; 20];
             part[..8].copy_from_slice(&number.to_le_bytes());

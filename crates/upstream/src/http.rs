@@ -69,7 +69,7 @@ impl Http {
         offset: u64,
         purpose: Purpose,
     ) -> Result<Response, Failure> {
-        let via = self.chains.via(part);
+        let asking = self.chains.ask(part);
         let mut url = self.base.join(name).map_err(|error| Failure::new(FailureKind::BadNarInfo, error.to_string()))?;
         // A narinfo names the file, and nobody signed that: it must not send our credentials to another host.
         if url.origin() != self.base.origin() {
@@ -78,7 +78,7 @@ impl Http {
         let (mut client, mut is_public) = (if purpose == Purpose::Text { &self.texts } else { &self.bodies }, false);
         // Followed here and not by the client, because each hop is looked at.
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.send(client, &url, &via, offset).await?;
+            let response = self.send(client, &url, &asking.via, offset).await?;
             // Before anything else of it is believed: this gateway asked itself.
             self.refuse_circle(&response)?;
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {

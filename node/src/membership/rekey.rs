@@ -10,8 +10,13 @@ use crate::state_files::{NEXT_MESH_KEY_FILE, OTHER_ROSTER_FILE};
 use anyhow::Context as _;
 use libp2p::PeerId;
 use narmesh_protocol::{Member, NixPublicKey, NixSecretKey, Roster, SignedRoster, Standing, Succession, node_key_of};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
+
+/// How long a roster that contradicts stays before a later one of the same key takes its place: whoever stole the key may sign
+/// one each second, of a megabyte.
+const OTHER_STAYS: Duration = Duration::from_secs(600);
 
 /// What became of a roster that was to be kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,6 +142,7 @@ impl MeshFiles {
     /// Keeps one that contradicts, and of several the first: whoever stole the key may make any number of them.
     fn take_other(&self, mesh: &NixPublicKey, roster: &SignedRoster) -> anyhow::Result<Taken> {
         let is_first = match self.read_other(mesh)? {
+            Some(_) if is_younger(&self.other_roster_file(), OTHER_STAYS) => return Ok(Taken::NotNewer),
             Some(other) if other.key().bytes() != roster.key().bytes() => return Ok(Taken::NotNewer),
             Some(other) if other.version() >= roster.version() => return Ok(Taken::NotNewer),
             known => known.is_none(),
@@ -181,5 +187,49 @@ impl MeshFiles {
     /// Whether this machine is on the roster.
     pub(crate) fn is_on(roster: &SignedRoster, me: &PeerId) -> bool {
         node_key_of(me).is_some_and(|key| roster.member(&key).is_some())
+    }
+}
+
+/// Whether the file was written less than so long ago. One of the future is taken for old: the clock was set back.
+fn is_younger(file: &Path, than: Duration) -> bool {
+    let written = fs::metadata(file).and_then(|metadata| metadata.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age < than))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::Lineage;
+    use std::fs::File;
+    use std::time::SystemTime;
+
+    fn key(seed: u8) -> NixSecretKey {
+        NixSecretKey::from_seed("home", &[seed; 32]).unwrap()
+    }
+
+    /// One of the key that has taken the place of key 1.
+    fn after_first(seed: u8, version: u64) -> SignedRoster {
+        let succession = Succession::sign(&key(1), &key(seed).public().bytes(), 1);
+        let lineage = Lineage::default().continued(succession).unwrap();
+        let roster = Roster { version, issued_at_ms: 1, members: Vec::new(), edits: Vec::new() };
+        SignedRoster::sign_with_lineage(&key(seed), &lineage, roster).unwrap()
+    }
+
+    #[test]
+    fn rosters_that_contradict_without_end_are_written_once_in_ten_minutes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, mesh) = (MeshFiles::new(dir.path()), key(1).public());
+        assert_eq!(files.take(&mesh, &after_first(2, 5)).unwrap(), Taken::Newer);
+        assert_eq!(files.take(&mesh, &after_first(3, 5)).unwrap(), Taken::Contradicts);
+        let shown = || files.read_other(&mesh).unwrap().unwrap().roster().version;
+        for version in 6..9 {
+            assert_eq!(files.take(&mesh, &after_first(3, version)).unwrap(), Taken::NotNewer);
+        }
+        assert_eq!(shown(), 5, "it stays");
+        let other = File::options().write(true).open(files.other_roster_file()).unwrap();
+        other.set_modified(SystemTime::now() - OTHER_STAYS).unwrap();
+        assert_eq!(files.take(&mesh, &after_first(4, 99)).unwrap(), Taken::NotNewer, "the first key");
+        assert_eq!(files.take(&mesh, &after_first(3, 9)).unwrap(), Taken::NotNewer);
+        assert_eq!(shown(), 9, "for people to accept the newest");
     }
 }

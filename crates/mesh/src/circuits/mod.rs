@@ -26,3 +26,9 @@ pub use relay::RelayView;
 pub(crate) use transport::{CircuitTransport, listen_address};
 pub use way::Way;
 pub(crate) use way::{meeting_place, over_relay, relay_of};
+
+/// Bytes that a relay holds for the circuits of one member.
+#[cfg(test)]
+pub(crate) fn relayed_bytes_max() -> usize {
+    relay::PER_MEMBER_MAX * 2 * splice::PIECE_BYTES
+}

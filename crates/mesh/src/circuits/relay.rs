@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Circuits of one member, as either end: three with each of sixteen others, of which one carries NARs in each direction.
-const PER_MEMBER_MAX: usize = 48;
+pub(super) const PER_MEMBER_MAX: usize = 48;
 /// Circuits in all. Each holds two sockets and some 128 KiB.
 const CIRCUITS_MAX: usize = 512;
 /// How long the first of two members waits for the other.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes that are read at a time in each direction.
-const PIECE_BYTES: usize = 32 << 10;
+pub(super) const PIECE_BYTES: usize = 32 << 10;
 /// A circuit over which nothing went for this long ends. An idle control connection is pinged every two minutes.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// A circuit that has carried this much ends after the next piece. The members open another one: a NAR goes on where it

@@ -4,7 +4,7 @@ use crate::Membership;
 use libp2p_identity::PeerId;
 use narmesh_machine::{Moment, RequestTable};
 use narmesh_protocol::wire::{RosterReply, RosterRequest};
-use narmesh_protocol::{RosterVersion, SignedRoster, Standing};
+use narmesh_protocol::{RosterError, RosterVersion, SignedRoster, Standing};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -345,7 +345,10 @@ impl RosterExchange {
     /// Takes what is said to be newer than ours.
     fn take(&mut self, now: Moment, peer: PeerId, bytes: &[u8]) {
         let Some(membership) = &self.membership else { return };
-        let Ok(roster) = SignedRoster::open(&membership.key, bytes) else { return self.blame(peer) };
+        let roster = match SignedRoster::open(&membership.key, bytes) {
+            Ok(roster) => roster,
+            Err(error) => return self.refuse(peer, &error),
+        };
         let (version, is_of_our_key) = (roster.version(), roster.key().bytes() == membership.key.bytes());
         if !is_of_our_key || version > membership.version() {
             // Until it is in force, others would bring the same one.
@@ -360,7 +363,10 @@ impl RosterExchange {
     /// Finds out how a roster of a mesh key that we do not know stands to ours.
     fn compare(&mut self, peer: PeerId, bytes: &[u8]) {
         let Some(membership) = &self.membership else { return };
-        let Ok(roster) = SignedRoster::open_unknown(membership.key.name(), bytes) else { return self.blame(peer) };
+        let roster = match SignedRoster::open_unknown(membership.key.name(), bytes) {
+            Ok(roster) => roster,
+            Err(error) => return self.refuse(peer, &error),
+        };
         let Some(ours) = &membership.roster else { return };
         let is_news = match ours.standing_of(&roster) {
             Standing::Contradicts => self.contradicting.replace(roster.key().bytes()) != Some(roster.key().bytes()),
@@ -370,6 +376,14 @@ impl RosterExchange {
         };
         if is_news {
             self.outputs.push_back(Output::Heard { from: peer, roster: Arc::new(roster) });
+        }
+    }
+
+    /// What cannot be opened is a misdeed, unless a later version of narmesh may have signed it: then the peer may have only passed
+    /// it on.
+    fn refuse(&mut self, peer: PeerId, error: &RosterError) {
+        if !matches!(error, RosterError::UnknownFormat { .. }) {
+            self.blame(peer);
         }
     }
 

@@ -166,6 +166,19 @@ fn what_the_mesh_key_did_not_sign_and_what_is_old_is_not_heard() {
 }
 
 #[test]
+fn a_roster_of_a_later_format_is_not_heard_and_nobodys_fault() {
+    let all = peers(3);
+    let later = [&[3], &signed(6, &all).as_bytes()[1..]].concat();
+    for reply in [RosterReply::Newer(later.clone()), RosterReply::OtherKey(later)] {
+        let mut exchange = exchange(&signed(5, &all), &[]);
+        exchange.handle(NOW, Input::Peer(all[0]));
+        let (id, _) = asked(&mut exchange)[0];
+        let told = answer(&mut exchange, all[0], id, &reply);
+        assert!(told.is_empty(), "{told:?}");
+    }
+}
+
+#[test]
 fn nothing_is_kept_of_peers_that_are_gone() {
     let all = peers(3);
     let mut exchange = exchange(&signed(1, &all), &all);

@@ -265,9 +265,13 @@ impl Rules {
     }
 
     /// The line under which peers believe the deriver of a path that these derivations make: of what was built here, Nix noted
-    /// it itself.
+    /// it itself. What else the row says came with the path and is signed by nobody, so it has to be one of those that are
+    /// here and make the path.
     pub(super) fn sign_deriver(&self, info: &PathInfo, derivers: &[StorePath]) -> Option<String> {
         let deriver = info.deriver.as_ref().filter(|deriver| deriver.is_derivation())?;
+        if !info.ultimate && !derivers.contains(deriver) {
+            return None;
+        }
         let key = self.policy.builder_key.as_ref().filter(|_| self.signs(info, derivers))?;
         Some(sign_deriver(&self.store_dir, &info.path, deriver, key))
     }

@@ -179,6 +179,12 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     let signed = narinfo(&client, &offer, &app);
     let fingerprint = signed.fingerprint(&client.location.store_dir);
     assert!(builder_key_signed(&signed, &fingerprint));
+    assert!(signed.deriver.is_some(), "the derivation is here, and makes it");
+    // Whoever copied it here may have named another derivation: nobody signed that, so we do not either.
+    let [other] = ["symlink"].map(|name| client.run("nix-instantiate", &[derivations.to_str().unwrap(), "-A", name]));
+    update(&client, &app, &format!("deriver = '{}'", other.trim()));
+    eventually("the false one is not handed on", || narinfo(&client, &offer, &app).deriver.is_none());
+    assert!(builder_key_signed(&narinfo(&client, &offer, &app), &fingerprint), "the path itself is");
     // A path that no derivation here makes, and a path that a stranger signed, do not count as remote builds for us.
     let other = TestNix::new(Kind::Chroot);
     let [unmade, substituted] = ["file", "symlink"].map(|name| other.build(name));

@@ -121,3 +121,31 @@ fn copies_take_bounded_space_and_give_it_back() {
     stage.copies.set_bytes_max(0);
     assert!(stage.copies.begin(&stage.signed("a", 9), GiveAway::Proven).is_none(), "switched off");
 }
+
+/// A local user may have the same NAR fetched again and again.
+#[test]
+fn what_is_written_for_copies_is_bounded_however_often_a_nar_comes() {
+    let stage = Stage::new(2 * SIZE);
+    let info = stage.signed("a", 1);
+    let fetch = || {
+        let mut begun = None;
+        // The one before is forgotten within a second.
+        eventually("it is over", || stage.find(&info).is_none());
+        for _ in 0..30 {
+            begun = stage.copies.begin(&info, GiveAway::AsItComes);
+            if begun.is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let mut writer = begun?;
+        let copy = stage.find(&info).unwrap();
+        for (piece, at) in (0..SIZE).step_by(PIECE).enumerate() {
+            writer.write(&vec![7; PIECE]);
+            eventually("it is written", || beyond(&copy, at) == Poll::Ready(Some((piece as u64 + 1) * PIECE as u64)));
+        }
+        Some(())
+    };
+    let fetched = (0..10).map_while(|_| fetch()).count();
+    assert_eq!(fetched, 8, "four times the space");
+}
