@@ -320,6 +320,7 @@ mod tests {
             name,
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses,
