@@ -20,6 +20,7 @@ mod envelope;
 mod filter;
 mod fingerprint;
 mod key;
+mod member_codec;
 pub mod nar;
 mod nar_hash;
 pub mod nar_tree;

@@ -29,7 +29,7 @@ pub enum MemberRole {
 }
 
 /// One machine of a mesh.
-#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     /// The Ed25519 key of its PeerId.
     pub node_key: [u8; 32],
@@ -39,6 +39,8 @@ pub struct Member {
     pub role: MemberRole,
     /// Its builder key in Nix's text form, if it has one. It counts only for a [`MemberRole::Builder`].
     pub builder_key: Option<String>,
+    /// Its group among the builders of a quorum, if it shares one: all builders of a group together count once.
+    pub group: Option<String>,
     /// Whether it carries connections between members that cannot reach each other.
     pub relay: bool,
     /// After how long without a sign of life it is no longer a member, seconds; 0 for never.
@@ -64,11 +66,11 @@ impl Member {
 
     /// Why this cannot be a member, if it cannot.
     pub fn check(&self) -> Result<(), RosterError> {
-        let name_is_good = (1..=Self::NAME_BYTES_MAX).contains(&self.name.len())
-            && !self.name.chars().any(char::is_control)
-            && self.name.trim() == self.name;
-        if !name_is_good {
+        if !is_name(&self.name) {
             return Err(RosterError::Name { name: self.name.clone() });
+        }
+        if !self.group.as_deref().is_none_or(is_name) {
+            return Err(RosterError::Group { name: self.name.clone() });
         }
         let key_is_good = |text: &String| {
             text.len() <= Self::BUILDER_KEY_BYTES_MAX
@@ -84,6 +86,10 @@ impl Member {
         }
         Ok(())
     }
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=Member::NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control) && text.trim() == text
 }
 
 /// All members of a mesh, as of one version.
@@ -239,6 +245,15 @@ pub enum RosterError {
         /// The name.
         name: String,
     },
+    /// A group's name cannot be one.
+    #[error(
+        "group of member {name:?}, expected 1 to {} bytes without control characters and without white space at its ends",
+        Member::NAME_BYTES_MAX
+    )]
+    Group {
+        /// The member.
+        name: String,
+    },
     /// A builder key is not one.
     #[error("builder key of member {name:?}, expected a Nix public key, name:base64 of 32 bytes")]
     BuilderKey {
@@ -272,6 +287,7 @@ mod tests {
             name: format!("machine {number}"),
             role: MemberRole::Builder,
             builder_key: Some(NixSecretKey::from_seed("b-1", &[number; 32]).unwrap().public().to_string()),
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
@@ -292,6 +308,13 @@ mod tests {
         assert!(refused(vec![member(1), member(1)]).contains("twice"));
         assert!(refused(vec![named("two"), Member { node_key: [2; 32], ..named("two") }]).contains("two members"));
         let key = |text: &str| Member { builder_key: Some(text.to_owned()), ..member(1) };
+        let grouped = |group: &str| Member { group: Some(group.to_owned()), ..member(1) };
+        for group in ["", "a ", "a\u{1}", &"x".repeat(65)] {
+            assert!(
+                refused(vec![grouped(group)]).contains("group of member \"machine 1\", expected 1 to 64"),
+                "{group:?}"
+            );
+        }
         assert!(refused(vec![key("b-1:xx")]).contains("expected a Nix public key"));
         let far = Member { addresses: vec![String::new(); 9], ..member(1) };
         assert!(refused(vec![far]).contains("expected at most 8 of at most 300 bytes"));

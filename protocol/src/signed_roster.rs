@@ -251,6 +251,7 @@ mod tests {
             name: format!("machine {number}"),
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),

@@ -43,6 +43,7 @@ mod recipes;
 mod reload;
 mod remote_builds;
 mod restart;
+mod roster_quorum;
 mod serving;
 mod serving_others;
 mod shared;

@@ -82,6 +82,9 @@ pub struct PolicyRules {
     pub own: Option<BuilderKey>,
     /// Whether the rebuilds of this machine count although it is not a `[[builder]]`.
     pub count_own_rebuild: bool,
+    /// The keys among the builders that the roster of a mesh names. `None` when builders stand in the configuration alone;
+    /// otherwise they come and go, so a `k` that they do not reach and a name in `grace` that none of them has are no errors.
+    pub from_roster: Option<BTreeSet<BuilderKey>>,
 }
 
 /// Rules that have been checked.
@@ -96,6 +99,7 @@ pub struct Policy {
     pub(crate) revoked: BTreeMap<BuilderKey, Revocation>,
     pub(crate) own: Option<BuilderKey>,
     pub(crate) grace: Option<BTreeSet<usize>>,
+    pub(crate) from_roster: Option<BTreeSet<BuilderKey>>,
 }
 
 /// A builder and the number of its group.
@@ -173,6 +177,15 @@ pub enum PolicyWarning {
         /// The revoked key.
         key: BuilderKey,
     },
+    /// Builders come with a roster, and are too few at the moment: nothing can be agreed on.
+    OutOfReach {
+        /// The configuration key: `quorum.k`, or that of an override.
+        key: String,
+        /// How many groups must agree.
+        k: usize,
+        /// How many groups there are.
+        of: usize,
+    },
 }
 
 impl std::fmt::Display for PolicyWarning {
@@ -186,6 +199,10 @@ impl std::fmt::Display for PolicyWarning {
             Self::OneKeyTwoNames { first, second } => {
                 write!(f, "builders {first:?} and {second:?} have the same key: it counts once, as {first:?}")
             }
+            Self::OutOfReach { key, k, of } => write!(
+                f,
+                "{key} = {k} is out of reach: the configuration and the roster of the mesh name builders of {of} groups, so nothing is agreed"
+            ),
             Self::RevokedStranger { key } => write!(f, "revoked_builders: {key} is the key of no [[builder]]"),
         }
     }
@@ -205,6 +222,7 @@ impl Policy {
             revoked: BTreeMap::new(),
             own: rules.own,
             grace: None,
+            from_roster: rules.from_roster,
         };
         if rules.builders.len() > BUILDERS_MAX {
             return Err(PolicyError::TooManyBuilders { count: rules.builders.len() });
@@ -264,6 +282,12 @@ impl Policy {
     /// The revocation of this key, if it is revoked.
     pub fn revocation(&self, key: &BuilderKey) -> Option<&Revocation> {
         self.revoked.get(key)
+    }
+
+    /// The names of the builders that the roster of a mesh names.
+    pub fn names_from_roster(&self) -> impl Iterator<Item = &str> {
+        let keys = self.from_roster.iter().flatten();
+        keys.filter_map(|key| self.name_of(key))
     }
 
     /// The number of groups of builders, over which `k` is counted.
@@ -339,19 +363,23 @@ impl Policy {
         let overrides =
             require.overrides.iter().enumerate().map(|(at, special)| (format!("quorum.override[{at}].k"), special.k));
         for (key, k) in std::iter::once(("quorum.k".to_owned(), require.k)).chain(overrides) {
-            // More than there are groups could never be reached, and 0 would be agreement of nobody.
-            if k == 0 || k > of {
+            // More than there are groups could never be reached, and 0 would be agreement of nobody. A roster may yet bring
+            // groups, and one that lost a builder must not keep the daemon from starting.
+            if k == 0 || (k > of && self.from_roster.is_none()) {
                 return Err(PolicyError::K { key, k, of });
             }
-            // Then two different results can both have enough groups.
-            if k * 2 <= of {
+            if k > of {
+                warnings.push(PolicyWarning::OutOfReach { key, k, of });
+            } else if k * 2 <= of {
+                // Then two different results can both have enough groups.
                 warnings.push(PolicyWarning::Minority { key, k, of });
             }
         }
         if let Some(grace) = &require.grace {
-            let number = |name: &String| {
-                let key = names.get(name).ok_or_else(|| PolicyError::GraceName { name: name.clone() })?;
-                Ok(self.numbers.get(key).copied())
+            let number = |name: &String| match names.get(name) {
+                Some(key) => Ok(self.numbers.get(key).copied()),
+                None if self.from_roster.is_some() => Ok(None),
+                None => Err(PolicyError::GraceName { name: name.clone() }),
             };
             self.grace = Some(grace.iter().filter_map(|name| number(name).transpose()).collect::<Result<_, _>>()?);
         }

@@ -56,6 +56,9 @@ pub struct ReportHead {
     pub totals: Totals,
     /// The weakest path of the closure, if the report covers a closure.
     pub weakest: Option<Link>,
+    /// The names of the builders that count because the roster of the mesh names them.
+    #[serde(default)]
+    pub builders_from_roster: Vec<String>,
 }
 
 /// What a report covers.
@@ -244,6 +247,7 @@ impl Report {
             agreed: judged.is_agreed(),
             totals: count_totals(&judged.paths),
             weakest: None,
+            builders_from_roster: policy.names_from_roster().map(str::to_owned).collect(),
         };
         Self { head, judged }
     }

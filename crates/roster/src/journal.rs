@@ -111,10 +111,11 @@ fn change_again(mut member: Member, was: &Member, is: &Member) -> Member {
             present.clone_from(is);
         }
     }
-    let Member { node_key: _, name, role, builder_key, relay, ephemeral_s, addresses } = &mut member;
+    let Member { node_key: _, name, role, builder_key, group, relay, ephemeral_s, addresses } = &mut member;
     set(name, &was.name, &is.name);
     set(role, &was.role, &is.role);
     set(builder_key, &was.builder_key, &is.builder_key);
+    set(group, &was.group, &is.group);
     set(relay, &was.relay, &is.relay);
     set(ephemeral_s, &was.ephemeral_s, &is.ephemeral_s);
     set(addresses, &was.addresses, &is.addresses);
@@ -140,6 +141,7 @@ mod tests {
             name: name.to_owned(),
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),

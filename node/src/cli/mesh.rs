@@ -9,7 +9,7 @@ use crate::control::{ControlReply, ControlRequest};
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::{MeshFiles, no_roster};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
-use crate::membership::joins::{check_new, find_name_in_use, higher, put_member};
+use crate::membership::joins::{check_group, check_new, find_name_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
 use crate::settings::{may_be_dialled, new_nix_key, socket_address};
@@ -58,6 +58,13 @@ pub(super) enum Command {
         /// `client` or `builder`
         role: String,
     },
+    /// Say to which group a builder belongs where builders are counted: all of one group have one voice
+    Group {
+        /// The member's name
+        name: String,
+        /// The group, such as the owner of the machines; without it the member is a group by itself
+        group: Option<String>,
+    },
     /// Have a member relay for others that cannot reach each other, or not: it has to be one that all of them reach
     Relay {
         /// The member's name
@@ -74,6 +81,12 @@ pub(super) enum Command {
         /// What it may do: `client` or `builder`
         #[arg(long, default_value = "client")]
         role: String,
+        /// Its group among the builders, as of `invite`
+        #[arg(long)]
+        group: Option<String>,
+        /// It relays, as of `invite`
+        #[arg(long)]
+        relay: bool,
     },
     /// Take a roster that `export` wrote on another member, where the own one is lost
     Import {
@@ -100,6 +113,12 @@ pub(super) struct Invite {
     /// What it may do: `client` (fetch) or `builder` (all members also trust its builder key)
     #[arg(long, default_value = "client")]
     role: String,
+    /// Its group where builders are counted: all builders of one group have one voice. By default it is a group by itself
+    #[arg(long)]
+    group: Option<String>,
+    /// It relays for members that cannot reach each other; it has to be a machine that all of them reach
+    #[arg(long)]
+    relay: bool,
     /// How many machines may join with this token
     #[arg(long, default_value_t = 1)]
     uses: u32,
@@ -132,6 +151,13 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
                 Ok(())
             })
         }
+        Command::Group { name, group } => {
+            check_group(group.as_deref())?;
+            edit_member(config, name, |member| {
+                member.group.clone_from(group);
+                Ok(())
+            })
+        }
         Command::Relay { name, switch } => {
             let is_relay = switch_of(switch)?;
             edit_member(config, name, |member| {
@@ -150,7 +176,7 @@ pub(super) fn mesh(config: &Path, command: &Command) -> anyhow::Result<()> {
             tell_daemon(config, &format!("{open} invitations of this machine were closed{whose}"));
             Ok(())
         }
-        Command::Admit { file, role } => admit(config, file, role_of(role)?),
+        Command::Admit { file, role, group, relay } => admit(config, file, (role_of(role)?, group.as_deref(), *relay)),
         Command::Import { file, accept } => rekey::import(config, file, accept.as_deref()),
         Command::Rekey(arguments) => rekey::rekey(config, arguments),
         Command::Export { file } => {
@@ -228,6 +254,7 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     let now = Timestamp::now();
     let until = now + duration_of("--for", &invite.good_for)?;
     let ephemeral = invite.ephemeral.as_deref().map(|text| duration_of("--ephemeral", text)).transpose()?;
+    check_group(invite.group.as_deref())?;
     if let Some(name) = &invite.name {
         // As it will be when the machine joins, so that a bad name is refused here and not there.
         check_new(&Member { name: name.clone(), ..place.as_member(role)? })?;
@@ -254,6 +281,8 @@ fn print_token(config: &Path, invite: &Invite) -> anyhow::Result<()> {
     rand::fill(&mut secret);
     let mut invitation = Invitation::new(&secret, role, invite.uses, until);
     invitation.ephemeral_s = ephemeral.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    invitation.relay = invite.relay;
+    invitation.group.clone_from(&invite.group);
     invitation.name.clone_from(&invite.name);
     let token = JoinToken { mesh, inviter: place.secrets.peer_id(), addresses, secret };
     let text = token.render().context("an address is too long for a token; accepted: at most 255 bytes")?;
@@ -335,14 +364,19 @@ fn edit_member(config: &Path, name: &str, edit: impl FnOnce(&mut Member) -> anyh
     Ok(())
 }
 
-fn admit(config: &Path, file: &Path, role: MemberRole) -> anyhow::Result<()> {
+fn admit(config: &Path, file: &Path, (role, group, relay): (MemberRole, Option<&str>, bool)) -> anyhow::Result<()> {
     let place = Place::find(config)?;
-    let mut member = Member { role, ..request_file::read(file)? };
+    check_group(group)?;
+    // What it may be is said here, and not by the machine that asks.
+    let group = group.map(str::to_owned);
+    let mut member = Member { role, group, relay, ephemeral_s: 0, ..request_file::read(file)? };
     let name = member.name.clone();
     let roster = place.edit(|roster| {
         if let Some(known) = roster.members.iter().find(|known| known.node_key == member.node_key) {
             // Whoever comes again stays a builder, as with a token.
             member.role = higher(known.role, role);
+            member.relay |= known.relay;
+            member.group = member.group.take().or_else(|| known.group.clone());
         }
         if let Some(why) = find_name_in_use(roster, &member) {
             anyhow::bail!("this machine cannot be a member: {why}");

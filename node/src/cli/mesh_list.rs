@@ -13,6 +13,7 @@ struct MemberView {
     name: String,
     peer_id: Option<String>,
     role: &'static str,
+    group: Option<String>,
     relay: bool,
     builder_key: Option<String>,
     ephemeral_s: u32,
@@ -40,6 +41,7 @@ impl MeshReport {
             name: member.name.clone(),
             peer_id: member.peer_id().map(|peer| peer.to_string()),
             role: role_word(member.role),
+            group: member.group.clone(),
             relay: member.relay,
             builder_key: member.builder_key.clone(),
             ephemeral_s: member.ephemeral_s,
@@ -80,8 +82,10 @@ impl MeshReport {
                 0 => String::new(),
                 seconds => format!("  removed when away for {}", duration(seconds.into())),
             };
+            let group = member.group.as_ref().map(|group| format!("  of {}", crate::describe::escaped(group)));
+            let group = group.unwrap_or_default();
             let relay = if member.relay { "  relay" } else { "" };
-            text += &format!("{name:<width$}  {:<7}  {peer}{relay}{ephemeral}{this}\n", member.role);
+            text += &format!("{name:<width$}  {:<7}  {peer}{group}{relay}{ephemeral}{this}\n", member.role);
         }
         text
     }
@@ -97,6 +101,7 @@ mod tests {
             name: "runner".to_owned(),
             peer_id: Some("12D3KooWa".to_owned()),
             role: "client",
+            group: Some("rack 1".to_owned()),
             relay: true,
             builder_key: None,
             ephemeral_s: 5_400,
@@ -115,7 +120,7 @@ mod tests {
         assert_eq!(
             report.text(),
             "mesh home:AA==\nroster version 3 of 1970-01-01 00:00 UTC\n\n\
-             runner  client   12D3KooWa  relay  removed when away for 1 h 30 min\n"
+             runner  client   12D3KooWa  of rack 1  relay  removed when away for 1 h 30 min\n"
         );
     }
 }

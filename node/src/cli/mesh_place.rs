@@ -88,6 +88,7 @@ impl Place {
             name,
             role,
             builder_key: self.secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+            group: None,
             relay: false,
             ephemeral_s: 0,
         })

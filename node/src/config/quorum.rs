@@ -67,6 +67,8 @@ pub struct QuorumConfig {
     pub veto: bool,
     /// Whether what this machine rebuilt itself counts as one group.
     pub count_own_rebuild: bool,
+    /// Whether the builders of the mesh's roster count as well, each under the group that the roster gives it.
+    pub from_roster: bool,
     /// Store paths whose attestations are always kept, even when the ledger is full.
     pub keep: Vec<String>,
     /// `[[quorum.override]]`: the first whose pattern matches counts.
@@ -82,6 +84,7 @@ impl Default for QuorumConfig {
             grace: None,
             veto: false,
             count_own_rebuild: false,
+            from_roster: false,
             keep: Vec::new(),
             overrides: Vec::new(),
         }

@@ -83,6 +83,7 @@ pub(crate) fn render(config: &Config) -> String {
         ),
         ("quorum.veto", quorum.veto.to_string()),
         ("quorum.count_own_rebuild", quorum.count_own_rebuild.to_string()),
+        ("quorum.from_roster", quorum.from_roster.to_string()),
         ("quorum.keep", list(&quorum.keep)),
         ("quorum.override", quorum.overrides.iter().map(override_lines).collect::<String>()),
         ("builder", builder.iter().map(builder_lines).collect::<String>()),
@@ -428,6 +429,9 @@ mode = @quorum.mode@
 veto = @quorum.veto@
 # Whether this machine's own rebuild of a path counts as one group.
 count_own_rebuild = @quorum.count_own_rebuild@
+# Whether the builders of the mesh's roster count as if each had a [[builder]], under the groups that the roster gives
+# them. Whoever has the mesh key then decides who counts.
+from_roster = @quorum.from_roster@
 # Store paths whose attestations are kept for good, like those of paths that are held, served or asked for here.
 keep = @quorum.keep@
 # Another k for names that match a pattern as in [advertise]; the first that matches counts.

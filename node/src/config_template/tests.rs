@@ -112,6 +112,7 @@ fn every_value_survives_being_written_and_read_back() {
         grace = ["b"]
         veto = true
         count_own_rebuild = true
+        from_roster = true
         keep = ["kp"]
         [[quorum.override]]
         name = "n*"

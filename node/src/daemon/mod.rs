@@ -115,9 +115,8 @@ pub fn run(config_file: &Path) -> anyhow::Result<()> {
     gather_entropy();
     let configured = Settings::load(config_file)?;
     let secrets = configured.read_secrets()?;
-    let policy = quorum_policy(&configured, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
-    runtime.block_on(serve(config_file, configured, secrets, policy))
+    runtime.block_on(serve(config_file, configured, secrets))
 }
 
 /// Gathers entropy while everything else starts. AWS-LC times the processor before it gives its first random number,
@@ -129,9 +128,10 @@ fn gather_entropy() {
     drop(thread::Builder::new().name("entropy".to_owned()).spawn(gather));
 }
 
-async fn serve(config_file: &Path, configured: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
+async fn serve(config_file: &Path, configured: Settings, secrets: Secrets) -> anyhow::Result<()> {
     warn_if_clock_is_unset();
     let settings = with_members(&configured, &secrets.peer_id(), None);
+    let policy = quorum_policy(&settings, &secrets)?;
     let mut handed = HandedSockets::from_env();
     let for_others = listeners::open_all(&settings.gateway.listeners, &mut handed)?;
     let gateway_listener = handed.bind_gateway(settings.gateway.listen)?;
@@ -451,11 +451,11 @@ impl Daemon {
     /// The same for a configuration that was read, with the newest roster.
     fn prepare(&self, configured: Settings) -> anyhow::Result<Loaded> {
         let secrets = configured.read_secrets()?;
-        let policy = quorum_policy(&configured, &secrets)?;
         let old = self.settings();
         let is_same_mesh = self.in_force.read().configured.mesh.key == configured.mesh.key;
         let in_force = old.mesh.roster.clone().filter(|_| is_same_mesh);
         let settings = with_members(&configured, &secrets.peer_id(), in_force);
+        let policy = quorum_policy(&settings, &secrets)?;
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
             ("node.state_dir", settings.node.state_dir == old.node.state_dir),

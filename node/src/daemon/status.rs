@@ -169,6 +169,7 @@ fn builder_statuses(daemon: &Daemon, settings: &Settings, view: &MeshView) -> Ve
             name: builder.name.clone(),
             public_key: named.map(ToString::to_string).unwrap_or_default(),
             group: builder.group.clone(),
+            from_roster: settings.quorum.is_from_roster(&builder.key),
             attestations: tally.attestations as u64,
             last_unix_s: tally.last_stored_at.map(|at| at.0 / 1_000),
             peer: settings.peers.iter().find(|peer| Some(peer.peer_id) == node).map(|peer| peer.name.clone()),

@@ -325,6 +325,7 @@ mod tests {
             name,
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses,

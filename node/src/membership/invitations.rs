@@ -1,7 +1,7 @@
 //! Who may join the mesh: invitations, each with a secret of which only the digest is kept.
 //!
-//! The file has one line each: `sha256:<digest> role=… uses=… until=… ephemeral=… [name]`. narmesh chooses the secrets: 16
-//! random bytes each, so a plain digest is enough: a slow one would only help against guessing what people choose.
+//! The file has one line each: `sha256:<digest> role=… uses=… until=… ephemeral=… relay=… group=… [name]`, the group in
+//! base64, because it may have spaces. narmesh chooses the secrets: 16 random bytes each, so a plain digest is enough: a slow one would only help against guessing what people choose.
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -31,6 +31,10 @@ pub(crate) struct Invitation {
     pub(crate) until: Timestamp,
     /// After how long without a sign of life the member is forgotten, seconds; 0 for never.
     pub(crate) ephemeral_s: u32,
+    /// Whether the member relays.
+    pub(crate) relay: bool,
+    /// Its group among the builders of a quorum, if any.
+    pub(crate) group: Option<String>,
     /// The member's name; its own choice if absent.
     pub(crate) name: Option<String>,
 }
@@ -38,7 +42,8 @@ pub(crate) struct Invitation {
 impl Invitation {
     /// Makes one for this secret.
     pub(crate) fn new(secret: &[u8; SECRET_BYTES], role: MemberRole, uses: u32, until: Timestamp) -> Self {
-        Self { digest: digest_of(secret), role, uses, until, ephemeral_s: 0, name: None }
+        let digest = digest_of(secret);
+        Self { digest, role, uses, until, ephemeral_s: 0, relay: false, group: None, name: None }
     }
 
     fn is_open(&self, now: Timestamp) -> bool {
@@ -63,10 +68,14 @@ impl Invitations {
     /// The text of the file.
     pub(crate) fn render(&self) -> String {
         let mut text = HEADER.to_owned();
-        for Invitation { digest, role, uses, until, ephemeral_s, name } in &self.0 {
+        for Invitation { digest, role, uses, until, ephemeral_s, relay, group, name } in &self.0 {
             let (digest, role) = (URL_SAFE_NO_PAD.encode(digest), role_word(*role));
-            write!(text, "{DIGEST_PREFIX}{digest} role={role} uses={uses} until={until} ephemeral={ephemeral_s}")
-                .expect("a String takes everything");
+            let group = URL_SAFE_NO_PAD.encode(group.as_deref().unwrap_or_default());
+            write!(
+                text,
+                "{DIGEST_PREFIX}{digest} role={role} uses={uses} until={until} ephemeral={ephemeral_s} relay={relay} group={group}"
+            )
+            .expect("a String takes everything");
             if let Some(name) = name {
                 write!(text, " {name}").expect("a String takes everything");
             }
@@ -132,8 +141,14 @@ fn digest_of(secret: &[u8; SECRET_BYTES]) -> [u8; 32] {
     Sha256::digest(secret).into()
 }
 
+/// The group in base64; nothing for none.
+fn parse_group(encoded: &str) -> Option<Option<String>> {
+    let group = String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()?;
+    Some(Some(group).filter(|group| !group.is_empty()))
+}
+
 fn parse_line(line: &str) -> Option<Invitation> {
-    let mut words = line.splitn(6, ' ');
+    let mut words = line.splitn(8, ' ');
     let digest = URL_SAFE_NO_PAD.decode(words.next()?.strip_prefix(DIGEST_PREFIX)?).ok()?.try_into().ok()?;
     let mut value = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=');
     Some(Invitation {
@@ -142,6 +157,8 @@ fn parse_line(line: &str) -> Option<Invitation> {
         uses: value("uses")?.parse().ok()?,
         until: value("until")?.parse().ok()?,
         ephemeral_s: value("ephemeral")?.parse().ok()?,
+        relay: value("relay")?.parse().ok()?,
+        group: parse_group(value("group")?)?,
         name: words.next().map(str::to_owned),
     })
 }
@@ -162,6 +179,8 @@ mod tests {
         let named = Invitation {
             name: Some("a b".to_owned()),
             ephemeral_s: 60,
+            relay: true,
+            group: Some("rack 1".to_owned()),
             ..Invitation::new(&[2; 16], MemberRole::Builder, 1, end)
         };
         invitations.add(now, named).unwrap();
@@ -176,8 +195,10 @@ mod tests {
         assert!(!invitations.is_any_open(now));
         for line in [
             "x",
-            "sha256:AA role=client uses=1 until=2026-12-01T00:00:00Z ephemeral=0",
+            "sha256:AA role=client uses=1 until=2026-12-01T00:00:00Z ephemeral=0 relay=false group=",
             &text.replace("client", "king"),
+            &text.replace("relay=true", "relay=x"),
+            &text.replace("group=cm", "group=%%"),
         ] {
             assert!(Invitations::parse(line).is_err(), "{line}");
         }

@@ -79,7 +79,8 @@ impl Admission {
             // Who comes again stays a builder.
             role: known.map_or(invitation.role, |known| higher(known.role, invitation.role)),
             builder_key: request.builder_key.clone(),
-            relay: known.is_some_and(|known| known.relay),
+            group: invitation.group.clone().or_else(|| known.and_then(|known| known.group.clone())),
+            relay: invitation.relay || known.is_some_and(|known| known.relay),
             ephemeral_s: invitation.ephemeral_s,
             addresses: request.addresses.clone(),
         };
@@ -131,7 +132,17 @@ pub(crate) fn check_new(member: &Member) -> anyhow::Result<()> {
         "member name \"{}\" is refused; accepted: {NAME_FORM}",
         crate::describe::escaped(&member.name)
     );
+    check_group(member.group.as_deref())?;
     Ok(member.check()?)
+}
+
+/// Why this cannot be the name of a group.
+pub(crate) fn check_group(group: Option<&str>) -> anyhow::Result<()> {
+    let Some(group) = group.filter(|group| !is_name(group) || group.trim() != *group) else { return Ok(()) };
+    anyhow::bail!(
+        "group \"{}\" is refused; accepted: {NAME_FORM}, and without white space at its ends",
+        crate::describe::escaped(group)
+    )
 }
 
 /// A builder stays one.
@@ -195,6 +206,7 @@ mod tests {
             name: "founder".to_owned(),
             role: MemberRole::Builder,
             builder_key: Some(NixSecretKey::from_seed("b-1", &[9; 32]).unwrap().public().to_string()),
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),
@@ -244,6 +256,7 @@ mod tests {
             name: name.to_owned(),
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),

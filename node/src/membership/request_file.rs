@@ -63,6 +63,7 @@ mod tests {
             name: "box".to_owned(),
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: Vec::new(),

@@ -1,13 +1,14 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
+use super::roster::free_name;
 use super::{Count, NAME_FORM, PeerSettings, SettingsError, check_patterns, is_name, refused};
 use crate::attestations::KeyNames;
 use crate::config::{Config, DATE_FORM, QuorumConfig};
 use libp2p::PeerId;
 use narmesh_mesh::CountedBuilder;
-use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NixPublicKey, StorePath};
+use narmesh_protocol::{BuilderKey, HashPart, Member, NamePattern, NixPublicKey, StorePath};
 use narmesh_quorum::{
-    Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,
+    BUILDERS_MAX, Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,
 };
 use std::collections::BTreeSet;
 use toml::value::{Datetime, Offset};
@@ -21,7 +22,7 @@ const KEEP_MAX: usize = 10_000;
 pub struct QuorumSettings {
     /// The rules without our own key, which is half of a secret and read with the secrets.
     rules: PolicyRules,
-    /// The keys of the builders, in the order of the file.
+    /// The keys of the builders, in the order of the file; those of the roster follow.
     pub public_keys: Vec<NixPublicKey>,
     /// The node of each builder, in the same order; `None` for a builder without a node.
     pub peers: Vec<Option<PeerId>>,
@@ -42,11 +43,46 @@ impl QuorumSettings {
     pub fn counted(&self, own: Option<&NixPublicKey>) -> Vec<CountedBuilder> {
         let builders = self.public_keys.iter().zip(&self.peers);
         let builders = builders.map(|(key, peer)| CountedBuilder { key: key.clone(), peer: *peer });
-        let own = own.filter(|_| self.rules.count_own_rebuild);
+        let is_new = |own: &&NixPublicKey| self.public_key(&BuilderKey(own.bytes())).is_none();
+        let own = own.filter(|_| self.rules.count_own_rebuild).filter(is_new);
         builders.chain(own.map(|key| CountedBuilder { key: key.clone(), peer: None })).collect()
     }
 
-    /// The builders in the order of the file, each with its node.
+    /// Whether the builders of the roster count.
+    pub fn takes_roster(&self) -> bool {
+        self.rules.from_roster.is_some()
+    }
+
+    /// Whether this builder counts because the roster names it.
+    pub fn is_from_roster(&self, key: &BuilderKey) -> bool {
+        self.rules.from_roster.as_ref().is_some_and(|keys| keys.contains(key))
+    }
+
+    /// Lets a builder of the roster count, if the configuration says so; `peer` is its node unless that is this machine. Of one
+    /// that has a `[[builder]]` the name and group written there count, and only its node is taken of the roster. Returns why
+    /// it does not count, if so.
+    pub(super) fn add_member(&mut self, member: &Member, key: &NixPublicKey, peer: Option<PeerId>) -> Option<String> {
+        let builder_key = BuilderKey(key.bytes());
+        let known = self.public_keys.iter().position(|known| known.bytes() == key.bytes());
+        let from_roster = self.rules.from_roster.as_mut()?;
+        if let Some(node) = known.and_then(|at| self.peers.get_mut(at)) {
+            *node = node.or(peer);
+            return None;
+        }
+        if self.rules.builders.len() >= BUILDERS_MAX {
+            return Some(format!("member {:?} does not count: there are {BUILDERS_MAX} builders already", member.name));
+        }
+        from_roster.insert(builder_key);
+        let builders = &self.rules.builders;
+        let name = free_name(&member.name, |name| builders.iter().all(|builder| builder.name != name));
+        let group = member.group.clone();
+        self.rules.builders.push(Builder { name, key: builder_key, group, signs_only_own_builds: false });
+        self.public_keys.push(key.clone());
+        self.peers.push(peer);
+        None
+    }
+
+    /// The builders in the order of the file, each with its node; those of the roster follow.
     pub fn builders(&self) -> impl Iterator<Item = (&Builder, Option<PeerId>)> {
         self.rules.builders.iter().zip(self.peers.iter().copied())
     }
@@ -116,6 +152,7 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
     settings.keep = check_keep(&config.quorum.keep)?;
     settings.rules.mode = check_mode(&config.quorum.mode)?;
     settings.rules.require = check_require(&config.quorum)?;
+    settings.rules.from_roster = config.quorum.from_roster.then(BTreeSet::new);
     // What depends on our own key is checked when the secrets are read. A stand-in for it lets everything else be
     // checked now.
     let stand_in = config.quorum.count_own_rebuild && config.trust.builder_key_file.is_some();

@@ -64,7 +64,7 @@ impl Settings {
                     ));
                     continue;
                 }
-                let name = self.free_name(&member.name);
+                let name = free_name(&member.name, |name| self.peers.iter().all(|peer| peer.name != name));
                 let addresses = self.addresses_of(member);
                 self.peers.push(PeerSettings {
                     name,
@@ -82,8 +82,10 @@ impl Settings {
                     key.name(),
                     member.name
                 )),
-                None => keys.push(key),
+                None => keys.push(key.clone()),
             }
+            let node = (peer_id != *me).then_some(peer_id);
+            remarks.extend(self.quorum.add_member(member, &key, node));
         }
         self.trusted = TrustedKeys::new(keys).expect("two keys of one name were sorted out above");
         self.mesh.roster = Some(roster);
@@ -99,13 +101,13 @@ impl Settings {
         let dialled = addresses.filter(|address| self.node.advertise_loopback || !is_loopback(address));
         dialled.take(ADDRESSES_MAX).collect()
     }
+}
 
-    /// This name, or one made of it that no peer has.
-    fn free_name(&self, name: &str) -> String {
-        let is_free = |name: &String| self.peers.iter().all(|peer| peer.name != *name);
-        let numbered = (2_u32..).map(|number| format!("{name} ({number})"));
-        std::iter::once(name.to_owned()).chain(numbered).find(is_free).expect("there are more numbers than peers")
-    }
+/// This name, or one made of it that is free.
+pub(super) fn free_name(name: &str, is_free: impl Fn(&str) -> bool) -> String {
+    let numbered = (2_u32..).map(|number| format!("{name} ({number})"));
+    let mut names = std::iter::once(name.to_owned()).chain(numbered);
+    names.find(|name| is_free(name)).expect("there are more numbers than names")
 }
 
 /// The key that members trust because of this one.
@@ -131,6 +133,7 @@ mod tests {
             name: name.to_owned(),
             role,
             builder_key,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses,

@@ -309,12 +309,15 @@ pub struct QuorumStatus {
 /// One builder of the configuration.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct BuilderStatus {
-    /// Its name in the configuration.
+    /// Its name in the configuration or the roster.
     pub name: String,
     /// Its public key.
     pub public_key: String,
     /// The group that it belongs to, whose builders count as one.
     pub group: Option<String>,
+    /// Whether it counts because the roster of the mesh names it; otherwise it stands in the configuration.
+    #[serde(default)]
+    pub from_roster: bool,
     /// Number of its attestations that are known here.
     pub attestations: u64,
     /// When the last one of these came, seconds since 1970.

@@ -17,6 +17,7 @@ fn rosters_have_the_bytes_in_the_documentation() {
         name: "box".to_owned(),
         role: MemberRole::Builder,
         builder_key: None,
+        group: None,
         relay: false,
         ephemeral_s: 0,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],

@@ -51,6 +51,7 @@ impl Machine {
             name: format!("machine-{number}"),
             role: MemberRole::Client,
             builder_key: None,
+            group: None,
             relay: false,
             ephemeral_s: 0,
             addresses: vec![format!("/ip4/10.0.{}.{}/tcp/7280", number / 250, number % 250)],

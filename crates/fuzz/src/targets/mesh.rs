@@ -237,6 +237,7 @@ fn roster_seeds() -> Vec<Vec<u8>> {
         name: format!("box {number}"),
         role: MemberRole::Builder,
         builder_key: Some(key.public().to_string()),
+        group: (number == 2).then(|| "rack".to_owned()),
         relay: number == 1,
         ephemeral_s: 60,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],

@@ -36,6 +36,7 @@ fn signed_with_lineage(key: &NixSecretKey, lineage: &Lineage, version: u64, memb
         name: format!("machine {number}"),
         role: MemberRole::Client,
         builder_key: None,
+        group: None,
         relay: false,
         ephemeral_s: 0,
         addresses: Vec::new(),

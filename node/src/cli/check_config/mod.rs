@@ -10,9 +10,11 @@ use super::upstream_probe::{open_upstreams, probe_upstreams};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::daemon::with_members;
+use crate::describe::escaped;
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
 use narmesh_protocol::NixSecretKey;
+use narmesh_quorum::Builder;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
@@ -49,6 +51,9 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
         count_peers(&configured, &settings),
         secrets.peer_id()
     ))?;
+    if settings.quorum.takes_roster() {
+        emit(&name_builders(&settings))?;
+    }
     startable_findings(startable).iter().try_for_each(|finding| emit(&finding.text("")))?;
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
     let keys = OwnKeys {
@@ -69,6 +74,17 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     }
     let are_upstreams_good = probe_upstreams(&settings, &upstreams)?;
     Ok(can_start && probes.iter().all(PeerProbe::is_good) && are_upstreams_good)
+}
+
+/// The builders that count, and who names each.
+fn name_builders(settings: &Settings) -> String {
+    let name = |(builder, _): (&Builder, _)| {
+        let by = if settings.quorum.is_from_roster(&builder.key) { "roster" } else { "configuration" };
+        let group = builder.group.as_ref().map_or_else(String::new, |group| format!(" of {}", escaped(group)));
+        format!("{}{group} ({by})", escaped(&builder.name))
+    };
+    let names: Vec<_> = settings.quorum.builders().map(name).collect();
+    format!("builders that count: {}\n", if names.is_empty() { "none".to_owned() } else { names.join(", ") })
 }
 
 /// How many peers there are, and how many of them the roster names.

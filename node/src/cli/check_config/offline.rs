@@ -22,6 +22,9 @@ pub(super) fn check_offline(config: &Path) -> anyhow::Result<()> {
             emit(&format!("warning: {warning}\n"))?;
         }
     }
+    if settings.quorum.takes_roster() {
+        emit("the builders of the roster, which is not looked at, count as well\n")?;
+    }
     warnings.iter().try_for_each(|warning| emit(&format!("warning: {warning}\n")))?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::{eprint_line, progress};
 use crate::attestations::{LiveLedger, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{ControlError, PartReader, ask_in_parts};
+use crate::daemon::with_members;
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_store::NixStore;
@@ -99,6 +100,11 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn open(config: &Path, writing: bool) -> anyhow::Result<Self> {
         let settings = Settings::load(config)?;
+        let settings = match settings.read_secrets() {
+            Ok(secrets) => with_members(&settings, &secrets.peer_id(), None),
+            // Without the node key it is not known which member this is, and the rules of the file stand alone.
+            Err(_) => settings,
+        };
         let own = settings.read_builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);

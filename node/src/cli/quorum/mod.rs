@@ -156,6 +156,9 @@ fn check_policy(file: &Path) -> anyhow::Result<bool> {
         Mode::Prefer => "prefer: holders of what is agreed are asked first",
         Mode::Require => "require: only what is agreed is substituted",
     };
+    if settings.quorum.takes_roster() {
+        emit("the builders of the roster, which is not looked at, count as well\n")?;
+    }
     let (builders, groups) = (policy.keys().count(), policy.groups());
     emit(&format!("{}: {builders} builders in {groups} groups; {means}\n", file.display()))?;
     if let Some(k) = policy.k_default() {

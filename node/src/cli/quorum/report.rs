@@ -3,6 +3,7 @@
 use super::ask::{ask, resolve_link};
 use super::{emit, printable, progress};
 use crate::attestations::{Page, Part, Question, Scope};
+use crate::describe::escaped;
 use crate::status::text::utc;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
@@ -168,7 +169,12 @@ impl Text {
     }
 
     fn end(&self, head: &ReportHead) -> String {
-        format!("\n{}\n", totals(head))
+        let names: Vec<_> = head.builders_from_roster.iter().map(|name| escaped(name)).collect();
+        let from_roster = match names.as_slice() {
+            [] => String::new(),
+            names => format!("builders by the roster of the mesh: {}\n", names.join(", ")),
+        };
+        format!("\n{}\n{from_roster}", totals(head))
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) fn builder_table(builders: &[BuilderStatus]) -> String {
     if builders.is_empty() {
         return String::new();
     }
-    let heading = ["name", "group", "attestations", "last", "peer", "told to", "revoked"];
+    let heading = ["name", "group", "named by", "attestations", "last", "peer", "told to", "revoked"];
     let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
     let or_none = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), escaped);
     rows.extend(builders.iter().map(|builder| {
@@ -18,6 +18,7 @@ pub(super) fn builder_table(builders: &[BuilderStatus]) -> String {
         vec![
             escaped(&builder.name),
             or_none(&builder.group),
+            if builder.from_roster { "roster" } else { "configuration" }.to_owned(),
             builder.attestations.to_string(),
             builder.last_unix_s.map_or_else(|| "-".to_owned(), utc),
             or_none(&builder.peer),
