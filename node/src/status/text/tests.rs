@@ -155,6 +155,7 @@ fn each_builder_has_a_line_that_says_which_peers_may_be_told_of_it() {
             attestations: 12,
             last_unix_s: Some(1_704_067_199),
             peer: Some("node".to_owned()),
+            from_roster: true,
             ..builder("a", BuilderAudience::Summary, &["c"], &["d\u{1b}"])
         },
         builder("b", BuilderAudience::LastSummary, &["1", "2", "3", "4", "5", "6", "7"], &[]),
@@ -165,12 +166,12 @@ fn each_builder_has_a_line_that_says_which_peers_may_be_told_of_it() {
     let text = Status { builders, ..status() }.text();
     let expected = "
 builders: 5
-  name  group  attestations  last                     peer  told to                                                                     revoked
-  a     acme   12            2023-12-31 23:59:59 UTC  node  c; its node does not tell d\\u{1b}                                          -
-  b     -      0             -                        -     1, 2, 3, 4, 5 and 2 more, from the last summary of its node, which is away  -
-  own   -      0             -                        -     c, d: this machine is the builder                                           -
-  new   -      0             -                        -     nobody: no summary has ever come from its node                              -
-  file  -      0             -                        -     nobody: it has no peer, so its attestations come only as files              from 2023-12-31 23:59:59 UTC: stolen
+  name  group  named by       attestations  last                     peer  told to                                                                     revoked
+  a     acme   roster         12            2023-12-31 23:59:59 UTC  node  c; its node does not tell d\\u{1b}                                          -
+  b     -      configuration  0             -                        -     1, 2, 3, 4, 5 and 2 more, from the last summary of its node, which is away  -
+  own   -      configuration  0             -                        -     c, d: this machine is the builder                                           -
+  new   -      configuration  0             -                        -     nobody: no summary has ever come from its node                              -
+  file  -      configuration  0             -                        -     nobody: it has no peer, so its attestations come only as files              from 2023-12-31 23:59:59 UTC: stolen
 ";
     let squeezed =
         |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
