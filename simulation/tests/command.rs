@@ -37,3 +37,42 @@ fn closed_stdout_does_not_change_the_exit_code() {
     let ended = run.wait_with_output().unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
+
+/// What each command of `docs/simulation.md` gets besides, so that it ends soon.
+fn shortened(command: &str) -> &'static [&'static str] {
+    match command {
+        "run" | "rosters" | "quorum" => &["--small"],
+        "swarm" => &["--seeds", "1"],
+        _ => &[],
+    }
+}
+
+#[test]
+fn commands_of_the_document_run_as_written_on_fewer_machines() {
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/simulation.md");
+    let document = std::fs::read_to_string(document).unwrap();
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("commands-of-the-document");
+    std::fs::remove_dir_all(&dir).ok();
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut seen = Vec::new();
+    for line in document.lines().filter_map(|line| line.strip_prefix("cargo run --release -p narmesh-simulation ")) {
+        let (features, arguments) = line.split("  #").next().unwrap().split_once("-- ").unwrap();
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        let command = *words.first().unwrap();
+        seen.push(command.to_owned());
+        let mut sim = sim(&words);
+        let ended = sim.args(shortened(command)).current_dir(&dir).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        if features.is_empty() || cfg!(feature = "mutants") {
+            assert!(ended.status.success(), "{line}: {said}");
+            assert!(!ended.stdout.is_empty(), "{line}");
+        } else {
+            // Built without them, it knows the command, and says what it lacks.
+            assert_eq!((features.trim(), said.contains("--features mutants")), ("--features mutants", true), "{said}");
+        }
+    }
+    for command in ["list", "run", "rosters", "swarm", "quorum", "mutants"] {
+        assert!(seen.iter().any(|one| one == command), "{command} is not among {seen:?}");
+    }
+    assert!(dir.join("plots").is_dir(), "--svg plots");
+}

@@ -45,6 +45,7 @@ mod prober;
 mod process;
 mod rules;
 mod shipment;
+mod shown;
 mod status;
 mod wait;
 
@@ -74,5 +75,6 @@ pub use prober::{ProbeReport, Prober};
 pub use process::{Costs, Finished, MemoryPeak, finish, sha256_hex};
 pub use rules::{Jury, Rules};
 pub use shipment::{LookupsBesideBulk, Shipment, Shipped};
+pub use shown::{Shown, shown_commands};
 pub use status::Status;
 pub use wait::{PROMISE_FACTOR, poll, promised, wait_for, wait_until};

@@ -15,6 +15,7 @@ mod corrupt;
 mod dashboard;
 mod derivations;
 mod doctor;
+mod documented;
 mod failover;
 mod five_builders;
 mod fixtures;
