@@ -217,12 +217,15 @@ fn a_machine_is_admitted_by_files_and_finds_its_mesh_by_a_roster_file() {
     let [request, roster] = ["request", "roster"].map(|name| mesh.path().join(name));
     let [request_text, roster_text] = [&request, &roster].map(|file| file.to_str().expect("UTF-8"));
     far.narmesh(&["join", "--request", request_text]).expect_success("join --request");
-    founder.narmesh(&["mesh", "admit", request_text, "--role", "builder"]).expect_success("mesh admit");
+    let admit = ["mesh", "admit", request_text, "--role", "builder", "--group", "rack 1", "--relay"];
+    founder.narmesh(&admit).expect_success("mesh admit");
     founder.narmesh(&["mesh", "export", roster_text]).expect_success("mesh export");
     let key = list(&founder)["mesh"].as_str().expect("a key").to_owned();
     (far.config.mesh_key, far.config.roster_file) = (Some(key), Some(roster.clone()));
     far.start();
     wait_met(&founder, &far);
+    let shown = far.narmesh(&["mesh", "list"]).expect_success("mesh list");
+    assert!(shown.contains("  of rack 1  relay"), "{shown}");
     // What is heard later counts beside the file.
     founder.narmesh(&["mesh", "rename", "far", "near"]).expect_success("mesh rename");
     wait_until("the new roster is heard", promised(HEARD), || names(&far) == ["founder", "near"]);

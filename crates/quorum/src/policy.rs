@@ -83,7 +83,7 @@ pub struct PolicyRules {
     /// Whether the rebuilds of this machine count although it is not a `[[builder]]`.
     pub count_own_rebuild: bool,
     /// The keys among the builders that the roster of a mesh names. `None` when builders stand in the configuration alone;
-    /// otherwise they come and go, so a `k` that they do not reach and a name in `grace` that none of them has are no errors.
+    /// otherwise they come and go, so a `k` that they do not reach is no error. None of them can have `grace`.
     pub from_roster: Option<BTreeSet<BuilderKey>>,
 }
 
@@ -376,10 +376,12 @@ impl Policy {
             }
         }
         if let Some(grace) = &require.grace {
-            let number = |name: &String| match names.get(name) {
-                Some(key) => Ok(self.numbers.get(key).copied()),
-                None if self.from_roster.is_some() => Ok(None),
-                None => Err(PolicyError::GraceName { name: name.clone() }),
+            // A machine that joins a mesh may choose its name, and so may not come by this.
+            let is_configured = |key: &&BuilderKey| self.from_roster.as_ref().is_none_or(|keys| !keys.contains(key));
+            let number = |name: &String| {
+                let key = names.get(name).filter(is_configured);
+                let key = key.ok_or_else(|| PolicyError::GraceName { name: name.clone() })?;
+                Ok(self.numbers.get(key).copied())
             };
             self.grace = Some(grace.iter().filter_map(|name| number(name).transpose()).collect::<Result<_, _>>()?);
         }

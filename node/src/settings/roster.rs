@@ -140,6 +140,50 @@ mod tests {
         }
     }
 
+    /// The settings with a roster of these members, and the names, groups and nodes of the builders that count.
+    fn counted(text: &str, members: Vec<Member>, me: &PeerId) -> Vec<(String, Option<String>, Option<PeerId>, bool)> {
+        let file = Path::new("/etc/narmesh.toml");
+        let mut settings = Settings::check(Config::parse(text, file).unwrap(), file).unwrap();
+        let mesh = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
+        let signed =
+            SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }).unwrap();
+        settings.add_members(Arc::new(signed), me);
+        settings.quorum.policy(None).expect("no roster makes a policy invalid");
+        let quorum = &settings.quorum;
+        let view = |(builder, node): (&narmesh_quorum::Builder, _)| {
+            (builder.name.clone(), builder.group.clone(), node, quorum.is_from_roster(&builder.key))
+        };
+        quorum.builders().map(view).collect()
+    }
+
+    #[test]
+    fn builders_of_a_roster_count_where_the_configuration_says_so() {
+        let [me, known, new, client] = [(); 4].map(|()| Keypair::generate_ed25519().public().to_peer_id());
+        let key = |seed| NixSecretKey::from_seed(&format!("b-{seed}"), &[seed; 32]).unwrap().public().to_string();
+        let grouped = |member: Member| Member { group: Some("rack".to_owned()), ..member };
+        let members = vec![
+            grouped(member(&me, "me", MemberRole::Builder, &key(2))),
+            grouped(member(&known, "known", MemberRole::Builder, &key(3))),
+            grouped(member(&new, "box", MemberRole::Builder, &key(4))),
+            grouped(member(&client, "client", MemberRole::Client, &key(5))),
+        ];
+        let text = format!("[[builder]]\nname = 'box'\npublic_key = '{}'\n[quorum]\nk = 1\n", key(3));
+        let configured = ("box".to_owned(), None, None, false);
+        assert_eq!(counted(&text, members.clone(), &me), [configured]);
+        let text = format!("{text}grace = ['box']\nfrom_roster = true\n");
+        let mut found = counted(&text, members, &me);
+        found[1..].sort();
+        let rack = Some("rack".to_owned());
+        assert_eq!(
+            found,
+            [
+                ("box".to_owned(), None, Some(known), false),
+                ("box (2)".to_owned(), rack.clone(), Some(new), true),
+                ("me".to_owned(), rack, None, true),
+            ]
+        );
+    }
+
     #[test]
     fn the_configuration_comes_before_the_roster_and_only_builders_are_trusted() {
         let [me, known, new, client] = [(); 4].map(|()| Keypair::generate_ed25519().public().to_peer_id());

@@ -1,7 +1,7 @@
 //! The bytes of rosters, as `docs/protocol.md` has them.
 
 use narmesh_protocol::wire::RosterRequest;
-use narmesh_protocol::{EditCount, Lineage, Member, MemberRole, NixSecretKey, Roster, SignedRoster, Succession};
+use narmesh_protocol::{EditCount, Lineage, Member, MemberRole, NixSecretKey, Roster, SignedRoster, Succession, codec};
 
 /// The mesh key of [`rosters_have_the_bytes_in_the_documentation`], its signature, and the digest of the roster.
 const MESH_KEY: &str = "fd1724385aa0c75b64fb78cd602fa1d991fdebf76b13c58ed702eac835e9f618";
@@ -35,6 +35,27 @@ fn rosters_have_the_bytes_in_the_documentation() {
     assert_eq!(hex(&bytes[1..97]), format!("{}{}", MESH_KEY, SIGNATURE));
     let request = RosterRequest { mesh: key.public().bytes(), have: signed.version() };
     assert_eq!(hex(&request.encode().unwrap()), format!("{MESH_KEY}0100000000000000{DIGEST}"));
+}
+
+/// What a relay of a group is in a roster; without either, a member is as in [`rosters_have_the_bytes_in_the_documentation`].
+#[test]
+fn members_with_a_group_have_the_bytes_in_the_documentation() {
+    let member = Member {
+        node_key: std::array::from_fn(|at| at as u8),
+        name: "box".to_owned(),
+        role: MemberRole::Builder,
+        builder_key: None,
+        group: Some("rack".to_owned()),
+        relay: true,
+        ephemeral_s: 0,
+        addresses: Vec::new(),
+    };
+    let bytes = codec::encode::<1_000>(&member).unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
+        0300000000000000626f78010000000003\
+        04000000000000007261636b000000000000000000000000";
+    assert_eq!(hex, expected);
 }
 
 /// The key that takes the place of [`MESH_KEY`], what that one signs for it, and its signature of a roster.

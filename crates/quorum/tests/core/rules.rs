@@ -422,6 +422,29 @@ fn doubtful_rules_are_accepted_with_warnings() {
 }
 
 #[test]
+fn builders_that_come_and_go_may_be_too_few_and_have_no_grace() {
+    let with = |builders: &str, k: usize, roster: &[&str]| PolicyRules {
+        from_roster: Some(roster.iter().map(|name| key(name)).collect()),
+        ..rules(builders, k)
+    };
+    let (few, warnings) = Policy::new(with("a b=g c=g", 3, &["b", "c"])).unwrap();
+    assert_eq!(warnings, [PolicyWarning::OutOfReach { key: "quorum.k".to_owned(), k: 3, of: 2 }]);
+    assert_eq!(state(&few, "a1 b1 c1"), State::Short);
+    assert!(few.names_from_roster().all(|name| ["b", "c"].contains(&name)) && few.names_from_roster().count() == 2);
+    assert_eq!(state(&checked(with("a b", 2, &["b"])), "a1 b1"), State::Agreed);
+    assert!(Policy::new(with("", 0, &[])).unwrap_err().to_string().contains("quorum.k = 0 is refused"));
+    let grace = |name: &str| Require {
+        grace: Some(vec![name.to_owned()]),
+        ..Require { k: 2, overrides: Vec::new(), grace: None, veto: false }
+    };
+    let graced = |name| PolicyRules { require: Some(grace(name)), ..with("a b", 2, &["b"]) };
+    let policy = checked(graced("a"));
+    let ruling = policy.decide(&heard(&path(1), "a1"), &path(1), result('1').fingerprint, false);
+    assert_eq!(ruling, Ruling::Serve(Grounds::Grace));
+    assert!(Policy::new(graced("b")).unwrap_err().to_string().contains("quorum.grace: \"b\" is not a builder"));
+}
+
+#[test]
 fn nothing_is_agreed_without_builders() {
     let policy = checked(PolicyRules::default());
     let mut ledger = ledger();
