@@ -31,12 +31,8 @@ impl Subject for SmallNars {
                 "ms",
                 "the NARs through the mesh, 16 at a time as Nix asks since 2.16, each",
             ),
-            Planned::new(
-                "nar/small/mesh/beside-two-nginx",
-                "ms",
-                "nar/small/mesh beside two nginx with TLS between them",
-            ),
-            Planned::new("burst/16-at-once/beside-two-nginx", "ms", "the burst beside two nginx with TLS between them")
+            Planned::new("nar/small/beside-two-nginx", "ms", "nar/small/mesh beside two nginx with TLS between them"),
+            Planned::new("burst/beside-two-nginx", "ms", "the burst beside two nginx with TLS between them")
                 .target(Target::RatioAtMost(2.0)),
         ]
     }
@@ -68,8 +64,8 @@ impl Subject for SmallNars {
             nginx_burst.push(each_ms(&at_once(&nars_of_nginx), pair.nginx.address)?);
             two_burst.push(each_ms(&at_once(&nars_of_nginx), two_nginx.address())?);
         }
-        report.figure("nar/small/mesh/beside-two-nginx", &mesh, Some(Beside::new("two nginx", two)));
-        report.figure("burst/16-at-once/beside-two-nginx", &burst, Some(Beside::new("two nginx", two_burst)));
+        report.figure("nar/small/beside-two-nginx", &mesh, Some(Beside::new("two nginx", two)));
+        report.figure("burst/beside-two-nginx", &burst, Some(Beside::new("two nginx", two_burst)));
         report.figure("nar/small/mesh", &mesh, Some(Beside::new("nginx", nginx.clone())));
         report.figure("nar/small/own-store", &own_store, Some(Beside::new("nginx", nginx)));
         report.figure("burst/16-at-once", &burst, Some(Beside::new("nginx", nginx_burst)));
