@@ -143,5 +143,7 @@ fn a_nar_that_is_being_sent_survives_a_collection() {
         finish(a.store.nix("nix-store").arg("--gc")).expect_success("nix-store --gc");
         !a.store.has(&path)
     });
-    assert_eq!(get(a.gateway(), &format!("/{}.narinfo", hash_part(&path))).unwrap().status, 404);
+    wait_until("the daemon notices", promised(NOTICED), || {
+        get(a.gateway(), &format!("/{}.narinfo", hash_part(&path))).unwrap().status == 404
+    });
 }

@@ -164,11 +164,12 @@ fn clients_of_a_listener_with_tokens_need_one_that_counts() {
     node.narmesh(&["token", "add", "ci"]).expect_failure("a second token of that name");
     let bearer = format!("Bearer {token}");
     wait_until("the daemon knows the token", promised(FOLLOWED), || ask(&bearer) == 200);
-    assert_eq!(ask(&format!("Bearer {old}")), 401, "its time is over");
     let own_narinfo = format!("/{}.narinfo", hash_part(&own));
-    let of_the_own_store = ["/nix-cache-info", &own_narinfo, &narinfo]
-        .map(|path| request(site, "GET", path, &[("Authorization", &format!("Bearer {narrow}"))]).unwrap().status);
-    assert_eq!(of_the_own_store, [200, 200, 404], "the last one comes from the peer");
+    let read_narrowly =
+        |path: &str| request(site, "GET", path, &[("Authorization", &format!("Bearer {narrow}"))]).unwrap().status;
+    wait_until("the own path is offered", promised(FOLLOWED), || read_narrowly(&own_narinfo) == 200);
+    assert_eq!(["/nix-cache-info", &narinfo].map(read_narrowly), [200, 404], "the last one comes from the peer");
+    assert_eq!(ask(&format!("Bearer {old}")), 401, "its time is over");
     let listed = node.narmesh(&["token", "list"]).expect_success("token list");
     assert!(listed.contains("guest  own store alone\n"), "{listed}");
     assert!(
