@@ -75,15 +75,26 @@ documentation() {
   RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 }
 
-# The mutants' build leaves out checks on demand, so it has a directory of its own. The largest fleet takes one processor for
-# most of the stage; all else runs beside it, that build as well. Its thousand tables are memory that is read at random, so
-# large pages make it a tenth faster.
-simulation() {
-  local target=${CARGO_TARGET_DIR:-target} sim mutants fleet
-  sim=$target/release/narmesh-sim mutants=$target/mutants/release/narmesh-sim
-  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "$sim" run fleet-1000 --seed 1 >"$target/fleet-1000.txt" 2>&1 &
+# The largest fleet takes one processor for minutes; all else runs beside it, the release build of the daemon as well. Its
+# thousand tables are memory that is read at random, so large pages make it a tenth faster.
+fleet=
+start_fleet() {
+  local target=${CARGO_TARGET_DIR:-target}
+  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "$target/release/narmesh-sim" run fleet-1000 --seed 1 >"$target/fleet-1000.txt" 2>&1 &
   fleet=$!
-  cargo build --quiet --release -p narmesh-simulation --features mutants --target-dir "$target/mutants"
+  trap 'kill "$fleet" 2>/dev/null || true' EXIT
+}
+wait_for_fleet() {
+  local table=${CARGO_TARGET_DIR:-target}/fleet-1000.txt ended=0
+  wait "$fleet" || ended=$?
+  trap - EXIT
+  cat "$table"
+  return "$ended"
+}
+
+simulation() {
+  local target=${CARGO_TARGET_DIR:-target} sim mutants
+  sim=$target/release/narmesh-sim mutants=$target/release/narmesh-sim-mutants
   "$sim" all --seed 1 | awk '{ print $1, $2 }' | tee "$target/all-1.txt"
   "$sim" all --seed 1 | awk '{ print $1, $2 }' | cmp - "$target/all-1.txt" || { echo "one seed, two stories" >&2; return 1; }
   "$sim" all --seed 2
@@ -101,8 +112,7 @@ simulation() {
   "$sim" swarm --seeds 200
   "$mutants" mutants
   "$sim" docs --check
-  wait "$fleet" || { cat "$target/fleet-1000.txt"; return 1; }
-  cat "$target/fleet-1000.txt"
+  wait_for_fleet
 }
 
 # A subject that is longer is cut where commits are listed.
@@ -131,12 +141,17 @@ stage "documentation" documentation
 stage "book" book
 stage "licences, duplicates, sources" deny
 if $full; then stage "advisories" cargo deny check advisories; fi
-# Package by package: built together, they would share features and be built again apart.
-release() {
-  cargo build --quiet --release -p narmesh
+# Package by package: built together, they would share features and be built again apart. The mutants' build leaves out checks
+# on demand, so its binary has a name of its own, and the one that all else uses comes after it.
+build_simulation() {
+  local release=${CARGO_TARGET_DIR:-target}/release
+  cargo build --quiet --release -p narmesh-simulation --features mutants
+  cp "$release/narmesh-sim" "$release/narmesh-sim-mutants"
   cargo build --quiet --release -p narmesh-simulation
 }
-stage "release build" release
+stage "release build of the simulation" build_simulation
+start_fleet
+stage "release build, beside the largest fleet" cargo build --quiet --release -p narmesh
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 if $full; then stage "benchmarks" cargo run --quiet --release -p narmesh-bench; fi
