@@ -150,17 +150,32 @@ impl Roster {
         self.members.push(member);
     }
 
-    /// Another member whose builder key has the name of this one's and is another key. Nix looks a key up by its name.
-    pub fn find_key_name(&self, wanted: &Member) -> Option<(&Member, NixPublicKey)> {
+    /// Another member whose builder key is this one's, or has its name: Nix looks a key up by its name, and one that two
+    /// members have would count as both say, and still count when one of them is removed.
+    pub fn find_builder_key(&self, wanted: &Member) -> Option<(&Member, NixPublicKey)> {
         let key_of = |member: &Member| NixPublicKey::parse(member.builder_key.as_ref()?).ok();
         let wanted_key = key_of(wanted)?;
-        let is_same_name = |member: &&Member| {
+        let is_same = |member: &&Member| {
             member.node_key != wanted.node_key
                 && key_of(member)
-                    .is_some_and(|key| key.name() == wanted_key.name() && key.bytes() != wanted_key.bytes())
+                    .is_some_and(|key| key.name() == wanted_key.name() || key.bytes() == wanted_key.bytes())
         };
-        let other = self.members.iter().find(is_same_name)?;
+        let other = self.members.iter().find(is_same)?;
         Some((other, wanted_key))
+    }
+
+    /// Removes a member, and its builder key wherever it stands: whoever else has the key is a client then. Those are
+    /// returned by name.
+    pub fn remove(&mut self, node_key: &[u8; 32]) -> Vec<String> {
+        let Some(at) = self.members.iter().position(|member| member.node_key == *node_key) else { return Vec::new() };
+        let key_of = |member: &Member| Some(NixPublicKey::parse(member.builder_key.as_ref()?).ok()?.bytes());
+        let removed = key_of(&self.members.remove(at));
+        let mut others = Vec::new();
+        for member in self.members.iter_mut().filter(|member| removed.is_some() && key_of(member) == removed) {
+            (member.role, member.builder_key) = (MemberRole::Client, None);
+            others.push(member.name.clone());
+        }
+        others
     }
 
     pub(crate) fn check(&self) -> Result<(), RosterError> {
@@ -319,6 +334,23 @@ mod tests {
         let far = Member { addresses: vec![String::new(); 9], ..member(1) };
         assert!(refused(vec![far]).contains("expected at most 8 of at most 300 bytes"));
         assert!(refused(vec![member(1); 2_048]).contains("2048 members, at most 2047"));
+    }
+
+    #[test]
+    fn a_builder_key_is_found_by_its_name_and_its_bytes_and_goes_with_its_member() {
+        let key = |name: &str, seed| Some(NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string());
+        let with = |number, builder_key| Member { builder_key, ..member(number) };
+        let mut members = roster(vec![with(1, key("one", 1)), with(2, key("two", 2)), with(3, key("other", 1))]);
+        let finds = |wanted: Member| members.find_builder_key(&wanted).map(|(other, _)| other.name.clone());
+        assert_eq!(finds(with(4, key("four", 4))), None);
+        assert_eq!(finds(with(4, None)), None);
+        assert_eq!(finds(with(2, key("two", 5))), None, "its own place");
+        assert_eq!(finds(with(4, key("two", 4))).as_deref(), Some("machine 2"));
+        assert_eq!(finds(with(4, key("four", 2))).as_deref(), Some("machine 2"));
+        assert_eq!(members.remove(&[1; 32]), ["machine 3"]);
+        let left: Vec<_> = members.members.iter().map(|it| (it.node_key[0], it.role, it.builder_key.clone())).collect();
+        assert_eq!(left, [(2, MemberRole::Builder, key("two", 2)), (3, MemberRole::Client, None)]);
+        assert!(members.remove(&[1; 32]).is_empty());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::codec::{self, CodecError};
 use crate::{
-    AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Realisation, RealisationError, RealisationId,
-    RosterVersion, SignedRoster, Summary, SummaryDelta,
+    AudienceDigest, Envelope, Generation, HashPart, KeyProof, NarHash, NarInfo, Realisation, RealisationError,
+    RealisationId, RosterVersion, SignedRoster, Summary, SummaryDelta,
 };
 
 pub use crate::circuit::{CIRCUIT_PROTOCOL, CircuitReply, CircuitRequest, RELAY_PROTOCOL, RelayHello, RelayWelcome};
@@ -248,8 +248,8 @@ pub struct JoinRequest {
     pub secret: [u8; 16],
     /// The name that the asker would like to have.
     pub name: String,
-    /// Its builder key in Nix's text form, if it has one.
-    pub builder_key: Option<String>,
+    /// Its builder key, if it has one, and that it holds it.
+    pub builder_key: Option<KeyProof>,
     /// Where it may be dialled, as multiaddrs.
     pub addresses: Vec<String>,
 }

@@ -232,6 +232,30 @@ fn a_machine_is_admitted_by_files_and_finds_its_mesh_by_a_roster_file() {
     far.narmesh(&["leave"]).expect_failure("the file names a roster, which has to go by hand");
 }
 
+/// A copied disk has the builder key of another machine.
+#[test]
+fn a_builder_key_has_one_machine() {
+    let mesh = TestMesh::new();
+    let founder = founder(&mesh);
+    let twin = machine(&mesh, "twin");
+    let key_of = |node: &TestNode| node.config_file().with_file_name("builder.key");
+    fs::copy(key_of(&founder), key_of(&twin)).unwrap();
+    let token = invite(&founder, &["--role", "builder", "--group", "twins"]);
+    let said = twin.narmesh(&["join", &token]).expect_failure("the builder key of another member");
+    assert!(said.contains("its builder key is that of the member \"founder\""), "{said}");
+    let request = mesh.path().join("request");
+    let request = request.to_str().expect("UTF-8");
+    twin.narmesh(&["join", "--request", request]).expect_success("join --request");
+    let said = founder.narmesh(&["mesh", "admit", request]).expect_failure("the same by a file");
+    assert!(said.contains("its builder key is that of the member \"founder\""), "{said}");
+    assert_eq!(names(&founder), ["founder"]);
+    // The token was not used up by that.
+    fs::remove_file(key_of(&twin)).unwrap();
+    twin.narmesh(&["init", "--force", "--name", "twin"]).expect_success("a key of its own");
+    join(&twin, &token);
+    assert_eq!(names(&founder), ["founder", "twin"]);
+}
+
 #[test]
 fn an_ephemeral_member_is_removed_when_it_is_gone_and_a_broken_configuration_does_not_hinder_it() {
     let mesh = TestMesh::new();

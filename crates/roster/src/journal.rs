@@ -98,7 +98,7 @@ impl Journal {
 
 fn put_again(roster: &mut Roster, member: &Member) {
     let mut member = member.clone();
-    if roster.find_key_name(&member).is_some() {
+    if roster.find_builder_key(&member).is_some() {
         (member.role, member.builder_key) = (MemberRole::Client, None);
     }
     roster.put(member);

@@ -10,7 +10,7 @@ use crate::membership::token::JoinToken;
 use crate::settings::{Secrets, Settings};
 use anyhow::Context as _;
 use narmesh_protocol::wire::{JoinReply, JoinRequest};
-use narmesh_protocol::{Member, SignedRoster, node_key_of};
+use narmesh_protocol::{KeyProof, Member, SignedRoster, node_key_of};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
@@ -78,9 +78,10 @@ fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow
     // Before the token is used up: it is good once, and joining writes this file.
     config_file::ensure_writable(config)?;
     let name = name.map_or_else(|| own_name(&settings, &secrets), str::to_owned);
+    let node_key = node_key_of(&secrets.peer_id()).context("the node key is no Ed25519 key")?;
     let request = JoinRequest {
         secret: token.secret,
-        builder_key: secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+        builder_key: secrets.builder_key.as_ref().map(|key| KeyProof::sign(key, &node_key)),
         addresses: introduced(&name, &settings, &secrets).addresses,
         name,
     };

@@ -9,7 +9,7 @@ use crate::control::{ControlReply, ControlRequest};
 use crate::membership::config_file::{self, set_mesh_key};
 use crate::membership::files::{MeshFiles, no_roster};
 use crate::membership::invitations::{Invitation, SECRET_BYTES, parse_role, role_word};
-use crate::membership::joins::{check_group, check_new, find_name_in_use, higher, put_member};
+use crate::membership::joins::{check_group, check_new, find_key_in_use, higher, put_member};
 use crate::membership::request_file;
 use crate::membership::token::{ADDRESSES_MAX, JoinToken};
 use crate::settings::{may_be_dialled, new_nix_key, socket_address};
@@ -332,14 +332,20 @@ fn list(config: &Path, json: bool) -> anyhow::Result<()> {
 fn remove(config: &Path, name: &str) -> anyhow::Result<()> {
     let place = Place::find(config)?;
     let own_key = node_key_of(&place.secrets.peer_id());
+    let mut same_key = Vec::new();
     let roster = place.edit(|roster| {
         let at = find_member(&roster.members, name)?;
+        let Some(node_key) = roster.members.get(at).map(|member| member.node_key) else { return Ok(()) };
         anyhow::ensure!(
-            Some(roster.members.remove(at).node_key) != own_key,
+            Some(node_key) != own_key,
             "{name:?} is this machine, which has the mesh key; `narmesh leave` leaves the mesh"
         );
+        same_key = roster.remove(&node_key);
         Ok(())
     })?;
+    for other in same_key {
+        eprint_line(&format!("{other:?} had the builder key of {name:?}: it is a client now, and has no builder key"));
+    }
     tell_daemon(config, &format!("roster version {} is in force", roster.roster().version));
     Ok(())
 }
@@ -378,7 +384,7 @@ fn admit(config: &Path, file: &Path, (role, group, relay): (MemberRole, Option<&
             member.relay |= known.relay;
             member.group = member.group.take().or_else(|| known.group.clone());
         }
-        if let Some(why) = find_name_in_use(roster, &member) {
+        if let Some(why) = find_key_in_use(roster, &member) {
             anyhow::bail!("this machine cannot be a member: {why}");
         }
         put_member(roster, member);
@@ -400,7 +406,7 @@ pub(super) fn write_request(config: &Path, file: &Path, name: Option<&str>) -> a
         name.clone_into(&mut member.name);
     }
     check_new(&member)?;
-    request_file::write(file, &place.secrets.keypair, &member)?;
+    request_file::write(file, &place.secrets.keypair, place.secrets.builder_key.as_ref(), &member)?;
     eprint_line(&format!("wrote {}; on the machine with the mesh key: narmesh mesh admit FILE", file.display()));
     Ok(())
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use libp2p::PeerId;
 use narmesh_mesh::JoinHandler;
 use narmesh_protocol::wire::{JoinReply, JoinRequest};
-use narmesh_protocol::{Member, MemberRole, NixPublicKey, Roster, SignedRoster, node_key_of};
+use narmesh_protocol::{KeyProof, Member, MemberRole, NixPublicKey, Roster, SignedRoster, node_key_of};
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,18 +78,20 @@ impl Admission {
             name: invitation.name.clone().unwrap_or_else(own_choice),
             // Who comes again stays a builder.
             role: known.map_or(invitation.role, |known| higher(known.role, invitation.role)),
-            builder_key: request.builder_key.clone(),
+            builder_key: request.builder_key.as_ref().map(|proof| proof.key.clone()),
             group: invitation.group.clone().or_else(|| known.and_then(|known| known.group.clone())),
             relay: invitation.relay || known.is_some_and(|known| known.relay),
             ephemeral_s: invitation.ephemeral_s,
             addresses: request.addresses.clone(),
         };
         // Before the invitation is used up: it stays good for a second try.
+        if let Err(error) = check_proof(request.builder_key.as_ref(), &node_key) {
+            return JoinReply::Unfit { why: error.to_string() };
+        }
         if let Err(error) = check_new(&wanted) {
             return JoinReply::Unfit { why: error.to_string() };
         }
-        // Two machines of one name could not be told apart in tables and commands.
-        if let Some(why) = roster.as_ref().and_then(|roster| find_name_in_use(roster.roster(), &wanted)) {
+        if let Some(why) = roster.as_ref().and_then(|roster| find_key_in_use(roster.roster(), &wanted)) {
             return JoinReply::Unfit { why };
         }
         match self.admit_as((&mesh, roster.as_deref()), &request.secret, now, wanted) {
@@ -150,9 +152,28 @@ pub(crate) fn higher(one: MemberRole, other: MemberRole) -> MemberRole {
     if one == MemberRole::Builder { one } else { other }
 }
 
+/// Whether the machine holds the builder key that it names: the keys of all builders are known, so naming one proves nothing.
+pub(crate) fn check_proof(proof: Option<&KeyProof>, node_key: &[u8; 32]) -> anyhow::Result<()> {
+    let Some(proof) = proof.filter(|proof| !proof.is_of(node_key)) else { return Ok(()) };
+    anyhow::bail!(
+        "builder key \"{}\" is refused; accepted: a key whose secret part this machine has (trust.builder_key_file)",
+        crate::describe::escaped(&proof.key)
+    )
+}
+
 /// Why this member's builder key cannot be told from another one.
-pub(crate) fn find_name_in_use(roster: &Roster, wanted: &Member) -> Option<String> {
-    let (other, key) = roster.find_key_name(wanted)?;
+pub(crate) fn find_key_in_use(roster: &Roster, wanted: &Member) -> Option<String> {
+    let (other, key) = roster.find_builder_key(wanted)?;
+    if other
+        .builder_key
+        .as_deref()
+        .is_some_and(|text| NixPublicKey::parse(text).is_ok_and(|it| it.bytes() == key.bytes()))
+    {
+        return Some(format!(
+            "its builder key is that of the member {0:?}; remove that one first if it is the same machine (`narmesh mesh remove {0:?}`), or make a key of its own (delete builder.key, and run `narmesh init --force --name NAME`)",
+            other.name
+        ));
+    }
     Some(format!(
         "its builder key is called {}, as that of the member {:?} is; make one of another name (delete builder.key, and run `narmesh init --force --name NAME`)",
         key.name(),
@@ -228,13 +249,20 @@ mod tests {
         for name in ["\n", "box\u{202e}", "b\u{200b}ox"] {
             assert!(matches!(admission.admit(peer(), &request(7, name)), JoinReply::Unfit { .. }), "and stays good");
         }
-        let same_name = NixSecretKey::from_seed("b-1", &[8; 32]).unwrap().public().to_string();
-        let same_name = JoinRequest { builder_key: Some(same_name), ..request(7, "b") };
-        let unfit = admission.admit(peer(), &same_name);
-        assert!(
-            matches!(&unfit, JoinReply::Unfit { why } if why.contains("called b-1, as that of the member \"founder\"")),
-            "{unfit:?}"
-        );
+        let (asker, other) = (peer(), peer());
+        let of = |peer: &PeerId, name, seed| {
+            let key = NixSecretKey::from_seed(name, &[seed; 32]).unwrap();
+            Some(KeyProof::sign(&key, &node_key_of(peer).unwrap()))
+        };
+        for (builder_key, why) in [
+            (of(&asker, "b-1", 8), "called b-1, as that of the member \"founder\""),
+            (of(&asker, "b-1", 9), "is that of the member \"founder\""),
+            (of(&asker, "b-2", 9), "is that of the member \"founder\""),
+            (of(&other, "b-3", 8), "whose secret part this machine has"),
+        ] {
+            let reply = admission.admit(asker, &JoinRequest { builder_key, ..request(7, "b") });
+            assert!(matches!(&reply, JoinReply::Unfit { why: said } if said.contains(why)), "{reply:?}, not {why}");
+        }
         for _ in 0..2 {
             assert!(matches!(admission.admit(peer(), &request(7, "box")), JoinReply::Welcome(_)));
         }

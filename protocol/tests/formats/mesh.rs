@@ -8,8 +8,9 @@ use narmesh_protocol::wire::{
     RealisationReply, RealisationRequest, Referral, RosterReply, RosterRequest, Sync, TreeReply, TreeRequest,
 };
 use narmesh_protocol::{
-    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
-    NixSecretKey, RosterVersion, Statement, StoreDir, StorePath, Summary, SummaryDelta, SummaryError, attestation_file,
+    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, KeyProof,
+    NarHash, NixSecretKey, RosterVersion, Statement, StoreDir, StorePath, Summary, SummaryDelta, SummaryError,
+    attestation_file,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -235,7 +236,9 @@ proptest! {
         }
         let words = || "x".repeat(text_bytes);
         let secret = std::array::from_fn(|at| part[at]);
-        let join = JoinRequest { secret, name: words(), builder_key: flag.then(words), addresses: vec![words()] };
+        let proof = KeyProof { key: words(), signature: [7; 64] };
+        let join =
+            JoinRequest { secret, name: words(), builder_key: flag.then_some(proof), addresses: vec![words()] };
         assert_comes_back!(JoinRequest, join);
         let unfit = JoinReply::Unfit { why: words() };
         for reply in [JoinReply::Welcome(bytes), JoinReply::Refused, unfit, JoinReply::NotNow] {
