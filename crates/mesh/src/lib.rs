@@ -44,6 +44,7 @@ mod nar_client;
 #[cfg(test)]
 mod peer_costs;
 mod probe;
+mod removals;
 mod request_rates;
 mod shut_out;
 mod state;

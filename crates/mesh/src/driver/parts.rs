@@ -7,7 +7,7 @@ use crate::state::{MeshState, SummaryStore};
 use crate::statistics::PeerStatistics;
 use crate::transport::TlsError;
 use crate::uploads::Uploads;
-use narmesh_protocol::SignedRoster;
+use narmesh_protocol::{Removal, SignedRoster};
 use narmesh_store::Offer;
 use std::io;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct MeshParts {
     pub exchange: DriverEnd,
     /// Takes rosters that are newer than ours.
     pub rosters: mpsc::Sender<Arc<SignedRoster>>,
+    /// Takes what says that we were removed from the mesh.
+    pub removals: mpsc::Sender<Removal>,
     /// Answers machines that want to join.
     pub join_handler: JoinHandler,
 }

@@ -4,6 +4,7 @@ use super::context::{Context, encode_busy};
 use super::questions::is_admitted;
 use super::requests::{Event, NumberedRequests, RequestEvent};
 use crate::clock::moment;
+use crate::removals::Removals;
 use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
@@ -20,12 +21,14 @@ pub(super) struct Rosters {
     heard: mpsc::Sender<Arc<SignedRoster>>,
     requests: NumberedRequests,
     rates: RequestRates,
+    /// What machines are told that were removed.
+    told: Removals,
 }
 
 impl Rosters {
-    pub(super) fn new(heard: mpsc::Sender<Arc<SignedRoster>>) -> Self {
+    pub(super) fn new(heard: mpsc::Sender<Arc<SignedRoster>>, told: Removals) -> Self {
         let (requests, rates) = (NumberedRequests::new(Protocol::Roster), RequestRates::of_rosters());
-        Self { exchange: RosterExchange::new(moment()), heard, requests, rates }
+        Self { exchange: RosterExchange::new(moment()), heard, requests, rates, told }
     }
 
     pub(super) fn on_connected(&mut self, context: &mut Context, peer: PeerId) {
@@ -39,6 +42,7 @@ impl Rosters {
     /// Takes over the roster of the configuration in force.
     pub(super) fn on_reconfigured(&mut self, context: &mut Context) {
         let membership = context.config.mesh.clone();
+        self.told.set(membership.as_ref(), &context.config.peers);
         self.handle(context, Input::Held(membership));
     }
 
