@@ -2,7 +2,7 @@
 
 use crate::NixPublicKey;
 use crate::codec::CodecError;
-use crate::removal::{Removal, Removed};
+use crate::removal::Removed;
 use libp2p_identity::{PeerId, PublicKey, ed25519};
 use std::collections::BTreeSet;
 
@@ -128,11 +128,6 @@ impl Roster {
     /// Most removals that are kept; of more, the oldest are forgotten. A guess: so many removed machines that have not been
     /// switched on since.
     pub const REMOVALS_MAX: usize = 64;
-
-    /// What the machine with this node key is told, if it was removed.
-    pub fn removal_of(&self, node_key: &[u8; 32]) -> Option<&Removal> {
-        self.removals.iter().find(|removed| removed.node_key == *node_key).map(|removed| &removed.removal)
-    }
 
     /// How many edits of this signer it holds.
     pub fn edits_of(&self, signer: &[u8; 32]) -> u64 {

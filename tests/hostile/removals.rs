@@ -111,7 +111,7 @@ fn a_removal_is_told_to_the_machine_that_it_names_and_seldom() {
 
     let unknown = ask(&node, &stranger, "/narmesh/1/nothing");
     assert_eq!(ask(&node, &stranger, REMOVAL), unknown, "to a stranger it is as any protocol that there is not");
-    assert_eq!(ask(&node, &peer.keys, REMOVAL).0, [], "a peer is told nothing");
+    assert!(ask(&node, &peer.keys, REMOVAL).0.is_empty(), "a peer is told nothing");
     let asked = Instant::now();
     let told = removal(&mesh, &removed_key, 6);
     wait_until("the removed machine is told", promised(HEARD), || ask(&node, &removed, REMOVAL).0 == told);

@@ -19,7 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A machine is told at most once in this time; it asks each member at most once in half a minute.
+/// A machine is told at most once in this time; it asks each member at most once in ten seconds.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long one address is tried.
 const DIAL_MAX: Duration = Duration::from_secs(5);

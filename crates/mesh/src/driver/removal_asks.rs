@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
 /// One member is asked at most once in this time, milliseconds: a daemon that crashes again and again hangs up, too.
-const ASK_PAUSE_MS: u64 = 30_000;
+const ASK_PAUSE_MS: u64 = 10_000;
 
 pub(super) struct RemovalAsks {
     tls: Tls,
