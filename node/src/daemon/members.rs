@@ -7,6 +7,7 @@ use crate::membership::rekey::Taken;
 use crate::settings::Settings;
 use jiff::Timestamp;
 use libp2p::PeerId;
+use narmesh_mesh::MeshNews;
 use narmesh_protocol::{Removal, SignedRoster, Standing};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -95,19 +96,17 @@ fn tell_taken(taken: Taken, roster: &SignedRoster) -> bool {
 }
 
 impl Daemon {
-    /// Takes rosters that peers have heard, and puts in force what has changed.
-    pub(super) async fn follow_roster(
-        self: Arc<Self>,
-        mut heard: mpsc::Receiver<Arc<SignedRoster>>,
-        mut removals: mpsc::Receiver<Removal>,
-    ) {
+    /// Takes what members tell of the mesh, and puts in force what has changed.
+    pub(super) async fn follow_roster(self: Arc<Self>, mut heard: mpsc::Receiver<MeshNews>) {
         let mut check = tokio::time::interval(CHECK);
         let mut seen = HashMap::new();
         let mut was_open = is_open(&self.settings());
         loop {
             let is_changed = tokio::select! {
-                Some(roster) = heard.recv() => self.keep_roster(roster).await,
-                Some(removal) = removals.recv() => self.keep_removal(removal).await,
+                Some(news) = heard.recv() => match news {
+                    MeshNews::Roster(roster) => self.keep_roster(roster).await,
+                    MeshNews::Removed(removal) => self.keep_removal(removal).await,
+                },
                 () = self.admission.changed() => true,
                 _ = check.tick() => {
                     let is_open = is_open(&self.settings());

@@ -29,7 +29,7 @@ mod trees;
 mod upgrades;
 mod ways;
 
-pub use self::parts::{MeshParts, StartError};
+pub use self::parts::{MeshNews, MeshParts, StartError};
 
 use self::attestations::{Attestations, view_audiences};
 use self::bulk_dials::BulkDials;

@@ -1,6 +1,7 @@
 //! Finds out whether we were removed from the mesh: a member that hangs up at once is asked.
 
 use super::context::Context;
+use super::parts::MeshNews;
 use crate::clock::moment;
 use crate::removals;
 use crate::transport::Tls;
@@ -16,8 +17,8 @@ const ASK_PAUSE_MS: u64 = 10_000;
 
 pub(super) struct RemovalAsks {
     tls: Tls,
-    /// Where a removal goes that holds; the daemon keeps it and puts it in force.
-    heard: mpsc::Sender<Removal>,
+    /// Where a removal goes that holds.
+    news: mpsc::Sender<MeshNews>,
     /// One member is asked at a time: all say the same.
     place: Arc<Semaphore>,
     asked: HashMap<PeerId, Moment>,
@@ -30,8 +31,8 @@ impl std::fmt::Debug for RemovalAsks {
 }
 
 impl RemovalAsks {
-    pub(super) fn new(tls: Tls, heard: mpsc::Sender<Removal>) -> Self {
-        Self { tls, heard, place: Arc::new(Semaphore::new(1)), asked: HashMap::new() }
+    pub(super) fn new(tls: Tls, news: mpsc::Sender<MeshNews>) -> Self {
+        Self { tls, news, place: Arc::new(Semaphore::new(1)), asked: HashMap::new() }
     }
 
     /// Asks a member that has hung up, unless we know already, or it was asked lately.
@@ -54,14 +55,14 @@ impl RemovalAsks {
         let Ok(place) = Arc::clone(&self.place).try_acquire_owned() else { return };
         self.asked.insert(member, now);
         let (key, version) = (key.clone(), roster.roster().version);
-        let (tls, heard) = (self.tls.clone(), self.heard.clone());
+        let (tls, news) = (self.tls.clone(), self.news.clone());
         tokio::spawn(async move {
             let told = removals::ask(tls, member, addresses).await;
             drop(place);
             // An old one says nothing of a machine that has joined again since.
             let holds = |removal: &Removal| removal.version > version && removal.is_of(&key, &own_key);
             match told {
-                Some(removal) if holds(&removal) => drop(heard.try_send(removal)),
+                Some(removal) if holds(&removal) => drop(news.try_send(MeshNews::Removed(removal))),
                 Some(_) => tracing::debug!(peer = %member, "a removal that does not hold was ignored"),
                 None => {}
             }

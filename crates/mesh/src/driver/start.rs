@@ -45,8 +45,7 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> Result<(Self, MeshHandle), StartError> {
-        let MeshParts { offer, uploads, statistics, state, summaries, exchange, rosters, removals, join_handler } =
-            parts;
+        let MeshParts { offer, uploads, statistics, state, summaries, exchange, news, join_handler } = parts;
         let built = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         let Built { mut swarm, bulk, bulk_arrivals, joins, is_open, removals: told, circuits } = built;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
@@ -81,7 +80,7 @@ impl Mesh {
         tokio::spawn(bulk.clone().run(surroundings, bulk_arrivals));
         let unread = UnreadReplies::default();
         tokio::spawn(answer_joins(joins, join_handler));
-        let removal_asks = RemovalAsks::new(Tls::new(keypair)?, removals);
+        let removal_asks = RemovalAsks::new(Tls::new(keypair)?, news.clone());
         let mut mesh = Self {
             context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
             listeners,
@@ -95,7 +94,7 @@ impl Mesh {
             realisations: Realisations::new(Arc::clone(&offer)),
             nars,
             attestations: Attestations::new(exchange, offer),
-            rosters: Rosters::new(rosters, told),
+            rosters: Rosters::new(news, told),
             circuits: CircuitRequests::new(circuits),
             is_open,
             summaries: None,
