@@ -16,11 +16,13 @@ pub(crate) const MESH_KEY_FILE: &str = "mesh.key";
 pub(crate) const NEXT_MESH_KEY_FILE: &str = "mesh.key.next";
 /// A roster of another mesh key, which contradicts the newest one.
 pub(crate) const OTHER_ROSTER_FILE: &str = "roster.other";
+/// What says that this machine was removed from the mesh.
+pub(crate) const REMOVAL_FILE: &str = "removal";
 /// Who may join the mesh.
 pub(crate) const INVITATIONS_FILE: &str = "invitations";
 /// What this machine changed in the roster.
 pub(crate) const EDITS_FILE: &str = "mesh.edits";
-/// What those lock who change the six files above.
+/// What those lock who change the seven files above.
 pub(crate) const MESH_LOCK_FILE: &str = "mesh.lock";
 /// What came from each source on each day of the last week.
 pub(crate) const TOTALS_FILE: &str = "totals";

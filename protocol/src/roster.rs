@@ -2,6 +2,7 @@
 
 use crate::NixPublicKey;
 use crate::codec::CodecError;
+use crate::removal::Removed;
 use libp2p_identity::{PeerId, PublicKey, ed25519};
 use std::collections::BTreeSet;
 
@@ -93,7 +94,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// All members of a mesh, as of one version.
-#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Roster {
     /// Of two rosters of one mesh, the one of the higher version counts.
     pub version: u64,
@@ -104,6 +105,8 @@ pub struct Roster {
     /// How many edits of each machine that signs rosters are in this one, ordered by node keys; at most
     /// [`Roster::SIGNERS_MAX`]. By it a signer sees whether one that two signed at once has lost an edit of its own.
     pub edits: Vec<EditCount>,
+    /// What the last machines that were removed are told, ordered by their node keys; at most [`Roster::REMOVALS_MAX`].
+    pub removals: Vec<Removed>,
 }
 
 /// How many edits of one signer a roster holds.
@@ -122,6 +125,9 @@ impl Roster {
     pub const SIGNED_BYTES_MAX: usize = 1 << 20;
     /// Most machines that sign.
     pub const SIGNERS_MAX: usize = 64;
+    /// Most removals that are kept; of more, the oldest are forgotten. A guess: so many removed machines that have not been
+    /// switched on since.
+    pub const REMOVALS_MAX: usize = 64;
 
     /// How many edits of this signer it holds.
     pub fn edits_of(&self, signer: &[u8; 32]) -> u64 {
@@ -196,6 +202,10 @@ impl Roster {
         if self.edits.len() > Self::SIGNERS_MAX || !self.edits.is_sorted_by(|one, next| one.signer < next.signer) {
             return Err(RosterError::Edits { signers: self.edits.len() });
         }
+        let is_ordered = self.removals.is_sorted_by(|one, next| one.node_key < next.node_key);
+        if self.removals.len() > Self::REMOVALS_MAX || !is_ordered {
+            return Err(RosterError::Removals { removals: self.removals.len() });
+        }
         Ok(())
     }
 }
@@ -244,6 +254,12 @@ pub enum RosterError {
     Edits {
         /// The number found.
         signers: usize,
+    },
+    /// The removals are too many, or not ordered by key.
+    #[error("{removals} removals, expected at most {}, ordered by their keys", Roster::REMOVALS_MAX)]
+    Removals {
+        /// The number found.
+        removals: usize,
     },
     /// A member's name cannot be one.
     #[error(
@@ -310,7 +326,7 @@ mod tests {
     }
 
     fn roster(members: Vec<Member>) -> Roster {
-        Roster { version: 7, issued_at_ms: 1, members, edits: Vec::new() }
+        Roster { version: 7, issued_at_ms: 1, members, edits: Vec::new(), removals: Vec::new() }
     }
 
     #[test]

@@ -80,16 +80,15 @@ impl SignedRoster {
         // Checked before it is signed: a roster that others refuse must not come into being.
         roster.check()?;
         check_lineage(&key.public(), lineage, &roster)?;
-        let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&roster)?;
-        let (format, signed) = match encode_lineage(lineage) {
-            None => (FORMAT, payload),
-            Some(lineage) => (FORMAT_WITH_LINEAGE, [lineage, payload].concat()),
+        let (format, signed) = match encode_signed(lineage, &roster) {
+            // Whoever is removed must go, also where there is no room to tell it.
+            Err(RosterError::Length { .. }) if !roster.removals.is_empty() => {
+                roster.removals.clear();
+                encode_signed(lineage, &roster)?
+            }
+            encoded => encoded?,
         };
-        let bytes = HEADER_BYTES + signed.len();
-        if bytes > Self::BYTES_MAX {
-            return Err(RosterError::Length { bytes });
-        }
-        let mut bytes = Vec::with_capacity(bytes);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + signed.len());
         bytes.push(format);
         bytes.extend_from_slice(&key.public().bytes());
         bytes.extend_from_slice(&key.sign_bytes(&signed_bytes(format, &signed)));
@@ -203,6 +202,18 @@ impl SignedRoster {
     }
 }
 
+/// The format, and the bytes that are signed behind the prefix.
+fn encode_signed(lineage: &Lineage, roster: &Roster) -> Result<(u8, Vec<u8>), RosterError> {
+    // The longest that members can make it: what is too long is told by the sum.
+    let payload = codec::encode::<{ 4 * SignedRoster::BYTES_MAX }>(roster)?;
+    let (format, signed) = match encode_lineage(lineage) {
+        None => (FORMAT, payload),
+        Some(lineage) => (FORMAT_WITH_LINEAGE, [lineage, payload].concat()),
+    };
+    let bytes = HEADER_BYTES + signed.len();
+    if bytes > SignedRoster::BYTES_MAX { Err(RosterError::Length { bytes }) } else { Ok((format, signed)) }
+}
+
 /// The lineage has to lead to the key, and the roster to be newer than the last one of the key before.
 fn check_lineage(key: &NixPublicKey, lineage: &Lineage, roster: &Roster) -> Result<(), RosterError> {
     let leads_here = |last: &Succession| last.new == key.bytes() && last.version < roster.version;
@@ -256,7 +267,13 @@ mod tests {
             ephemeral_s: 0,
             addresses: Vec::new(),
         };
-        Roster { version, issued_at_ms: 1, members: numbers.iter().map(member).collect(), edits: Vec::new() }
+        Roster {
+            version,
+            issued_at_ms: 1,
+            members: numbers.iter().map(member).collect(),
+            edits: Vec::new(),
+            removals: Vec::new(),
+        }
     }
 
     /// The lineage of these keys, each replaced at ten times its number.

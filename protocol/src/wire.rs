@@ -41,6 +41,10 @@ pub const ROSTER_PROTOCOL: &str = "/narmesh/1/roster";
 /// an invitation of its is open.
 pub const JOIN_PROTOCOL: &str = "/narmesh/1/join";
 
+/// Spoken in the place of a multiplexer with a machine that was removed from the mesh, and with nobody else: it is sent the
+/// bytes of its [`crate::Removal`].
+pub const REMOVAL_PROTOCOL: &str = "/narmesh/1/removal";
+
 /// Declares a message's size limit and its two codec methods.
 macro_rules! message {
     ($type:ty, $bytes_max:expr) => {

@@ -30,6 +30,7 @@ mod quorum_wire;
 mod realisations;
 mod referrals;
 mod relays;
+mod removals;
 mod report;
 mod rosters;
 mod serving;

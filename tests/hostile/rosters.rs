@@ -25,16 +25,21 @@ const SILENT: usize = 60;
 /// Wrong secrets that he tries beside them.
 const GUESSES: usize = 40;
 
-fn public_key(keys: &Keypair) -> [u8; 32] {
+pub(crate) fn public_key(keys: &Keypair) -> [u8; 32] {
     keys.public().try_into_ed25519().expect("Ed25519").to_bytes()
 }
 
 /// A roster of these members, each a node key and a name, signed by `mesh`.
 fn roster(mesh: &Keypair, version: u64, members: &[([u8; 32], &str)]) -> Vec<u8> {
+    sign_roster(mesh, version, members, &[])
+}
+
+/// The same with these bytes behind it, which are the list of removals if there are any.
+pub(crate) fn sign_roster(mesh: &Keypair, version: u64, members: &[([u8; 32], &str)], removals: &[u8]) -> Vec<u8> {
     let member = |writer: Writer, (key, name): &([u8; 32], &str)| {
         writer.raw(key).bytes(name.as_bytes()).u32(0).u8(0).u8(0).u32(0).u64(0)
     };
-    let payload = Writer::default().u64(version).u64(1).list(members, member).u64(0).0;
+    let payload = Writer::default().u64(version).u64(1).list(members, member).u64(0).raw(removals).0;
     let signature = mesh.sign(&[b"narmesh-roster-1;", payload.as_slice()].concat()).expect("Ed25519 signs");
     Writer::default().u8(1).raw(&public_key(mesh)).raw(&signature).raw(&payload).0
 }
@@ -56,7 +61,7 @@ fn roster_with_lineage(mesh: &Keypair, lineage: &[Vec<u8>], version: u64, member
     Writer::default().u8(2).raw(&public_key(mesh)).raw(&signature).raw(&signed).0
 }
 
-fn newer(roster: &[u8]) -> Vec<u8> {
+pub(crate) fn newer(roster: &[u8]) -> Vec<u8> {
     Writer::default().u32(2).bytes(roster).0
 }
 
@@ -65,7 +70,7 @@ fn compare(mesh: &[u8; 32], version: u64) -> Vec<u8> {
 }
 
 /// A running daemon of the mesh of `mesh`, which knows no roster, and has `peer` as a `[[peer]]`.
-fn member_of(tests: &TestMesh, mesh: &Keypair, peer: &Peer) -> TestNode {
+pub(crate) fn member_of(tests: &TestMesh, mesh: &Keypair, peer: &Peer) -> TestNode {
     let mut node = tests.node("node");
     node.allow(&peer.card());
     node.config.mesh_key = Some(format!("home:{}", STANDARD.encode(public_key(mesh))));
@@ -197,7 +202,7 @@ fn only_the_mesh_key_itself_names_the_next_one_once_and_nothing_goes_back() {
     assert_eq!(kept(), followed);
 }
 
-fn public_key_of(node: &TestNode) -> [u8; 32] {
+pub(crate) fn public_key_of(node: &TestNode) -> [u8; 32] {
     let peer: libp2p::PeerId = node.card().peer_id.parse().expect("a peer id");
     let bytes = peer.to_bytes();
     bytes[bytes.len() - 32..].try_into().expect("32 bytes")

@@ -14,6 +14,7 @@ pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
 /// The multiplexer of a connection of a machine that wants to join.
 pub const JOIN: &str = "/narmesh/1/join";
+pub const REMOVAL: &str = "/narmesh/1/removal";
 pub const ROSTER: &str = "/narmesh/1/roster";
 pub const ROSTER_ABSENT: [u8; 4] = [0, 0, 0, 0];
 pub const TOPIC: &str = "/narmesh/1/announce";

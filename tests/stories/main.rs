@@ -43,6 +43,7 @@ mod realisations;
 mod recipes;
 mod reload;
 mod remote_builds;
+mod removed;
 mod restart;
 mod roster_quorum;
 mod serving;

@@ -35,6 +35,8 @@ pub struct MeshConfig {
     pub builders: Vec<CountedBuilder>,
     /// The mesh of whose roster we are, if we are of one.
     pub mesh: Option<Membership>,
+    /// Members that refuse us, since we were removed from their mesh: they are hardly ever dialled.
+    pub refusing: BTreeSet<PeerId>,
     /// Whether machines that are no members may ask to join.
     pub is_open: bool,
     /// Our own builder key: everybody on the allowlist may hear what it attests.

@@ -44,6 +44,7 @@ mod nar_client;
 #[cfg(test)]
 mod peer_costs;
 mod probe;
+mod removals;
 mod request_rates;
 mod shut_out;
 mod state;
@@ -58,7 +59,7 @@ pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrd
 pub use circuits::{RelayView, Way};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
-pub use driver::{Mesh, MeshParts, StartError};
+pub use driver::{Mesh, MeshNews, MeshParts, StartError};
 pub use handle::{AskError, AudienceView, MeshHandle, MeshView, TreeAnswer};
 pub use join::{JoinError, JoinHandler, join};
 pub use listeners::ListenError;

@@ -3,6 +3,7 @@
 use super::behaviour::MeshBehaviour;
 use super::bulk::Bulk;
 use super::circuits::{self, Arrived, Circuits, Order, Relay};
+use super::removals::Removals;
 use super::transport::{self, Arrival, Elsewhere, Tls, TlsError};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
@@ -32,6 +33,8 @@ pub(super) struct Built {
     pub(super) joins: mpsc::Receiver<Arrival>,
     /// Whether any may.
     pub(super) is_open: Arc<AtomicBool>,
+    /// What machines are told that were removed.
+    pub(super) removals: Removals,
     /// Its circuits.
     pub(super) circuits: BuiltCircuits,
 }
@@ -57,8 +60,14 @@ pub(super) fn build(
     let ((bulk_sender, bulk_arrivals), (joins_sender, joins)) = (transport::arrivals(), transport::arrivals());
     let is_open = Arc::new(AtomicBool::new(false));
     let relay = Relay::default();
-    let elsewhere =
-        Elsewhere { bulk: bulk_sender, joins: joins_sender, is_open: Arc::clone(&is_open), relay: relay.clone() };
+    let removals = Removals::default();
+    let elsewhere = Elsewhere {
+        bulk: bulk_sender,
+        joins: joins_sender,
+        is_open: Arc::clone(&is_open),
+        removals: removals.clone(),
+        relay: relay.clone(),
+    };
     let (circuits, orders) = Circuits::new();
     let (arrived_sender, arrived) = circuits::arrivals();
     let bulk = Bulk::new(transport::bulk(tls.clone(), circuits.clone()));
@@ -81,5 +90,5 @@ pub(super) fn build(
         .build();
     swarm.listen_on(circuits::listen_address()).expect("our own transport listens there");
     let circuits = BuiltCircuits { circuits, orders, arrived: arrived_sender, relay };
-    Ok(Built { swarm, bulk, bulk_arrivals, joins, is_open, circuits })
+    Ok(Built { swarm, bulk, bulk_arrivals, joins, is_open, removals, circuits })
 }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn roster(members: Vec<Member>) -> Roster {
-        Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }
+        Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new(), removals: Vec::new() }
     }
 
     fn edit(journal: &mut Journal, signer: u8, before: &Roster, change: impl FnOnce(&mut Roster)) -> Roster {

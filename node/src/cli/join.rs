@@ -58,8 +58,12 @@ fn is_member(config: &Path) -> anyhow::Result<bool> {
     let settings = Settings::load(config)?;
     let Some(mesh) = &settings.mesh.key else { return Ok(false) };
     let secrets = settings.read_secrets()?;
-    let roster = MeshFiles::new(&settings.node.state_dir).read_roster(mesh)?;
-    Ok(roster.is_some_and(|roster| find_own(&roster, &secrets).is_ok()))
+    let files = MeshFiles::new(&settings.node.state_dir);
+    // Who was removed, and was told so, has to join anew.
+    let is_on = |roster: &SignedRoster| {
+        find_own(roster, &secrets).is_ok() && files.read_removal(roster, &secrets.peer_id()).is_none()
+    };
+    Ok(files.read_roster(mesh)?.as_ref().is_some_and(is_on))
 }
 
 fn join_by_token(config: &Path, token: &JoinToken, name: Option<&str>) -> anyhow::Result<()> {

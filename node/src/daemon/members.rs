@@ -7,7 +7,8 @@ use crate::membership::rekey::Taken;
 use crate::settings::Settings;
 use jiff::Timestamp;
 use libp2p::PeerId;
-use narmesh_protocol::{SignedRoster, Standing};
+use narmesh_mesh::MeshNews;
+use narmesh_protocol::{Removal, SignedRoster, Standing};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,8 +55,15 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
         tracing::warn!(%mesh, version, "this machine is not on the roster of the mesh: its members are no peers");
         return settings;
     }
+    let removal = files.read_removal(&roster, me);
     for remark in settings.add_members(Arc::new(roster), me) {
         tracing::warn!("{remark}");
+    }
+    // Its peers stay: a member that admits this machine again dials it. A `[[peer]]` goes on as it did without the mesh.
+    if let Some(removal) = removal {
+        settings.mesh.removed_in = Some(removal.version);
+        let by_roster = settings.peers.iter().filter(|peer| configured.peer(&peer.peer_id).is_none());
+        settings.mesh.refusing = by_roster.map(|peer| peer.peer_id).collect();
     }
     settings
 }
@@ -88,14 +96,17 @@ fn tell_taken(taken: Taken, roster: &SignedRoster) -> bool {
 }
 
 impl Daemon {
-    /// Takes rosters that peers have heard, and puts in force what has changed.
-    pub(super) async fn follow_roster(self: Arc<Self>, mut heard: mpsc::Receiver<Arc<SignedRoster>>) {
+    /// Takes what members tell of the mesh, and puts in force what has changed.
+    pub(super) async fn follow_roster(self: Arc<Self>, mut heard: mpsc::Receiver<MeshNews>) {
         let mut check = tokio::time::interval(CHECK);
         let mut seen = HashMap::new();
         let mut was_open = is_open(&self.settings());
         loop {
             let is_changed = tokio::select! {
-                Some(roster) = heard.recv() => self.keep_roster(roster).await,
+                Some(news) = heard.recv() => match news {
+                    MeshNews::Roster(roster) => self.keep_roster(roster).await,
+                    MeshNews::Removed(removal) => self.keep_removal(removal).await,
+                },
                 () = self.admission.changed() => true,
                 _ = check.tick() => {
                     let is_open = is_open(&self.settings());
@@ -135,6 +146,32 @@ impl Daemon {
             }
             Ok(Err(error)) => {
                 tracing::error!(error = describe(&error), "a newer roster cannot be kept");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Keeps what says that this machine was removed; says whether that is news.
+    async fn keep_removal(&self, removal: Removal) -> bool {
+        let settings = self.settings();
+        let Some(roster) = settings.mesh.roster.clone() else { return false };
+        let files = MeshFiles::new(&settings.node.state_dir);
+        let me = self.secrets.peer_id();
+        let (name, version) = (roster.key().name().to_owned(), removal.version);
+        match tokio::task::spawn_blocking(move || files.keep_removal(&roster, &me, &removal)).await {
+            Ok(Ok(is_news)) => {
+                if is_news {
+                    tracing::warn!(
+                        mesh = name,
+                        version,
+                        "this machine was removed from the mesh: its members are dialled once an hour; `narmesh join TOKEN` makes it a member again"
+                    );
+                }
+                is_news
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = describe(&error), "that this machine was removed cannot be kept");
                 false
             }
             Err(_) => false,

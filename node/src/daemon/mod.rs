@@ -158,9 +158,9 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets) -> an
     let uploads = make_uploads(&settings, &offer, &partial_copies, &statistics);
     let admission = Arc::new(Admission::new(MeshFiles::new(&settings.node.state_dir), secrets.peer_id()));
     admission.set_mesh(settings.mesh.key.clone(), settings.mesh.roster.clone());
-    let (rosters, heard_rosters) = mpsc::channel(1);
+    let (news, heard) = mpsc::channel(1);
     let parts = MeshParts {
-        rosters,
+        news,
         join_handler: admission.handler(),
         offer: Arc::clone(&offer),
         uploads: uploads.clone(),
@@ -235,7 +235,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets) -> an
         tokio::spawn(Arc::clone(&daemon).follow_serving()).abort_handle(),
         tokio::spawn(Arc::clone(&daemon).keep_totals()).abort_handle(),
         tokio::spawn(crate::dashboard::run(Arc::clone(&daemon), link_askers)).abort_handle(),
-        tokio::spawn(Arc::clone(&daemon).follow_roster(heard_rosters)).abort_handle(),
+        tokio::spawn(Arc::clone(&daemon).follow_roster(heard)).abort_handle(),
     ];
     let metrics = (gateway_metrics, others_metrics, Arc::new(registry));
     let gateways = Gateways::serve(&daemon, gateway_listener, for_others, metrics);

@@ -79,6 +79,7 @@ pub(super) fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig 
         connections_gossip: settings.limits.connections_gossip as usize,
         builders: settings.quorum.counted(own.as_ref()),
         mesh: settings.mesh.key.clone().map(|key| Membership { key, roster: settings.mesh.roster.clone() }),
+        refusing: settings.mesh.refusing.clone(),
         is_open: is_open(settings),
         own_builder: own.map(|key| BuilderKey(key.bytes())),
     }

@@ -121,7 +121,7 @@ fn mesh_status(settings: &Settings, me: &PeerId) -> Option<MeshStatus> {
         })
     });
     let contradicting_key = settings.mesh.contradicting.as_ref().map(ToString::to_string);
-    Some(MeshStatus { key, roster, contradicting_key })
+    Some(MeshStatus { key, roster, removed_in_version: settings.mesh.removed_in, contradicting_key })
 }
 
 fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {

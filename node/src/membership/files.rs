@@ -85,7 +85,13 @@ impl MeshFiles {
     /// Signs the first roster of a mesh, with this member alone.
     pub(crate) fn create_roster(&self, key: &NixSecretKey, member: Member) -> anyhow::Result<()> {
         let _lock = self.lock()?;
-        let roster = Roster { version: 1, issued_at_ms: unix_ms(), members: vec![member], edits: Vec::new() };
+        let roster = Roster {
+            version: 1,
+            issued_at_ms: unix_ms(),
+            members: vec![member],
+            edits: Vec::new(),
+            removals: Vec::new(),
+        };
         self.forget_edits()?;
         self.write(&self.roster_file(), SignedRoster::sign(key, roster)?.as_bytes())
     }
@@ -109,7 +115,7 @@ impl MeshFiles {
         let key = self.key_of(&before)?;
         anyhow::ensure!(
             // A machine that was removed may still have the mesh key: it must not go on to change the mesh by mistake.
-            Self::is_on(&before, signer),
+            Self::is_on(&before, signer) && self.read_removal(&before, signer).is_none(),
             "this machine is not on roster version {} of the mesh: it was removed, and changes nothing any more. \
              `narmesh join TOKEN` makes it a member again",
             before.roster().version
@@ -156,6 +162,7 @@ impl MeshFiles {
     ) -> anyhow::Result<SignedRoster> {
         roster.version = before.roster().version.checked_add(1).context("there is no higher version of this roster")?;
         roster.issued_at_ms = unix_ms();
+        roster.note_removals(key, before.roster());
         let signed = SignedRoster::sign_with_lineage(key, before.lineage(), roster)?;
         self.write_kept(&signed)?;
         Ok(signed)
@@ -222,6 +229,7 @@ impl MeshFiles {
         for file in [self.roster_file(), self.in_state_dir(OTHER_ROSTER_FILE), self.invitations_file()] {
             clear(&file).with_context(|| format!("cannot delete {}", file.display()))?;
         }
+        self.forget_removal()?;
         self.forget_edits()
     }
 
@@ -300,7 +308,7 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One byte more than is accepted shows that there is more.
     open_to_read(file)?.take(bytes_max + 1).read_to_end(&mut bytes)?;

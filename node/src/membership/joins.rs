@@ -278,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_machine_that_joins_again_takes_its_own_place() {
-        let mut roster = Roster { version: 1, issued_at_ms: 0, members: Vec::new(), edits: Vec::new() };
+        let mut roster =
+            Roster { version: 1, issued_at_ms: 0, members: Vec::new(), edits: Vec::new(), removals: Vec::new() };
         let member = |number: u8, name: &str| Member {
             node_key: [number; 32],
             name: name.to_owned(),

@@ -102,6 +102,8 @@ impl MeshFiles {
         let succession = Succession::sign(&old, &key.public().bytes(), version);
         let lineage = before.lineage().continued(succession).context("there is no higher version of this roster")?;
         roster.version = version.checked_add(1).context("there is no higher version of this roster")?;
+        // Whoever is removed knows no other key than the old one.
+        roster.note_removals(&old, before.roster());
         let signed = SignedRoster::sign_with_lineage(&key, &lineage, roster)?;
         // Before the roster: a roster that is signed by a key which is lost would end the mesh.
         self.write(&self.next_key_file(), format!("{}\n", key.expose_secret()).as_bytes())?;
@@ -211,7 +213,7 @@ mod tests {
     fn after_first(seed: u8, version: u64) -> SignedRoster {
         let succession = Succession::sign(&key(1), &key(seed).public().bytes(), 1);
         let lineage = Lineage::default().continued(succession).unwrap();
-        let roster = Roster { version, issued_at_ms: 1, members: Vec::new(), edits: Vec::new() };
+        let roster = Roster { version, issued_at_ms: 1, members: Vec::new(), edits: Vec::new(), removals: Vec::new() };
         SignedRoster::sign_with_lineage(&key(seed), &lineage, roster).unwrap()
     }
 

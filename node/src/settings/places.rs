@@ -3,7 +3,7 @@
 use super::{CredentialsFile, ListenerAddress, Settings, SettingsError, refused};
 use crate::state_files::{
     EDITS_FILE, GATEWAY_KEY_FILE, INVITATIONS_FILE, LEDGER_FILE, MESH_KEY_FILE, MESH_LOCK_FILE, NEXT_MESH_KEY_FILE,
-    OTHER_ROSTER_FILE, ROSTER_FILE, SERVE_FILE, STATE_FILE, SUMMARIES_DIR, TOTALS_FILE,
+    OTHER_ROSTER_FILE, REMOVAL_FILE, ROSTER_FILE, SERVE_FILE, STATE_FILE, SUMMARIES_DIR, TOTALS_FILE,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -122,6 +122,7 @@ fn written(settings: &Settings) -> Vec<Place> {
         ("the mesh key in node.state_dir".to_owned(), dir.join(MESH_KEY_FILE)),
         ("the next mesh key in node.state_dir".to_owned(), dir.join(NEXT_MESH_KEY_FILE)),
         ("the contradicting roster in node.state_dir".to_owned(), dir.join(OTHER_ROSTER_FILE)),
+        ("what says that this machine was removed in node.state_dir".to_owned(), dir.join(REMOVAL_FILE)),
         ("the invitations in node.state_dir".to_owned(), dir.join(INVITATIONS_FILE)),
         ("the edits of the mesh in node.state_dir".to_owned(), dir.join(EDITS_FILE)),
         ("the lock of the mesh in node.state_dir".to_owned(), dir.join(MESH_LOCK_FILE)),

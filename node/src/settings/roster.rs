@@ -4,6 +4,7 @@ use super::{ADDRESSES_MAX, PeerSettings, Settings, SettingsError, path_from, ref
 use crate::config::RosterConfig;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{Member, MemberRole, NixPublicKey, SignedRoster, Summary, TrustedKeys};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,10 @@ pub struct RosterSettings {
     pub discover_lan: bool,
     /// The roster in force, once its members were added.
     pub roster: Option<Arc<SignedRoster>>,
+    /// The version of the roster from which on this machine is no member, if it was told so.
+    pub removed_in: Option<u64>,
+    /// The members that refuse it since then.
+    pub refusing: BTreeSet<PeerId>,
     /// A mesh key that is said to have taken the place of the same one as ours.
     pub contradicting: Option<NixPublicKey>,
 }
@@ -33,7 +38,7 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }
-    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, roster: None, contradicting: None })
+    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, ..RosterSettings::default() })
 }
 
 impl Settings {
@@ -145,8 +150,11 @@ mod tests {
         let file = Path::new("/etc/narmesh.toml");
         let mut settings = Settings::check(Config::parse(text, file).unwrap(), file).unwrap();
         let mesh = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
-        let signed =
-            SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }).unwrap();
+        let signed = SignedRoster::sign(
+            &mesh,
+            Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new(), removals: Vec::new() },
+        )
+        .unwrap();
         settings.add_members(Arc::new(signed), me);
         settings.quorum.policy(None).expect("no roster makes a policy invalid");
         let quorum = &settings.quorum;
@@ -201,8 +209,11 @@ mod tests {
             member(&client, "client", MemberRole::Client, &key("client-1", 5)),
         ];
         let mesh = NixSecretKey::from_seed("home", &[9; 32]).unwrap();
-        let signed =
-            SignedRoster::sign(&mesh, Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() }).unwrap();
+        let signed = SignedRoster::sign(
+            &mesh,
+            Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new(), removals: Vec::new() },
+        )
+        .unwrap();
         let remarks = settings.add_members(Arc::new(signed), &me);
         assert_eq!(remarks.len(), 1, "{remarks:?}");
         assert!(remarks[0].contains("own-1") && remarks[0].contains("another key of that name"), "{remarks:?}");

@@ -77,6 +77,8 @@ pub struct MeshStatus {
     /// A mesh key that is said to have taken the place of the same one as ours.
     #[serde(default)]
     pub contradicting_key: Option<String>,
+    /// The version of the roster from which on this machine is no member, if it was removed and told so.
+    pub removed_in_version: Option<u64>,
     /// The roster in force; absent if none is known that names this machine.
     pub roster: Option<RosterStatus>,
 }

@@ -1,7 +1,7 @@
 //! What of the status somebody has to look at, in words, with what to do.
 
 use super::Status;
-use super::text::duration;
+use super::text::{duration, tell_removal};
 
 /// Warnings of one kind that are told apart; further ones are counted.
 const EACH_MAX: usize = 5;
@@ -36,6 +36,12 @@ pub fn find_warnings(status: &Status) -> Vec<Warning> {
         warn(
             format!("Builders got different results for {conflicts} paths."),
             "`narmesh quorum report` names them, and `narmesh quorum why PATH` says who says what. A build that is not reproducible is the usual reason; a builder that lies is the one to look for.",
+        );
+    }
+    if let Some((mesh, version)) = status.mesh.as_ref().and_then(|mesh| Some((mesh, mesh.removed_in_version?))) {
+        warn(
+            format!("Mesh: {}.", tell_removal(mesh, version)),
+            "If that is a mistake, ask for a token (`narmesh mesh invite` on the machine with the mesh key), and use it here with `narmesh join TOKEN`. `narmesh leave` takes the mesh out of the configuration.",
         );
     }
     if status.mesh.as_ref().is_some_and(|mesh| mesh.roster.is_none()) {

@@ -66,7 +66,7 @@ impl World {
         let thief = NixSecretKey::from_seed("home", &draw.seed()).expect("a name and 32 bytes are a key");
         let mut machines: Vec<_> = (0..scenario.machines).map(|_| Machine::new(&mut draw)).collect();
         let members = machines.iter().enumerate().map(|(number, machine)| machine.to_member(number)).collect();
-        let first = Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new() };
+        let first = Roster { version: 1, issued_at_ms: 0, members, edits: Vec::new(), removals: Vec::new() };
         let forged = SignedRoster::sign(&thief, Roster { version: u64::MAX, ..first.clone() }).expect("a good roster");
         let first = Arc::new(SignedRoster::sign(&mesh, first).expect("a good roster"));
         let liars = draw.some((2..scenario.machines).collect(), scenario.liars);

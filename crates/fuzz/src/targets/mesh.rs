@@ -218,6 +218,7 @@ fn roster(payload: &[u8]) -> Outcome {
         let again = SignedRoster::sign(&key, roster.roster().clone()).expect("what was opened can be signed");
         assert_eq!(again.as_bytes(), signed, "one spelling");
         assert!(roster.roster().members.iter().all(|member| roster.member(&member.node_key) == Some(member)));
+        assert!(roster.roster().removals.len() <= Roster::REMOVALS_MAX);
     }
     Outcome::of_result(&opened, |roster| magnitude(roster.roster().members.len()))
 }
@@ -242,10 +243,23 @@ fn roster_seeds() -> Vec<Vec<u8>> {
         ephemeral_s: 60,
         addresses: vec!["/ip4/192.0.2.1/tcp/7280".to_owned()],
     };
-    let mut roster = Roster { version: 1, issued_at_ms: 2, members: vec![member(1), member(2)], edits: Vec::new() };
+    let mut roster = Roster {
+        version: 1,
+        issued_at_ms: 2,
+        members: vec![member(1), member(2)],
+        edits: Vec::new(),
+        removals: Vec::new(),
+    };
     roster.set_edits_of([1; 32], 7);
-    let signed = SignedRoster::sign(&key, roster).expect("a good roster");
-    vec![signed.as_bytes().get(97..).unwrap_or_default().to_vec()]
+    let mut with_removals = Roster { version: 2, members: vec![member(1)], ..roster.clone() };
+    with_removals.note_removals(
+        &key,
+        &Roster { members: vec![member(1), Member { ephemeral_s: 0, ..member(2) }], ..roster.clone() },
+    );
+    [roster, with_removals]
+        .map(|roster| SignedRoster::sign(&key, roster).expect("a good roster"))
+        .map(|signed| signed.as_bytes().get(97..).unwrap_or_default().to_vec())
+        .to_vec()
 }
 
 /// A lineage and the payload of a roster: the signature over both is made here, those in the lineage are the input's.
@@ -270,7 +284,7 @@ fn lineage_seeds() -> Vec<Vec<u8>> {
         let succession = Succession::sign(&key(old), &key(new).public().bytes(), version);
         lineage = lineage.continued(succession).expect("it continues the lineage");
     }
-    let roster = Roster { version: 7, issued_at_ms: 2, members: Vec::new(), edits: Vec::new() };
+    let roster = Roster { version: 7, issued_at_ms: 2, members: Vec::new(), edits: Vec::new(), removals: Vec::new() };
     let signed = SignedRoster::sign_with_lineage(&key(2), &lineage, roster).expect("a good roster");
     vec![signed.as_bytes().get(97..).unwrap_or_default().to_vec()]
 }

@@ -322,6 +322,11 @@ impl Dialer {
         }
     }
 
+    /// Whether the last connection ended as soon as it was there.
+    pub(super) fn was_short(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer).is_some_and(|target| target.short > 0)
+    }
+
     /// Whether the last dial was one over relays.
     pub(super) fn was_relayed(&self, peer: &PeerId) -> bool {
         self.targets.get(peer).is_some_and(|target| target.was_relayed)

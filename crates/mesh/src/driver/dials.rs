@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::dial_names::DialNames;
+use super::removal_asks::RemovalAsks;
 use crate::addresses::{describe_dial_error, may_be_told, multiaddr, socket_address};
 use crate::clock::now;
 use crate::dialer::{Demand, Dialer, NotNow};
@@ -19,6 +20,9 @@ use tokio::sync::oneshot;
 
 /// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
 const WAITERS_MAX: usize = 256;
+/// A member that refuses us since we were removed is dialled again after this: it may have admitted us meanwhile, and not
+/// reach us itself.
+const REFUSED_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Who is to be dialled, and who waits for it.
 #[derive(Debug)]
@@ -29,16 +33,21 @@ pub(super) struct Dials {
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     /// Whether an address of a peer changed since the handshake limits were told.
     are_known_addresses_stale: bool,
+    /// Members that refuse us.
+    refusing: BTreeSet<PeerId>,
+    removal_asks: RemovalAsks,
     rng: StdRng,
 }
 
 impl Dials {
-    pub(super) fn new(connections_wanted: usize, rng: StdRng) -> Self {
+    pub(super) fn new(connections_wanted: usize, rng: StdRng, removal_asks: RemovalAsks) -> Self {
         Self {
             dialer: Dialer::new(connections_wanted),
             names: DialNames::default(),
             waiting: HashMap::new(),
             are_known_addresses_stale: false,
+            refusing: BTreeSet::new(),
+            removal_asks,
             rng,
         }
     }
@@ -104,6 +113,7 @@ impl Dials {
         let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.on_failed(now().moment, &peer, &mut self.rng);
+        self.leave_refusing(&peer);
         context.statistics.update(&peer, |stats| {
             if !self.dialer.was_relayed(&peer) {
                 stats.not_direct = Some(why.clone());
@@ -169,6 +179,13 @@ impl Dials {
         self.dialer.set_peers(now().moment, peers, connections_wanted);
         for peer in peers.keys() {
             self.show_addresses(context, peer);
+        }
+        let before = std::mem::replace(&mut self.refusing, context.config.refusing.clone());
+        for peer in self.refusing.clone().difference(&before) {
+            self.leave_refusing(peer);
+        }
+        for peer in before.difference(&self.refusing) {
+            self.dialer.leave(now().moment, peer, Duration::ZERO);
         }
         self.are_known_addresses_stale = true;
         self.tell_handshake_limits(context);
@@ -236,8 +253,19 @@ impl Dials {
         }
     }
 
-    pub(super) fn on_disconnected(&mut self, peer: &PeerId) {
+    pub(super) fn on_disconnected(&mut self, context: &Context, peer: &PeerId) {
         self.dialer.on_disconnected(now().moment, peer, &mut self.rng);
+        self.leave_refusing(peer);
+        // So it is with a member by whose roster we are none any more.
+        if self.dialer.was_short(peer) {
+            self.removal_asks.ask(context, *peer, self.dialer.addresses(peer));
+        }
+    }
+
+    fn leave_refusing(&mut self, peer: &PeerId) {
+        if self.refusing.contains(peer) {
+            self.dialer.leave(now().moment, peer, REFUSED_PAUSE);
+        }
     }
 
     /// Notes that this machine has other addresses than before.

@@ -21,6 +21,7 @@ mod narinfos;
 mod parts;
 mod questions;
 mod realisations;
+mod removal_asks;
 mod requests;
 mod rosters;
 mod start;
@@ -28,7 +29,7 @@ mod trees;
 mod upgrades;
 mod ways;
 
-pub use self::parts::{MeshParts, StartError};
+pub use self::parts::{MeshNews, MeshParts, StartError};
 
 use self::attestations::{Attestations, view_audiences};
 use self::bulk_dials::BulkDials;
@@ -323,7 +324,7 @@ impl Mesh {
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
         tracing::info!(%peer, why, "disconnected");
         self.nars.on_disconnected(&peer);
-        self.dials.on_disconnected(&peer);
+        self.dials.on_disconnected(&self.context, &peer);
         self.context.statistics.update(&peer, |stats| stats.on_lost(why));
         self.context.gossip.handle(now(), Input::Disconnected(peer));
         self.attestations.on_disconnected(peer);

@@ -7,7 +7,7 @@ use crate::state::{MeshState, SummaryStore};
 use crate::statistics::PeerStatistics;
 use crate::transport::TlsError;
 use crate::uploads::Uploads;
-use narmesh_protocol::SignedRoster;
+use narmesh_protocol::{Removal, SignedRoster};
 use narmesh_store::Offer;
 use std::io;
 use std::sync::Arc;
@@ -28,10 +28,19 @@ pub struct MeshParts {
     pub summaries: Option<Box<dyn SummaryStore>>,
     /// Leads to the thread that exchanges attestations.
     pub exchange: DriverEnd,
-    /// Takes rosters that are newer than ours.
-    pub rosters: mpsc::Sender<Arc<SignedRoster>>,
+    /// Takes what members tell of our mesh.
+    pub news: mpsc::Sender<MeshNews>,
     /// Answers machines that want to join.
     pub join_handler: JoinHandler,
+}
+
+/// What a member tells of our mesh. The daemon keeps it, and puts it in force.
+#[derive(Clone, Debug)]
+pub enum MeshNews {
+    /// A roster that is newer than ours.
+    Roster(Arc<SignedRoster>),
+    /// What says that we were removed after our roster.
+    Removed(Removal),
 }
 
 /// Why the mesh cannot start.

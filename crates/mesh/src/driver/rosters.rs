@@ -1,31 +1,33 @@
 //! Rosters of our mesh: carries the questions and answers by which members come to the newest one (`crates/roster`).
 
 use super::context::{Context, encode_busy};
+use super::parts::MeshNews;
 use super::questions::is_admitted;
 use super::requests::{Event, NumberedRequests, RequestEvent};
 use crate::clock::moment;
+use crate::removals::Removals;
 use crate::request_rates::RequestRates;
 use crate::unread::Protocol;
 use libp2p::PeerId;
 use narmesh_gossip::{Misdeed, Moment};
-use narmesh_protocol::SignedRoster;
 use narmesh_roster::{Fault, Input, Output, RosterExchange};
-use std::sync::Arc;
 use tokio::sync::mpsc;
 
 #[derive(Debug)]
 pub(super) struct Rosters {
     exchange: RosterExchange,
-    /// Where newer rosters go; the daemon keeps them and puts them in force.
-    heard: mpsc::Sender<Arc<SignedRoster>>,
+    /// Where newer rosters go.
+    news: mpsc::Sender<MeshNews>,
     requests: NumberedRequests,
     rates: RequestRates,
+    /// What machines are told that were removed.
+    told: Removals,
 }
 
 impl Rosters {
-    pub(super) fn new(heard: mpsc::Sender<Arc<SignedRoster>>) -> Self {
+    pub(super) fn new(news: mpsc::Sender<MeshNews>, told: Removals) -> Self {
         let (requests, rates) = (NumberedRequests::new(Protocol::Roster), RequestRates::of_rosters());
-        Self { exchange: RosterExchange::new(moment()), heard, requests, rates }
+        Self { exchange: RosterExchange::new(moment()), news, requests, rates, told }
     }
 
     pub(super) fn on_connected(&mut self, context: &mut Context, peer: PeerId) {
@@ -39,6 +41,7 @@ impl Rosters {
     /// Takes over the roster of the configuration in force.
     pub(super) fn on_reconfigured(&mut self, context: &mut Context) {
         let membership = context.config.mesh.clone();
+        self.told.set(membership.as_ref(), &context.config.peers);
         self.handle(context, Input::Held(membership));
     }
 
@@ -86,7 +89,7 @@ impl Rosters {
                 Output::Heard { from, roster } => {
                     tracing::info!(peer = %from, version = roster.roster().version, "newer roster heard");
                     // While the daemon is busy with another one, this one comes again with the next comparison.
-                    drop(self.heard.try_send(roster));
+                    drop(self.news.try_send(MeshNews::Roster(roster)));
                 }
                 Output::Misbehaved { peer, fault } => context.report_misdeed(peer, misdeed_of(fault)),
             }

@@ -10,6 +10,7 @@ use super::kept::RestoredSummaries;
 use super::logs::Logs;
 use super::narinfos::NarInfos;
 use super::realisations::Realisations;
+use super::removal_asks::RemovalAsks;
 use super::rosters::Rosters;
 use super::trees::Trees;
 use super::{COMMANDS_MAX, CONNECTIONS_MAX, LISTEN_TIMEOUT, Mesh, MeshParts, StartError};
@@ -24,6 +25,7 @@ use crate::listeners::Listeners;
 use crate::nar_client::NarPool;
 use crate::state::SummaryStore;
 use crate::swarm::{self, Built};
+use crate::transport::Tls;
 use crate::unread::UnreadReplies;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
@@ -43,9 +45,9 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> Result<(Self, MeshHandle), StartError> {
-        let MeshParts { offer, uploads, statistics, state, summaries, exchange, rosters, join_handler } = parts;
+        let MeshParts { offer, uploads, statistics, state, summaries, exchange, news, join_handler } = parts;
         let built = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
-        let Built { mut swarm, bulk, bulk_arrivals, joins, is_open, circuits } = built;
+        let Built { mut swarm, bulk, bulk_arrivals, joins, is_open, removals: told, circuits } = built;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
@@ -78,12 +80,13 @@ impl Mesh {
         tokio::spawn(bulk.clone().run(surroundings, bulk_arrivals));
         let unread = UnreadReplies::default();
         tokio::spawn(answer_joins(joins, join_handler));
+        let removal_asks = RemovalAsks::new(Tls::new(keypair)?, news.clone());
         let mut mesh = Self {
             context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
             listeners,
             commands,
             gossip_link: GossipLink::new(),
-            dials: Dials::new(config.connections_gossip, rng),
+            dials: Dials::new(config.connections_gossip, rng, removal_asks),
             bulk_dials: BulkDials::new(bulk, asks),
             narinfos: NarInfos::new(Arc::clone(&offer)),
             trees: Trees::new(Arc::clone(&offer), keypair.clone()),
@@ -91,7 +94,7 @@ impl Mesh {
             realisations: Realisations::new(Arc::clone(&offer)),
             nars,
             attestations: Attestations::new(exchange, offer),
-            rosters: Rosters::new(rosters),
+            rosters: Rosters::new(news, told),
             circuits: CircuitRequests::new(circuits),
             is_open,
             summaries: None,

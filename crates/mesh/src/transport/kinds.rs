@@ -3,6 +3,7 @@
 //! the last two.
 
 use super::super::circuits::Relay;
+use super::super::removals::Removals;
 use super::multiplexer::{Bounds, Muxer, PROTOCOL};
 use futures::future::Ready;
 use futures::{AsyncRead, AsyncWrite, future};
@@ -62,6 +63,8 @@ pub struct Elsewhere {
     pub joins: mpsc::Sender<Arrival>,
     /// Whether any may. While none may, nobody is told that there is such a protocol.
     pub is_open: Arc<AtomicBool>,
+    /// Tells machines that were removed. Nobody else is told that there is such a protocol.
+    pub(crate) removals: Removals,
     /// Takes what it is to pass on. While it is off, nobody is told that there is such a protocol.
     pub(crate) relay: Relay,
 }

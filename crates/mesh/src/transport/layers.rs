@@ -1,6 +1,7 @@
 //! Puts TLS and a multiplexer on a socket, each negotiated by name.
 
 use super::super::addresses::socket_address;
+use super::super::removals;
 use super::Tls;
 use super::kinds::{Elsewhere, HandedOver, Multiplexing};
 use futures::{AsyncRead, AsyncWrite};
@@ -9,7 +10,8 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
 use libp2p::core::{ConnectedPoint, Endpoint};
 use multistream_select::{Version, dialer_select_proto, listener_select_proto};
-use narmesh_protocol::wire::RELAY_PROTOCOL;
+use narmesh_protocol::Removal;
+use narmesh_protocol::wire::{RELAY_PROTOCOL, REMOVAL_PROTOCOL};
 use std::io;
 use std::net::SocketAddr;
 
@@ -67,6 +69,23 @@ async fn dial(
     Ok((peer, StreamMuxerBox::new(kind.upgrade_outbound(stream, name).await?)))
 }
 
+/// Asks whoever is at the other end whether we were removed from its mesh, within [`super::HANDSHAKE_TIMEOUT`].
+pub(super) async fn ask_removal(
+    tls: Tls,
+    socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<(PeerId, Removal), LayerError> {
+    let asked = async {
+        let (name, socket) =
+            dialer_select_proto(socket, tls.protocol_info(), Version::V1Lazy).await.map_err(io::Error::other)?;
+        let (peer, stream) = tls.upgrade_outbound(socket, name).await.map_err(io::Error::other)?;
+        // Not lazily: nothing is sent with which the name could go.
+        let (_, stream) =
+            dialer_select_proto(stream, [REMOVAL_PROTOCOL], Version::V1).await.map_err(io::Error::other)?;
+        Ok((peer, removals::read(stream).await?))
+    };
+    tokio::time::timeout(super::HANDSHAKE_TIMEOUT, asked).await.map_err(io::Error::from).flatten().map_err(LayerError)
+}
+
 async fn accept(
     socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     from: Option<SocketAddr>,
@@ -82,8 +101,15 @@ async fn accept(
         return Err(io::Error::other(HandedOver));
     }
     let (peer, stream) = tls.upgrade_inbound(socket, name).await.map_err(io::Error::other)?;
+    let removals = elsewhere.removals.clone();
+    let is_removed = removals.is_due(&peer);
     let kind = Multiplexing::Either { peer, elsewhere };
     // Bulk or control: that is agreed on under TLS, once it is known who asks.
-    let (name, stream) = listener_select_proto(stream, kind.protocol_info()).await.map_err(io::Error::other)?;
+    let names = kind.protocol_info().into_iter().chain(is_removed.then_some(REMOVAL_PROTOCOL));
+    let (name, stream) = listener_select_proto(stream, names).await.map_err(io::Error::other)?;
+    if name == REMOVAL_PROTOCOL {
+        removals.tell(&peer, stream).await?;
+        return Err(io::Error::other(HandedOver));
+    }
     Ok((peer, StreamMuxerBox::new(kind.upgrade_inbound(stream, name).await?)))
 }

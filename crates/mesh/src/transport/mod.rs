@@ -24,6 +24,7 @@ use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::tcp::tokio::TcpStream;
 pub use multiplexer::{Muxer, MuxerError, MuxerStream};
+use narmesh_protocol::Removal;
 use sockets::prepare_socket;
 pub use sockets::tcp;
 use std::io;
@@ -53,6 +54,11 @@ pub(crate) fn control(
 pub fn join(tls: Tls) -> PeerTransport {
     let layers = Layers { tls, dialled: Multiplexing::Join, elsewhere: None };
     tcp_sockets().and_then(move |socket, endpoint| layers.put_on(socket, endpoint)).boxed()
+}
+
+/// The transport by which a machine asks a member whether it was removed: it makes no connection that stays.
+pub(crate) fn removal(tls: Tls) -> Boxed<(PeerId, Removal)> {
+    tcp_sockets().and_then(move |socket, _| layers::ask_removal(tls, socket)).boxed()
 }
 
 /// The transport that dials bulk connections, at addresses and over relays.

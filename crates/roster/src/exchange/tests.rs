@@ -42,7 +42,7 @@ fn signed_with_lineage(key: &NixSecretKey, lineage: &Lineage, version: u64, memb
         addresses: Vec::new(),
     };
     let members = members.iter().enumerate().map(member).collect();
-    let roster = Roster { version, issued_at_ms: 1, members, edits: Vec::new() };
+    let roster = Roster { version, issued_at_ms: 1, members, edits: Vec::new(), removals: Vec::new() };
     Arc::new(SignedRoster::sign_with_lineage(key, lineage, roster).unwrap())
 }
 

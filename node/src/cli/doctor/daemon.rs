@@ -6,7 +6,7 @@ use super::report::Look;
 use crate::cli::findings::{Finding, Mender};
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
 use crate::status::Status;
-use crate::status::text::contradiction;
+use crate::status::text::{contradiction, tell_removal};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -142,6 +142,10 @@ fn look_at_status(status: &Status, mender: &Mender, look: &mut Look) {
         look.found(
             two.mended_by(accept(other)).mended_by(format!("{} # if the one in force is right", accept(&mesh.key))),
         );
+    }
+    if let Some((mesh, version)) = status.mesh.as_ref().and_then(|mesh| Some((mesh, mesh.removed_in_version?))) {
+        let removed = Finding::error(tell_removal(mesh, version));
+        look.found(removed.mended_by(format!("{} # with a new token", mender.narmesh("join TOKEN"))));
     }
     if let Some(gap) = &status.store.missing {
         look.found(Finding::error(format!(

@@ -5,9 +5,10 @@ use crate::status::MeshStatus;
 
 pub(super) fn mesh_text(mesh: &MeshStatus) -> String {
     let name = escaped(mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name));
-    let text = match &mesh.roster {
-        None => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
-        Some(roster) => format!(
+    let text = match (mesh.removed_in_version, &mesh.roster) {
+        (Some(version), _) => tell_removal(mesh, version),
+        (None, None) => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
+        (None, Some(roster)) => format!(
             "{name}: {} members, roster version {} of {}; this machine is {}, a {}",
             roster.members,
             roster.version,
@@ -20,6 +21,16 @@ pub(super) fn mesh_text(mesh: &MeshStatus) -> String {
         None => text,
         Some(key) => format!("{text}; {}", contradiction(key)),
     }
+}
+
+/// What people are told of a machine that was removed.
+pub(crate) fn tell_removal(mesh: &MeshStatus, version: u64) -> String {
+    let name = mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name);
+    format!(
+        "this machine was removed from the mesh {}, in roster version {version}: its members refuse it, and are dialled \
+         once an hour",
+        escaped(name)
+    )
 }
 
 /// What people are told of two keys that are both said to have taken the place of one.
@@ -53,6 +64,17 @@ mod tests {
         assert_eq!(
             mesh_text(&MeshStatus { key, ..MeshStatus::default() }),
             "home: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_was_removed_is_told_whatever_roster_it_had() {
+        let removed_in_version = Some(7);
+        let mesh = MeshStatus { key: "ho\u{202e}me:AA==".to_owned(), removed_in_version, ..MeshStatus::default() };
+        let text = mesh_text(&mesh);
+        assert!(
+            text.starts_with("this machine was removed from the mesh ho\\u{202e}me, in roster version 7: "),
+            "{text}"
         );
     }
 

@@ -11,8 +11,8 @@ use super::{
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
-pub(crate) use mesh::contradiction;
 use mesh::mesh_text;
+pub(crate) use mesh::{contradiction, tell_removal};
 use narmesh_mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
