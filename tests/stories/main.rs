@@ -50,6 +50,7 @@ mod serving_others;
 mod shared;
 mod substitute;
 mod systemd;
+mod terminal;
 mod tls;
 mod top;
 mod travel;
