@@ -190,6 +190,9 @@ pub struct PeerStatus {
     pub summary: Option<SummaryStatus>,
     /// Moving average of its narinfo answers, or the first ping, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// How far away it is: the quickest of its last pings, milliseconds.
+    #[serde(default)]
+    pub distance_ms: Option<f64>,
     /// For how many more seconds it is asked nothing because it misbehaved.
     pub set_aside_s: Option<u64>,
 }

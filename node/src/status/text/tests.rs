@@ -257,6 +257,8 @@ fn the_json_has_the_documented_names() {
         "bytes_out",
         "rate_bytes_s",
         "rtt_ms",
+        "distance_ms",
+        "why_kind",
         "set_aside_s",
         "misdeeds",
         "last_misdeed",
