@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub struct RosterSettings {
     /// The mesh key: that of the configuration, or the one that has taken its place, once a roster was added that says so.
     pub key: Option<NixPublicKey>,
+    /// The mesh key of the configuration, if another one has taken its place.
+    pub replaced: Option<NixPublicKey>,
     /// A file with a signed roster.
     pub roster_file: Option<PathBuf>,
     /// Whether members find each other on the local network.
@@ -33,7 +35,14 @@ pub(super) fn check(mesh: &RosterConfig, base: &Path) -> Result<RosterSettings, 
     if let (None, Some(path)) = (&key, &roster_file) {
         return Err(refused("mesh.roster_file", path, "no file, or mesh.key, which signed the roster, beside it"));
     }
-    Ok(RosterSettings { key, roster_file, discover_lan: mesh.discover_lan, roster: None, contradicting: None })
+    Ok(RosterSettings {
+        key,
+        replaced: None,
+        roster_file,
+        discover_lan: mesh.discover_lan,
+        roster: None,
+        contradicting: None,
+    })
 }
 
 impl Settings {
