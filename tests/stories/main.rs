@@ -55,6 +55,7 @@ mod tls;
 mod top;
 mod travel;
 mod trust;
+mod typed;
 mod upstream;
 mod upstream_circles;
 mod upstream_failures;
