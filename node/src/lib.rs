@@ -28,6 +28,7 @@ mod sources;
 pub mod state_db;
 mod state_files;
 pub mod status;
+mod styles;
 mod substituter;
 mod tokens;
 mod why;

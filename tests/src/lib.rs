@@ -47,6 +47,7 @@ mod rules;
 mod shipment;
 mod shown;
 mod status;
+mod terminal;
 mod wait;
 
 pub use asked::{Fetched, fetch_all, missing};
@@ -77,4 +78,5 @@ pub use rules::{Jury, Rules};
 pub use shipment::{LookupsBesideBulk, Shipment, Shipped};
 pub use shown::{Shown, shown_commands};
 pub use status::Status;
+pub use terminal::InTerminal;
 pub use wait::{PROMISE_FACTOR, poll, promised, wait_for, wait_until};

@@ -182,6 +182,7 @@ fn the_quick_start_with_two_machines_works_as_written() {
     block_of_one.push_str(&format!("addresses = [\"{}\"]\n", one.p2p_address()));
     edit(&two, &block_of_one, &key_one);
     two.start_as_written(None);
+    two.narmesh(&["check-config", "--probe"]).expect_success("both run, and allow each other");
 
     let lib = one.store.build_one("app");
     one.wait_all_advertised(&[&two]);

@@ -119,3 +119,32 @@ fn init_gives_its_files_to_the_user_asked_for() {
         assert_eq!((facts.uid(), facts.permissions().mode() & 0o7777), (65_534, mode), "{file}");
     }
 }
+
+/// What certbot calls when it has renewed a certificate, on a machine with the user of the units.
+const RENEW: &str = r#"
+set -e
+mkdir -p "$SCRATCH/upper" "$SCRATCH/work"
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$SCRATCH/upper,workdir=$SCRATCH/work" /etc
+systemd-sysusers "$UNITS/narmesh.sysusers"
+sh -c "$HOOK"
+stat -c '%U:%G %a %n' /etc/narmesh/tls/*
+"#;
+
+#[test]
+fn a_renewed_certificate_is_copied_by_the_command_of_the_document() {
+    let scratch = scratch_dir("renewed");
+    let text = fs::read_to_string(repository_root().join("docs/operations.md")).unwrap();
+    let hook = text.lines().find(|line| line.starts_with("install -D -o narmesh")).unwrap();
+    for file in ["fullchain.pem", "privkey.pem"] {
+        fs::write(scratch.path().join(file), file).unwrap();
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", RENEW]).env("HOOK", hook).env("SCRATCH", scratch.path());
+    command.env("UNITS", repository_root().join("contrib/systemd")).env("RENEWED_LINEAGE", scratch.path());
+    assert_eq!(
+        finish(&mut command).expect_success(hook).trim(),
+        "narmesh:narmesh 600 /etc/narmesh/tls/fullchain.pem\nnarmesh:narmesh 600 /etc/narmesh/tls/privkey.pem"
+    );
+    let copied = fs::read_to_string(scratch.path().join("upper/narmesh/tls/privkey.pem")).unwrap();
+    assert_eq!(copied, "privkey.pem");
+}

@@ -90,6 +90,12 @@ fn a_stolen_mesh_key_decides_nothing_after_a_rekey_not_even_for_who_was_away() {
     far.start();
     wait_met(&founder, &far);
     assert_eq!(mesh_key(&far), new);
+    // That is told until the file names the new one, with the command that writes it there.
+    let told =
+        |node: &TestNode| node.narmesh(&["check-config"]).expect_success("check-config").contains("was replaced by");
+    assert!(told(&far) && !told(&founder));
+    far.narmesh(&["mesh", "rekey", "--accept", &new]).expect_success("the key that counts");
+    assert!(fs::read_to_string(far.config_file()).unwrap().contains(&new) && !told(&far));
 
     // Who had the old key is told what to do, and then signs again.
     let refused = second.narmesh(&["mesh", "rename", "far", "near"]).expect_failure("the old key");

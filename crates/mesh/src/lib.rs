@@ -30,6 +30,7 @@ mod config;
 mod connection_rates;
 mod connection_rule;
 mod dead_connections;
+mod dial_failure;
 mod dialer;
 mod driver;
 mod first_words;
@@ -59,6 +60,7 @@ pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrd
 pub use circuits::{RelayView, Way};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
+pub use dial_failure::DialFailure;
 pub use driver::{Mesh, MeshNews, MeshParts, StartError};
 pub use handle::{AskError, AudienceView, MeshHandle, MeshView, TreeAnswer};
 pub use join::{JoinError, JoinHandler, join};

@@ -1,12 +1,13 @@
 //! What each peer did for us and to us: the counters behind `status`, and whom to ask first.
 
 use super::circuits::Way;
+use super::dial_failure::DialFailure;
 use libp2p::PeerId;
 use narmesh_gossip::{Candidate, Misdeed};
 use narmesh_protocol::AudienceDigest;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Timeouts in a row after which a peer is passed over for a while.
@@ -24,6 +25,8 @@ const NEAR_MAX: Duration = Duration::from_millis(20);
 const LATELY: Duration = Duration::from_secs(15);
 /// The newest sample is one part in this many of the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
+/// Pings of which the quickest counts; there is one every two minutes (a guess, not measured).
+const PINGS_KEPT: usize = 4;
 
 /// The rate of a line is measured over at least this many bytes …
 const RATE_BYTES_MIN: u64 = 256 << 10;
@@ -53,6 +56,9 @@ pub struct PeerStats {
     pub connected: bool,
     /// Why no connection is open, as last seen, in words.
     pub why: Option<String>,
+    /// The kind of that reason, for programs.
+    #[serde(default)]
+    pub why_kind: Option<DialFailure>,
     /// Which way the connection goes: `direct`, `met` (through NATs), or `relayed`.
     pub way: Option<Way>,
     /// The peer id of the relay of a relayed connection.
@@ -92,6 +98,9 @@ pub struct PeerStats {
     /// Moving average of the time to a narinfo answer.
     #[serde(skip)]
     pub latency: Option<Duration>,
+    /// The last round trips of pings, the newest last.
+    #[serde(skip)]
+    pub pings: VecDeque<Duration>,
     /// When its newest summary came into the table.
     #[serde(skip)]
     pub summary_since: Option<Instant>,
@@ -132,6 +141,25 @@ impl PeerStats {
     /// Notes that its last connection ended, and why.
     pub(super) fn on_lost(&mut self, why: String) {
         (self.connected, self.why, self.lost) = (false, Some(why), Some(Instant::now()));
+        self.why_kind = Some(DialFailure::Closed);
+        // The next connection may go another way.
+        self.pings.clear();
+    }
+
+    /// Notes the round trip of a ping.
+    pub(super) fn on_ping(&mut self, round_trip: Duration) {
+        // An answer to a lookup says more about how long answers take.
+        self.latency.get_or_insert(round_trip);
+        if self.pings.len() == PINGS_KEPT {
+            self.pings.pop_front();
+        }
+        self.pings.push_back(round_trip);
+    }
+
+    /// How far away it is: the quickest of its last pings. One that a machine slept through, or a full line held up, does not
+    /// count beside the others.
+    pub fn distance(&self) -> Option<Duration> {
+        self.pings.iter().min().copied()
     }
 
     /// Whether it is passed over for a while because it did not answer.
@@ -401,5 +429,16 @@ mod tests {
         let candidates = [Candidate { peer: demoted, is_demoted: true }, candidate(usual)];
         let ranked = Ranked { now: vec![usual], demoted: vec![demoted], ..Ranked::default() };
         assert_eq!(statistics.rank(candidates), ranked);
+    }
+
+    #[test]
+    fn ping_that_was_slept_through_says_nothing_about_the_distance() {
+        let mut stats = PeerStats::default();
+        let ms = Duration::from_millis;
+        [ms(20), Duration::from_secs(90)].into_iter().for_each(|took| stats.on_ping(took));
+        assert_eq!((stats.distance(), stats.latency), (Some(ms(20)), Some(ms(20))));
+        // What has become slow for good is seen soon.
+        (0..PINGS_KEPT).for_each(|_| stats.on_ping(ms(80)));
+        assert_eq!((stats.distance(), stats.pings.len()), (Some(ms(80)), PINGS_KEPT));
     }
 }

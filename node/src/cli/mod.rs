@@ -21,11 +21,13 @@ mod nix_conf;
 mod nix_keys;
 mod nix_substituters;
 mod nix_version;
+mod progress;
 mod quorum;
 mod rekey;
 mod reload;
 mod requests;
 mod run;
+mod screen;
 mod serve;
 mod setup_nix;
 mod startable;
@@ -37,6 +39,7 @@ mod why;
 
 use crate::config::DEFAULT_FILE;
 use crate::describe::describe;
+use crate::styles::{wants_colours, without_colours};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -174,6 +177,11 @@ fn emit(text: &str) -> io::Result<()> {
     }
 }
 
+/// Writes a report of ours that has colours, without them where they are not wanted.
+fn emit_coloured(text: &str) -> io::Result<()> {
+    if wants_colours() { emit(text) } else { emit(&without_colours(text)) }
+}
+
 /// Prints a remark to standard error, so that it does not mix with the answer.
 fn eprint_line(text: &str) {
     eprintln!("narmesh: {text}");
@@ -181,8 +189,11 @@ fn eprint_line(text: &str) {
 
 /// Writes a report as JSON or as text.
 fn emit_report<R: serde::Serialize>(report: &R, json: bool, text: impl FnOnce(&R) -> String) -> anyhow::Result<()> {
-    let rendered = if json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
-    Ok(emit(&rendered)?)
+    match json {
+        true => emit(&(serde_json::to_string_pretty(report)? + "\n"))?,
+        false => emit_coloured(&text(report))?,
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ const BEGIN: &str =
 /// What such a line begins with, whoever wrote it.
 const BEGINS: &str = "# begin narmesh:";
 const END: &str = "# end narmesh";
+/// At the end of our first line where the line before it had no end of its own, which is then taken away together with ours.
+const ADDED_LINE_END: &str = " (and the line end before this)";
 /// How Nix is to deal with a gateway that waits for peers; docs/operations.md has the reasons, with measurements.
 pub(super) const PATIENCE: &str = "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
 /// Nix is to ask again at once for a path that was missing just now.
@@ -87,19 +89,28 @@ fn with_part(text: &str, part: Option<&str>) -> String {
     let begins = |line: &str| line.starts_with(BEGINS);
     let is_whole = text.lines().skip_while(|line| !begins(line)).any(|line| line.trim_end() == END);
     let mut is_ours = false;
+    // Where we ended a line that was the last one, and nothing was written behind our part since.
+    let mut added_line_end = false;
     let mut kept = String::new();
     for line in text.split_inclusive('\n') {
         is_ours |= is_whole && begins(line);
-        if !is_ours {
+        if is_ours {
+            added_line_end |= begins(line) && line.trim_end().ends_with(ADDED_LINE_END);
+        } else {
             kept.push_str(line);
+            added_line_end = false;
         }
         is_ours &= line.trim_end() != END;
     }
-    let Some(part) = part else { return kept };
-    if !kept.is_empty() && !kept.ends_with('\n') {
-        kept.push('\n');
+    if added_line_end && kept.ends_with('\n') {
+        kept.pop();
     }
-    format!("{kept}{BEGIN}\n{part}{END}\n")
+    let Some(part) = part else { return kept };
+    if kept.is_empty() || kept.ends_with('\n') {
+        format!("{kept}{BEGIN}\n{part}{END}\n")
+    } else {
+        format!("{kept}\n{BEGIN}{ADDED_LINE_END}\n{part}{END}\n")
+    }
 }
 
 /// On NixOS nix.conf is a link into the store, which nobody writes to.
@@ -110,23 +121,31 @@ fn refuse_store(file: &Path) -> io::Result<()> {
 
 /// nix-daemon reads its settings when it starts.
 fn restart_nix_daemon() {
-    let systemctl = |arguments: &[&str]| {
-        let mut command = Command::new("systemctl");
-        let ran = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        ran.is_ok_and(|status| status.success())
-    };
+    let program = Path::new("systemctl");
     // A machine without nix-daemon, or with one that is started when it is needed, has nothing to restart.
-    if systemctl(&["is-active", "--quiet", "nix-daemon.service"]) {
-        match systemctl(&["restart", "nix-daemon.service"]) {
-            true => eprint_line("restarted nix-daemon"),
-            false => eprint_line("nix-daemon could not be restarted: restart it, so that it reads nix.conf"),
+    if is_active(program) {
+        match systemctl(program, &["restart", "nix-daemon.service"]) {
+            Some(_) => eprint_line("restarted nix-daemon"),
+            None => eprint_line("nix-daemon could not be restarted: restart it, so that it reads nix.conf"),
         }
     }
+}
+
+/// Whether systemd runs nix-daemon. Its word counts and not its success: in a chroot systemctl does nothing, and succeeds.
+fn is_active(program: &Path) -> bool {
+    systemctl(program, &["is-active", "nix-daemon.service"]).is_some_and(|said| said.trim_ascii() == b"active")
+}
+
+/// What it said, if it succeeded.
+fn systemctl(program: &Path, arguments: &[&str]) -> Option<Vec<u8>> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then_some(output.stdout)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn our_part_comes_in_once_and_out_again() {
@@ -140,6 +159,33 @@ mod tests {
         }
         let torn = format!("{BEGIN}\nx\nmax-jobs = 7\n");
         assert_eq!(with_part(&torn, None), torn, "what has no end is left alone");
-        assert_eq!(with_part("max-jobs = 4", Some("x\n")), format!("max-jobs = 4\n{BEGIN}\nx\n{END}\n"));
+    }
+
+    #[test]
+    fn a_file_whose_last_line_has_no_end_is_given_back_without_one() {
+        let text = "max-jobs = 4";
+        let first = with_part(text, Some("x\n"));
+        assert!(first.starts_with("max-jobs = 4\n# begin narmesh:"), "{first}");
+        let second = with_part(&first, Some("y\n"));
+        assert_eq!(second, first.replace("\nx\n", "\ny\n"));
+        assert_eq!(with_part(&second, None), text);
+        // What somebody wrote behind it stays a line of its own.
+        assert_eq!(with_part(&(second + "cores = 2\n"), None), "max-jobs = 4\ncores = 2\n");
+    }
+
+    #[test]
+    fn a_systemctl_that_does_nothing_has_no_active_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("systemctl");
+        let says = |script: &str| {
+            fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            is_active(&program)
+        };
+        assert!(says("echo active"));
+        assert!(!says("echo inactive; exit 3"));
+        // As in a chroot.
+        assert!(!says("echo \"Running in chroot, ignoring command 'is-active'\" >&2"));
+        assert!(!is_active(&dir.path().join("missing")));
     }
 }

@@ -1,5 +1,6 @@
 //! `narmesh top`: what is on its way, live in the terminal.
 
+use super::screen::Screen;
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::status::Status;
@@ -7,11 +8,9 @@ use crate::status::given::sum;
 use crate::status::log::{LogEntry, LogKind, LogOutcome, LogQuery, NarEntry};
 use crate::status::text::{bytes, duration, escaped};
 use crate::status::warnings::find_warnings;
-use console::{Key, Term};
-use std::io::{self, Write as _};
+use crate::styles::{Mark, wants_colours};
+use console::Term;
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 /// How often the screen is drawn.
@@ -23,36 +22,6 @@ const PRINTED: (usize, usize) = (60, 160);
 /// Characters of a bar.
 const BAR: u64 = 16;
 
-/// The alternate screen without a cursor; dropping it restores what was there.
-struct Screen;
-
-impl Screen {
-    fn open() -> io::Result<Self> {
-        let screen = Self;
-        write("\x1b[?1049h\x1b[?25l")?;
-        Ok(screen)
-    }
-
-    fn draw(&self, lines: &[String]) -> io::Result<()> {
-        // Each line is ended with "erase to the right", and the rest of the screen is erased: that does not flicker.
-        let text = lines.iter().map(|line| format!("{line}\x1b[K")).collect::<Vec<_>>().join("\r\n");
-        write(&format!("\x1b[H{text}\x1b[J"))
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        // If the terminal is gone, there is nothing to restore.
-        drop(write("\x1b[?25h\x1b[?1049l"));
-    }
-}
-
-fn write(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}
-
 pub(super) fn top(config: &Path) -> anyhow::Result<()> {
     let seen = Seen::read(config)?;
     let term = Term::stdout();
@@ -60,16 +29,8 @@ pub(super) fn top(config: &Path) -> anyhow::Result<()> {
         let lines = seen.lines(PRINTED, false).into_iter().map(|line| line.trim_end().to_owned() + "\n");
         return Ok(emit(&lines.collect::<String>())?);
     }
-    let (quit, asked_to_quit) = mpsc::channel();
-    let keys = term.clone();
-    // Reading a key blocks, and the screen goes on.
-    thread::Builder::new().name("keys".to_owned()).spawn(move || {
-        while !matches!(keys.read_key_raw(), Ok(Key::Char('q' | 'Q') | Key::CtrlC | Key::Escape) | Err(_)) {}
-        // Fails if the screen is closed already.
-        quit.send(()).ok();
-    })?;
     let screen = Screen::open()?;
-    let has_colours = has_colours();
+    let has_colours = wants_colours();
     let mut seen = Ok(seen);
     loop {
         let (lines, columns) = term.size();
@@ -82,16 +43,11 @@ pub(super) fn top(config: &Path) -> anyhow::Result<()> {
             }
         };
         screen.draw(&shown)?;
-        match asked_to_quit.recv_timeout(EVERY) {
-            Err(RecvTimeoutError::Timeout) => seen = Seen::read(config),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        if screen.wait(EVERY) {
+            return Ok(());
         }
+        seen = Seen::read(config);
     }
-}
-
-/// Whether the user wants colours (<https://no-color.org>).
-fn has_colours() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// What the daemon said.
@@ -131,7 +87,7 @@ impl Seen {
             format!("{} from machines, {} from caches", from(true), from(false))
         };
         let heading = |text: &str| match has_colours {
-            true => format!("\x1b[1m{text}\x1b[0m"),
+            true => Mark::Heading.paint(text),
             false => text.to_owned(),
         };
         let is_running = |nar: &&NarEntry| nar.outcome == LogOutcome::Running;
@@ -161,7 +117,7 @@ impl Seen {
         lines.extend(ended.map(|nar| cut(&ended_line(nar), columns)));
         if has_colours {
             lines.truncate(lines_max.saturating_sub(1));
-            lines.push("\x1b[2mq ends\x1b[0m".to_owned());
+            lines.push(Mark::Aside.paint("q ends"));
         }
         lines.truncate(lines_max);
         lines

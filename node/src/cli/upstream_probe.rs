@@ -1,6 +1,7 @@
 //! `check-config --probe`: what each upstream cache says of itself.
 
 use super::emit;
+use super::progress::Progress;
 use crate::describe::plainly;
 use crate::settings::Settings;
 use anyhow::Context as _;
@@ -26,10 +27,12 @@ pub(super) fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Arc<Upst
 /// Asks each cache for its `nix-cache-info` and prints what it says. Returns whether all of them can be used.
 pub(super) fn probe_upstreams(settings: &Settings, upstreams: &[Arc<Upstream>]) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let progress = Progress::start("asking the caches", None);
     let (answers, own_id) = runtime.block_on(async {
         let answers = join_all(upstreams.iter().map(|upstream| upstream.cache_info()));
         tokio::join!(answers, find_own_id(settings.gateway.listen))
     });
+    drop(progress);
     let mut are_good = true;
     for (upstream, answer) in upstreams.iter().zip(answers) {
         let (is_good, what) = judge_cache_info(answer, &settings.store.store_dir, own_id.as_deref());

@@ -48,6 +48,7 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
         return settings;
     };
     settings.mesh.key = Some(roster.key().clone());
+    settings.mesh.replaced = (mesh.bytes() != roster.key().bytes()).then(|| mesh.clone());
     settings.mesh.contradicting = files.read_other(mesh).ok().flatten().map(|other| other.key().clone());
     // Whoever was removed has no peers any more.
     if !MeshFiles::is_on(&roster, me) {

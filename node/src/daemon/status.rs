@@ -214,6 +214,7 @@ fn peer_status(
         relay_name: relay.map(|relay| relay.name.clone()),
         summary,
         rtt_ms: stats.latency.map(|latency| latency.as_secs_f64() * 1e3),
+        distance_ms: stats.distance().map(|distance| distance.as_secs_f64() * 1e3),
         set_aside_s: stats.set_aside_left().map(|left| left.as_secs()),
         stats,
     }

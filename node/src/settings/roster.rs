@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub struct RosterSettings {
     /// The mesh key: that of the configuration, or the one that has taken its place, once a roster was added that says so.
     pub key: Option<NixPublicKey>,
+    /// The mesh key of the configuration, if another one has taken its place.
+    pub replaced: Option<NixPublicKey>,
     /// A file with a signed roster.
     pub roster_file: Option<PathBuf>,
     /// Whether members find each other on the local network.

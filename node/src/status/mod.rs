@@ -10,8 +10,11 @@ use std::path::PathBuf;
 
 pub mod given;
 pub mod log;
+mod mesh;
 pub mod text;
 pub mod warnings;
+
+pub use mesh::{MeshStatus, RosterStatus};
 
 /// `narmesh status --json`. All counters count since the start of the daemon.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -67,35 +70,6 @@ pub struct Status {
     pub relay: Option<RelayStatus>,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
-}
-
-/// The mesh that the configuration names.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct MeshStatus {
-    /// The mesh key: that of the configuration, or the one that has taken its place.
-    pub key: String,
-    /// A mesh key that is said to have taken the place of the same one as ours.
-    #[serde(default)]
-    pub contradicting_key: Option<String>,
-    /// The version of the roster from which on this machine is no member, if it was removed and told so.
-    pub removed_in_version: Option<u64>,
-    /// The roster in force; absent if none is known that names this machine.
-    pub roster: Option<RosterStatus>,
-}
-
-/// The roster in force.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct RosterStatus {
-    /// Its version.
-    pub version: u64,
-    /// When it was signed, by the clock of whoever signed it, seconds since 1970.
-    pub issued_unix_s: u64,
-    /// Number of members, this machine included.
-    pub members: u64,
-    /// What this machine is called in it.
-    pub name: String,
-    /// What this machine is in it: `client` or `builder`.
-    pub role: String,
 }
 
 /// What a relay does for its peers.
@@ -192,6 +166,9 @@ pub struct PeerStatus {
     pub summary: Option<SummaryStatus>,
     /// Moving average of its narinfo answers, or the first ping, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// How far away it is: the quickest of its last pings, milliseconds.
+    #[serde(default)]
+    pub distance_ms: Option<f64>,
     /// For how many more seconds it is asked nothing because it misbehaved.
     pub set_aside_s: Option<u64>,
 }

@@ -33,6 +33,17 @@ fn firewall_that_keeps_peers_out_is_named_and_opened() {
     run("nft delete table inet guard");
     run("iptables -P INPUT DROP && iptables -A INPUT -i lo -j ACCEPT");
     patient.assert_mended("warning", &words);
+    run("iptables -F && iptables -P INPUT ACCEPT");
+    // All else is let in, and yet nobody comes to this port.
+    let words = ["a rule of the firewall of this machine keeps out TCP port 7280"];
+    run("iptables -A INPUT -p tcp --dport 7280 -j REJECT");
+    patient.assert_mended("warning", &words);
+    run("iptables -F");
+    run(
+        "nft add table inet guard && nft add chain inet guard input '{ type filter hook input priority 0; policy accept; }' && \
+         nft add rule inet guard input tcp dport '{ 22, 7000-7300 }' drop",
+    );
+    patient.assert_mended("warning", &words);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::dial_names::DialNames;
 use super::removal_asks::RemovalAsks;
 use crate::addresses::{describe_dial_error, may_be_told, multiaddr, socket_address};
 use crate::clock::now;
+use crate::dial_failure::DialFailure;
 use crate::dialer::{Demand, Dialer, NotNow};
 use crate::handle::AskError;
 use crate::names::{Resolved, is_named};
@@ -99,18 +100,20 @@ impl Dials {
     }
 
     pub(super) fn on_failed(&mut self, context: &mut Context, peer: PeerId, error: &DialError) {
-        self.on_failed_because(context, peer, Some(describe_dial_error(error)));
+        self.on_failed_because(context, peer, Some((describe_dial_error(error), DialFailure::of(error))));
     }
 
     /// Notes a failed dial; `why` is about the addresses that were dialled, if any were.
-    fn on_failed_because(&mut self, context: &mut Context, peer: PeerId, why: Option<String>) {
+    fn on_failed_because(&mut self, context: &mut Context, peer: PeerId, why: Option<(String, DialFailure)>) {
         let unresolved = self.names.take_unresolved(&peer);
         // The peer may have dialled us meanwhile; then nothing has failed.
         if context.swarm.is_connected(&peer) {
             self.dialer.on_connected(now().moment, &peer, None);
             return;
         }
-        let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
+        let reasons = unresolved.map(|why| (why, DialFailure::Unresolved)).into_iter().chain(why);
+        let (words, kinds): (Vec<_>, Vec<_>) = reasons.unzip();
+        let why = words.join("; ");
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.on_failed(now().moment, &peer, &mut self.rng);
         self.leave_refusing(&peer);
@@ -118,7 +121,7 @@ impl Dials {
             if !self.dialer.was_relayed(&peer) {
                 stats.not_direct = Some(why.clone());
             }
-            stats.why = Some(why.clone());
+            (stats.why, stats.why_kind) = (Some(why.clone()), kinds.into_iter().min());
         });
         // Lookups that still wait go on waiting for the next dial, if it comes soon.
         for waiter in self.waiting.remove(&peer).unwrap_or_default() {

@@ -260,9 +260,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Circuit(event)) => self.circuits.on_event(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
-                context.statistics.update(&peer, |stats| {
-                    stats.latency.get_or_insert(round_trip);
-                });
+                context.statistics.update(&peer, |stats| stats.on_ping(round_trip));
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.listeners.on_address(listener_id);
@@ -313,7 +311,7 @@ impl Mesh {
         let is_local = is_local(address);
         // First: whoever waits for this connection looks there when it is told.
         self.context.statistics.update(&peer, |stats| {
-            (stats.connected, stats.is_local, stats.why) = (true, is_local, None);
+            (stats.connected, stats.is_local, stats.why, stats.why_kind) = (true, is_local, None, None);
         });
         self.dials.on_connected(peer, is_dialled.then_some(address));
         self.context.gossip.handle(now(), Input::Connected(peer));

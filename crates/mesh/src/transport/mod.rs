@@ -20,7 +20,7 @@ pub use kinds::{Arrival, Elsewhere, Multiplexing, arrivals, causes, is_handed_ov
 use layers::Layers;
 use libp2p::PeerId;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::timeout::TransportTimeout;
+use libp2p::core::transport::timeout::{TransportTimeout, TransportTimeoutError};
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::tcp::tokio::TcpStream;
 pub use multiplexer::{Muxer, MuxerError, MuxerStream};
@@ -75,7 +75,11 @@ fn tcp_sockets()
 + Send
 + Unpin {
     let sockets = libp2p::tcp::tokio::Transport::new(tcp()).map(|stream, _| prepare_socket(stream)).map_err(TcpError);
-    TransportTimeout::new(sockets, HANDSHAKE_TIMEOUT)
+    TransportTimeout::new(sockets, HANDSHAKE_TIMEOUT).map_err(|error| match error {
+        TransportTimeoutError::Timeout => TcpError(io::ErrorKind::TimedOut.into()),
+        TransportTimeoutError::TimerError(error) => TcpError(error),
+        TransportTimeoutError::Other(error) => error,
+    })
 }
 
 /// The kernel's error. libp2p's layers pass on the source of an error and not the error itself, so this puts it under

@@ -5,9 +5,10 @@ mod offline;
 use super::findings::{Mender, OwnKeys, of_configuration, startable_findings};
 use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
+use super::progress::Progress;
 use super::startable::check_startable;
 use super::upstream_probe::{open_upstreams, probe_upstreams};
-use super::{client, emit};
+use super::{client, emit, emit_coloured};
 use crate::control::{ControlReply, ControlRequest};
 use crate::daemon::with_members;
 use crate::describe::escaped;
@@ -54,7 +55,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     if settings.quorum.takes_roster() {
         emit(&name_builders(&settings))?;
     }
-    startable_findings(startable).iter().try_for_each(|finding| emit(&finding.text("")))?;
+    startable_findings(startable).iter().try_for_each(|finding| emit_coloured(&finding.text("")))?;
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
     let keys = OwnKeys {
         builder: secrets.builder_key.as_ref().map(NixSecretKey::public),
@@ -63,12 +64,15 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let mender = Mender::of_this_machine(config);
     let findings = of_configuration(&settings, &keys, &nix, NixVersion::installed(), &mender)?;
     emit(&format!("compared with Nix's configuration from {}\n", nix.source))?;
-    findings.iter().try_for_each(|finding| emit(&finding.text("")))?;
+    findings.iter().try_for_each(|finding| emit_coloured(&finding.text("")))?;
     // Without it nothing leaves this machine, so that a file can be checked anywhere.
     if !arguments.probe {
         return Ok(can_start);
     }
+    // Nobody answers where nobody is, and that takes seconds to tell.
+    let progress = Progress::start("asking the peers", None);
     let probes = probe(config, &settings, &secrets)?;
+    drop(progress);
     for probe in &probes {
         emit(&format!("{}\n", probe.text()))?;
     }

@@ -1,7 +1,7 @@
 //! The firewall of this machine: does it let peers in at the ports where the daemon listens?
 
 use super::Facts;
-use super::firewall_rules::{Port, Protocol, Rules};
+use super::firewall_rules::{Port, Protocol, Rules, Shut};
 use super::report::Look;
 use crate::cli::findings::{Finding, Mender};
 use crate::settings::{Settings, socket_address};
@@ -21,9 +21,9 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
     }
     for port in ports {
         // What iptables shows may be what nft shows, so one of the two is enough.
-        let shut = [&nft, &iptables].into_iter().flatten().find(|rules| rules.shut(port));
-        if let Some(rules) = shut {
-            look.found(describe(port, rules, &facts.mender));
+        let shut = [&nft, &iptables].into_iter().flatten().find_map(|rules| Some((rules, rules.shut(port)?)));
+        if let Some((rules, shut)) = shut {
+            look.found(describe(port, shut, rules, &facts.mender));
         }
     }
 }
@@ -60,21 +60,24 @@ fn run(words: &[&str]) -> Result<String, String> {
     }
 }
 
-fn describe(port: Port, rules: &Rules, mender: &Mender) -> Finding {
+fn describe(port: Port, shut: Shut, rules: &Rules, mender: &Mender) -> Finding {
     let Port(protocol, number) = port;
     let what = match protocol {
         Protocol::Tcp => "peers cannot dial this machine, and those that it cannot dial either are out of reach",
         Protocol::Udp => "members of the mesh on the local network are not heard",
     };
     let word = protocol.word();
-    let finding = Finding::warning(format!(
-        "the firewall of this machine keeps out what no rule lets in, and no rule names {word} port {number}: {what}"
-    ));
-    finding.mended_by(opening(port, rules, mender))
+    let why = match shut {
+        Shut::Named => format!("a rule of the firewall of this machine keeps out {word} port {number}"),
+        Shut::Unnamed => format!(
+            "the firewall of this machine keeps out what no rule lets in, and no rule names {word} port {number}"
+        ),
+    };
+    Finding::warning(format!("{why}: {what}")).mended_by(opening(port, shut, rules, mender))
 }
 
 /// The command of whatever manages the firewall here, because that would undo what another command does.
-fn opening(Port(protocol, number): Port, rules: &Rules, mender: &Mender) -> String {
+fn opening(Port(protocol, number): Port, shut: Shut, rules: &Rules, mender: &Mender) -> String {
     let word = protocol.word().to_ascii_lowercase();
     let is_there =
         |program: &str| ["/usr/sbin", "/usr/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).exists());
@@ -85,7 +88,9 @@ fn opening(Port(protocol, number): Port, rules: &Rules, mender: &Mender) -> Stri
         };
     }
     if rules.has_chain("ufw-user-input") && is_there("ufw") {
-        return mender.as_root(&format!("ufw allow {number}/{word}"));
+        // Before the rule that denies it, because the first that fits counts.
+        let place = if shut == Shut::Named { "insert 1 " } else { "" };
+        return mender.as_root(&format!("ufw {place}allow {number}/{word}"));
     }
     if rules.is_of_firewalld() && is_there("firewall-cmd") {
         let add = mender.as_root(&format!("firewall-cmd --permanent --add-port={number}/{word}"));

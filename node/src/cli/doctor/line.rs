@@ -22,9 +22,9 @@ pub(super) fn look(facts: &Facts, look: &mut Look) {
 /// A buffer is worth a note only where a peer is so far away that it can fill.
 fn look_at_buffers(facts: &Facts, look: &mut Look) {
     let peers = facts.status().map_or(&[][..], |status| &status.peers[..]);
-    let far = peers.iter().filter(|peer| peer.stats.connected).filter_map(|peer| Some((peer, peer.rtt_ms?)));
+    let far = peers.iter().filter(|peer| peer.stats.connected).filter_map(|peer| Some((peer, peer.distance_ms?)));
     // The farthest of them needs the largest buffer.
-    let Some((peer, rtt_ms)) = far.max_by(|(_, one), (_, other)| one.total_cmp(other)) else { return };
+    let Some((peer, distance_ms)) = far.max_by(|(_, one), (_, other)| one.total_cmp(other)) else { return };
     for (name, rest) in [("net.ipv4.tcp_wmem", "4096 65536"), ("net.ipv4.tcp_rmem", "4096 131072")] {
         let text = match fs::read_to_string(Path::new("/proc/sys").join(name.replace('.', "/"))) {
             Ok(text) => text,
@@ -34,13 +34,13 @@ fn look_at_buffers(facts: &Facts, look: &mut Look) {
             }
         };
         let largest = text.split_whitespace().nth(2).and_then(|number| number.parse::<u64>().ok());
-        let Some(largest) = largest.filter(|largest| is_short(*largest, rtt_ms)) else { continue };
+        let Some(largest) = largest.filter(|largest| is_short(*largest, distance_ms)) else { continue };
         look.found(
             Finding::note(format!(
-                "{name} lets a connection have {largest} bytes, and {:?} is {rtt_ms:.0} ms away: that fills a line of {:.0} \
+                "{name} lets a connection have {largest} bytes, and {:?} is {distance_ms:.0} ms away: that fills a line of {:.0} \
                  Mbit/s at most",
                 peer.name,
-                largest as f64 / rtt_ms * 8.0 / 1_000.0
+                largest as f64 / distance_ms * 8.0 / 1_000.0
             ))
             .mended_by(facts.mender.sysctl(name, &format!("{rest} {BUFFER_BYTES}"))),
         );

@@ -4,7 +4,7 @@ use super::Facts;
 use super::report::Look;
 use crate::cli::findings::{Finding, Mender};
 use crate::status::{PeerStatus, Status};
-use narmesh_mesh::Way;
+use narmesh_mesh::{DialFailure, Way};
 
 /// Peers that are named one by one; a mesh may have a thousand.
 const NAMED_MAX: usize = 10;
@@ -62,8 +62,7 @@ fn describe_absent(peer: &PeerStatus, is_nobody_there: bool, mender: &Mender) ->
     mends.into_iter().fold(finding, Finding::mended_by)
 }
 
-/// Why there is no connection, and what to do about it, here or there. What the kernel and libp2p say is matched as text,
-/// because it reaches us as that; what is not known is handed on as it is.
+/// Why there is no connection, and what to do about it, here or there.
 fn explain(peer: &PeerStatus, mender: &Mender) -> (String, Vec<String>) {
     let there = |command: &str| format!("on {}: {command}", peer.name);
     let check = mender.narmesh("check-config --probe");
@@ -75,23 +74,20 @@ fn explain(peer: &PeerStatus, mender: &Mender) -> (String, Vec<String>) {
         let address = "addresses = [\"/ip4/ADDRESS/tcp/7280\"] in its [[peer]]";
         return (what.to_owned(), vec![mender.edit(address), there("sudo narmesh doctor")]);
     };
-    // The first that fits counts, so what is said more exactly stands first.
-    let has = |words: &[&str]| words.iter().any(|word| why.to_ascii_lowercase().contains(word));
-    let mends = if has(&["another peer answers"]) {
-        vec![there("narmesh id"), mender.edit("the peer_id that this prints, in its [[peer]]")]
-    } else if has(&["refused"]) {
-        vec![there("sudo systemctl start narmesh"), there("sudo narmesh doctor")]
-    } else if has(&["timed out", "timeout", "no route", "unreachable"]) {
-        vec![there("sudo narmesh doctor # its firewall, its address"), check]
-    } else if has(&["resolve", "no such name", "name "]) {
-        vec![mender.edit("an address that leads there, in its [[peer]]"), check]
-    } else if has(&["closed", "end of file", "eof", "reset", "hung up"]) {
-        vec![
+    let mends = match peer.stats.why_kind {
+        Some(DialFailure::AnotherPeer) => {
+            vec![there("narmesh id"), mender.edit("the peer_id that this prints, in its [[peer]]")]
+        }
+        Some(DialFailure::Refused) => vec![there("sudo systemctl start narmesh"), there("sudo narmesh doctor")],
+        Some(DialFailure::TimedOut | DialFailure::Unreachable) => {
+            vec![there("sudo narmesh doctor # its firewall, its address"), check]
+        }
+        Some(DialFailure::Unresolved) => vec![mender.edit("an address that leads there, in its [[peer]]"), check],
+        Some(DialFailure::Closed) => vec![
             there("a [[peer]] with what `narmesh id` prints here, and narmesh reload, if it has none of this machine"),
             check,
-        ]
-    } else {
-        vec![check]
+        ],
+        Some(DialFailure::Other) | None => vec![check],
     };
     (why.to_owned(), mends)
 }
@@ -174,20 +170,29 @@ mod tests {
 
     #[test]
     fn each_reason_has_a_command_of_its_own() {
-        let mend = |why: Option<&str>| {
-            let stats = PeerStats { why: why.map(str::to_owned), ..PeerStats::default() };
+        let mend = |kind: Option<DialFailure>| {
+            let why = kind.map(|_| "as it was said".to_owned());
+            let stats = PeerStats { why, why_kind: kind, ..PeerStats::default() };
             describe_absent(&peer("b", stats), false, &Mender::plain()).mend.join("; ")
         };
-        for (why, words) in [
-            (Some("/ip4/192.0.2.1/tcp/7280: Connection refused (os error 111)"), "on b: sudo systemctl start narmesh"),
-            (Some("/ip4/192.0.2.1/tcp/7280: Timeout has been reached"), "firewall"),
-            (Some("another peer answers there: 12D3KooWx"), "on b: narmesh id"),
-            (Some("closed"), "narmesh id"),
-            (Some("something new"), "check-config --probe"),
+        for (kind, words) in [
+            (Some(DialFailure::Refused), "on b: sudo systemctl start narmesh"),
+            (Some(DialFailure::TimedOut), "firewall"),
+            (Some(DialFailure::Unreachable), "firewall"),
+            (Some(DialFailure::Unresolved), "an address that leads there"),
+            (Some(DialFailure::AnotherPeer), "on b: narmesh id"),
+            (Some(DialFailure::Closed), "narmesh id"),
+            (Some(DialFailure::Other), "check-config --probe"),
             (None, "addresses = "),
         ] {
-            assert!(mend(why).contains(words), "{why:?}: {}", mend(why));
+            assert!(mend(kind).contains(words), "{kind:?}: {}", mend(kind));
         }
+    }
+
+    #[test]
+    fn kinds_of_a_newer_daemon_are_taken() {
+        let read = |kind: &str| serde_json::from_value::<DialFailure>(kind.into()).unwrap();
+        assert_eq!((read("timed_out"), read("of_tomorrow")), (DialFailure::TimedOut, DialFailure::Other));
     }
 
     #[test]

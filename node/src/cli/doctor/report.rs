@@ -2,6 +2,7 @@
 
 use crate::cli::findings::{Finding, Severity};
 use crate::describe::escaped;
+use crate::styles::Mark;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -65,7 +66,9 @@ impl Report {
         sorted.sort_by_key(|(_, finding)| finding.severity);
         text.extend(sorted.into_iter().map(|(about, finding)| finding.text(about)));
         for look in &self.looks {
-            text.extend(look.unseen.iter().map(|unseen| format!("not seen: {}: {}\n", look.about, escaped(unseen))));
+            let line =
+                |unseen: &String| format!("{} {}: {}\n", Mark::Aside.paint("not seen:"), look.about, escaped(unseen));
+            text.extend(look.unseen.iter().map(line));
         }
         let looked_at: Vec<_> = self.looks.iter().map(|look| look.about).collect();
         text += &format!(
@@ -86,6 +89,7 @@ fn counted(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::styles::without_colours;
 
     #[test]
     fn worst_comes_first_and_only_errors_are_unhealthy() {
@@ -95,7 +99,7 @@ mod tests {
         let mut daemon = Look::at("daemon");
         daemon.found(Finding::warning("a peer said \u{1b}[2J").mended_by("narmesh reload"));
         let report = Report::new(Path::new("/x.toml"), vec![disk, daemon]);
-        let text = report.text();
+        let text = without_colours(&report.text());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines,

@@ -17,6 +17,7 @@ use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
 use crate::describe::escaped;
 use crate::settings::Settings;
+use crate::styles::Mark;
 use narmesh_protocol::NixPublicKey;
 use serde::Serialize;
 
@@ -34,11 +35,11 @@ pub(super) enum Severity {
 
 impl Severity {
     /// The word in front of a finding.
-    pub(super) fn word(self) -> &'static str {
+    fn word(self) -> String {
         match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-            Self::Note => "note",
+            Self::Error => Mark::Bad.paint("error"),
+            Self::Warning => Mark::Unusual.paint("warning"),
+            Self::Note => Mark::Aside.paint("note"),
         }
     }
 }
@@ -76,13 +77,13 @@ impl Finding {
         self
     }
 
-    /// As `check-config` and `doctor` print it; `about` stands in front if it is not empty. What peers and caches said may
+    /// As `check-config` and `doctor` print it, in colours; `about` stands in front if it is not empty. What peers and caches said may
     /// be in it, so nothing of it reaches the terminal unescaped.
     pub(super) fn text(&self, about: &str) -> String {
         let about = if about.is_empty() { String::new() } else { format!("{about}: ") };
         let mut text = format!("{}: {about}{}\n", self.severity.word(), escaped(&self.found));
         for command in &self.mend {
-            text += &format!("    mend: {}\n", escaped(command));
+            text += &format!("    {} {}\n", Mark::Aside.paint("mend:"), escaped(command));
         }
         text
     }

@@ -41,6 +41,7 @@ pub(super) fn own_findings(settings: &Settings, keys: &OwnKeys, mender: &Mender)
         };
         findings.push(if is_hidden { unseen() } else { lost.mended_by(mender.narmesh("mesh import FILE")) });
     }
+    findings.extend(earlier_mesh_key(settings, mender));
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
         findings.extend(listener.warn_of_plain_tokens(index).map(Finding::warning));
         // `startable` reports files that cannot be used.
@@ -68,4 +69,15 @@ pub(super) fn own_findings(settings: &Settings, keys: &OwnKeys, mender: &Mender)
     }
     findings.extend(warn_of_gateway_keys(&settings.trusted).into_iter().map(Finding::warning));
     findings
+}
+
+/// A configuration that names a mesh key which was replaced works only as long as the state directory remembers what came of
+/// it: without that, this machine would follow whoever has the earlier key.
+fn earlier_mesh_key(settings: &Settings, mender: &Mender) -> Option<Finding> {
+    let (named, in_force) = (settings.mesh.replaced.as_ref()?, settings.mesh.key.as_ref()?);
+    let earlier = Finding::warning(format!(
+        "[mesh] key = \"{named}\" was replaced by {in_force}: if the state directory is lost, this machine follows whoever \
+         has the earlier one"
+    ));
+    Some(earlier.mended_by(mender.narmesh(&format!("mesh rekey --accept {in_force}"))))
 }

@@ -1,8 +1,9 @@
 //! Asks a question of the running daemon or, if none runs, of the files that it would have open.
 
-use super::{eprint_line, progress};
+use super::eprint_line;
 use crate::attestations::{LiveLedger, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
+use crate::cli::progress::Progress;
 use crate::control::{ControlError, PartReader, ask_in_parts};
 use crate::daemon::with_members;
 use crate::settings::Settings;
@@ -20,14 +21,17 @@ pub(super) fn ask(
     input: Option<File>,
     mut each: impl FnMut(Part) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let bar = progress(if question == Question::Import { "lines" } else { "paths" });
+    let mut progress = match question {
+        Question::Import => Progress::start("reading", Some("lines")),
+        _ => Progress::start("judging", Some("paths")),
+    };
     let mut shown = |part| match part {
         Part::Progress(count) => {
-            bar.set_position(count as u64);
+            progress.set_count(count as u64);
             Ok(())
         }
         Part::Note(note) => {
-            bar.suspend(|| eprint_line(&note));
+            progress.suspend(|| eprint_line(&note));
             Ok(())
         }
         part @ (Part::Report(_)
@@ -36,7 +40,7 @@ pub(super) fn ask(
         | Part::Word(_)
         | Part::Done
         | Part::Refused { .. }) => {
-            bar.finish_and_clear();
+            progress.end();
             each(part)
         }
     };

@@ -1,9 +1,10 @@
 //! `narmesh quorum attest PATH`: builds the path again and attests it only if the result is the same.
 
 use super::ask::{Files, read, resolve_link};
-use super::{emit, printable, progress};
+use super::{emit, printable};
 use crate::attestations::{OwnBuilds, OwnStatement, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
+use crate::cli::progress::Progress;
 use crate::control::{ControlError, ask_in_parts};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
@@ -95,12 +96,11 @@ impl Signer {
         };
         match self {
             Self::Daemon(socket) => {
-                let bar = progress("paths");
+                let _progress = Progress::start("asking the daemon", None);
                 read(&mut ask_in_parts(socket, question, REPLY_TIMEOUT)?, |part| {
                     keep(part);
                     Ok(())
                 })?;
-                bar.finish_and_clear();
             }
             Self::Here(here) => {
                 let Here { files, offer, key } = &**here;
@@ -143,7 +143,9 @@ fn rebuild(settings: &Settings, deriver: &str, further: &[String]) -> anyhow::Re
     if let Some(root) = root.filter(|root| !root.is_empty() && settings.store.store_dir.as_str() == "/nix/store") {
         command.args(["--store", &format!("local?root={root}")]);
     }
+    let progress = Progress::start("building again", None);
     let output = command.args(further).output().context("nix-build cannot be started")?;
+    drop(progress);
     if output.status.success() {
         return Ok(true);
     }

@@ -5,6 +5,7 @@ mod attest;
 mod report;
 
 use self::ask::{ask, resolve_link};
+use super::progress::Progress;
 use super::{emit, eprint_line};
 use crate::attestations::{Imported, Part, Question, read_file};
 use crate::config::Config;
@@ -12,12 +13,10 @@ use crate::regular_file;
 use crate::settings::Settings;
 use anyhow::Context as _;
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
 use narmesh_quorum::Mode;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
@@ -118,18 +117,18 @@ fn open_attestations(file: &Path) -> anyhow::Result<File> {
 
 fn verify(file: &Path) -> anyhow::Result<bool> {
     let reader = BufReader::new(open_attestations(file)?);
-    let bar = progress("lines");
+    let progress = Progress::start("verifying", Some("lines"));
     let result = read_file(
         reader,
         None,
         None,
         |count| {
-            bar.set_position(count as u64);
+            progress.set_count(count as u64);
             Ok(())
         },
         |_| Ok(0),
     )?;
-    bar.finish_and_clear();
+    drop(progress);
     emit(&format!("{} attestations, {} verify\n", result.lines, result.verified))?;
     bad_lines(&result)
 }
@@ -172,15 +171,6 @@ fn check_policy(file: &Path) -> anyhow::Result<bool> {
 /// terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
-}
-
-/// A progress display on standard error if that is a terminal; it appears after the first second.
-fn progress(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{{spinner}} {{pos}} {what}, {{elapsed}}"));
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(Duration::from_secs(1));
-    bar
 }
 
 #[cfg(test)]

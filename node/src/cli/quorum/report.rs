@@ -1,12 +1,12 @@
 //! `narmesh quorum report` and `why`: each part of the answer is written as it arrives.
 
 use super::ask::{ask, resolve_link};
-use super::{emit, printable, progress};
+use super::{emit, printable};
 use crate::attestations::{Page, Part, Question, Scope};
+use crate::cli::progress::Progress;
 use crate::describe::escaped;
 use crate::status::text::utc;
 use anyhow::Context as _;
-use indicatif::ProgressBar;
 use narmesh_quorum::{ReportHead, ReportPart};
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal as _, Write as _};
@@ -114,23 +114,17 @@ fn each_part(
 /// Counts the paths written so far, on standard error.
 #[derive(Default)]
 struct Written {
-    bar: Option<ProgressBar>,
+    progress: Option<Progress>,
 }
 
 impl Written {
     fn render_part(&mut self, part: &ReportPart) {
         match part {
             // The head comes once all paths are judged; until then the judged ones were counted.
-            ReportPart::Head(_) => self.bar = Some(progress("paths written")),
-            ReportPart::Path(_) => self.bar.iter().for_each(|bar| bar.inc(1)),
+            ReportPart::Head(_) => self.progress = Some(Progress::start("writing", Some("paths"))),
+            ReportPart::Path(_) => self.progress.iter().for_each(Progress::add_one),
             ReportPart::Conflict(_) | ReportPart::NoLongerAgreed(_) => {}
         }
-    }
-}
-
-impl Drop for Written {
-    fn drop(&mut self) {
-        self.bar.iter().for_each(ProgressBar::finish_and_clear);
     }
 }
 
@@ -296,7 +290,7 @@ mod tests {
         let path = ReportPart::Path(serde_json::from_str(path).unwrap());
         let mut written = Written::default();
         [&head(), &conflict("a"), &path, &path].into_iter().for_each(|part| written.render_part(part));
-        assert_eq!(written.bar.as_ref().unwrap().position(), 2);
+        assert_eq!(written.progress.as_ref().unwrap().count(), 2);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{escaped, table, utc};
 use crate::status::{BuilderAudience, BuilderStatus};
+use crate::styles::Mark;
 
 /// How many peers are named in one cell; the JSON names all.
 const NAMES_SHOWN_MAX: usize = 5;
@@ -26,7 +27,8 @@ pub(super) fn builder_table(builders: &[BuilderStatus]) -> String {
             revoked.map_or_else(|| "-".to_owned(), |it| format!("from {}: {}", utc(it.from_unix_s), escaped(&it.why))),
         ]
     }));
-    format!("\nbuilders: {}\n{}", builders.len(), table(&rows, 2))
+    let heading = Mark::Heading.paint(format!("builders: {}", builders.len()));
+    format!("\n{heading}\n{}", table(&rows, 2))
 }
 
 /// Which peers may be told of a builder's attestations, and why the others may not.

@@ -2,12 +2,16 @@
 
 use super::{escaped, utc};
 use crate::status::MeshStatus;
+use crate::styles::Mark;
 
 pub(super) fn mesh_text(mesh: &MeshStatus) -> String {
     let name = escaped(mesh.key.split_once(':').map_or(mesh.key.as_str(), |(name, _)| name));
     let text = match (mesh.removed_in_version, &mesh.roster) {
-        (Some(version), _) => tell_removal(mesh, version),
-        (None, None) => format!("{name}: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"),
+        (Some(version), _) => Mark::Bad.paint(tell_removal(mesh, version)),
+        (None, None) => format!(
+            "{name}: {}, so members are no peers",
+            Mark::Bad.paint("THIS MACHINE IS ON NO ROSTER THAT IT KNOWS")
+        ),
         (None, Some(roster)) => format!(
             "{name}: {} members, roster version {} of {}; this machine is {}, a {}",
             roster.members,
@@ -46,6 +50,7 @@ pub(crate) fn contradiction(other: &str) -> String {
 mod tests {
     use super::*;
     use crate::status::RosterStatus;
+    use crate::styles::without_colours;
 
     #[test]
     fn the_mesh_is_named_with_its_roster_or_without_one() {
@@ -62,7 +67,7 @@ mod tests {
             "home: 5 members, roster version 3 of 2023-12-31 23:59:59 UTC; this machine is box\\u{202e}, a builder"
         );
         assert_eq!(
-            mesh_text(&MeshStatus { key, ..MeshStatus::default() }),
+            without_colours(&mesh_text(&MeshStatus { key, ..MeshStatus::default() })),
             "home: THIS MACHINE IS ON NO ROSTER THAT IT KNOWS, so members are no peers"
         );
     }

@@ -11,6 +11,7 @@ use super::{
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
+use crate::styles::{Mark, columns as columns_of};
 use mesh::mesh_text;
 pub(crate) use mesh::{contradiction, tell_removal};
 use narmesh_mesh::ProbeResult;
@@ -63,14 +64,14 @@ pub fn utc(unix_s: u64) -> String {
 /// Rows with aligned columns and two spaces between them; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>], indent: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| columns_of(cell)).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = " ".repeat(indent);
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+            line.extend(std::iter::repeat_n(' ', width - columns_of(cell) + 2));
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -103,17 +104,22 @@ fn listener_rows(listener: &ListenerStatus) -> Vec<Vec<String>> {
         let said = match tls.is_valid {
             true => format!("certificate until {}", utc(tls.until_unix_s)),
             false => {
-                format!("CERTIFICATE NOT VALID: from {} until {}", utc(tls.from_unix_s), utc(tls.until_unix_s))
+                let not_valid = Mark::Bad.paint("CERTIFICATE NOT VALID");
+                format!("{not_valid}: from {} until {}", utc(tls.from_unix_s), utc(tls.until_unix_s))
             }
         };
         rows.push(row("", said));
-        rows.extend(tls.error.as_ref().map(|error| row("", format!("NEW CERTIFICATE REFUSED: {}", escaped(error)))));
+        rows.extend(
+            tls.error
+                .as_ref()
+                .map(|error| row("", format!("{}: {}", Mark::Bad.paint("NEW CERTIFICATE REFUSED"), escaped(error)))),
+        );
     }
     rows
 }
 
 impl Status {
-    /// The output of `narmesh status`.
+    /// The output of `narmesh status`, in colours.
     pub fn text(&self) -> String {
         let mut rows = self.quorum.as_ref().map_or_else(Vec::new, conflict_rows);
         rows.extend([
@@ -133,7 +139,11 @@ impl Status {
         if let Some(error) = &self.config.error {
             rows.push(row(
                 "",
-                format!("LAST RELOAD REFUSED, the settings before it stay in force: {}", escaped(error)),
+                format!(
+                    "{}, the settings before it stay in force: {}",
+                    Mark::Bad.paint("LAST RELOAD REFUSED"),
+                    escaped(error)
+                ),
             ));
         }
         rows.push(row("listens", if self.listen.is_empty() { "nowhere".to_owned() } else { self.listen.join(", ") }));
@@ -149,13 +159,16 @@ impl Status {
             ),
         ));
         if !self.serve.is_serving {
-            rows.push(row("", format!("peers get nothing of it: {}", escaped(&self.serve.why))));
+            rows.push(row(
+                "",
+                format!("{}: {}", Mark::Unusual.paint("peers get nothing of it"), escaped(&self.serve.why)),
+            ));
         }
         if let Some(RelayStatus { circuits, bytes: passed_on }) = &self.relay {
             rows.push(row("relay", format!("circuits: {circuits}, {} passed on", bytes(*passed_on))));
         }
         if let Some(missing) = &self.store.missing {
-            rows.push(row("", format!("NOT THERE: {}", escaped(missing))));
+            rows.push(row("", format!("{}: {}", Mark::Bad.paint("NOT THERE"), escaped(missing))));
         }
         rows.push(row(
             "summary",
@@ -203,7 +216,8 @@ impl Status {
 /// The rows about conflicts, which come first so that nobody overlooks them.
 fn conflict_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
     let count = quorum.paths.get("conflict").copied().unwrap_or(0);
-    let mut rows: Vec<_> = quorum.conflicts.iter().map(|path| row("CONFLICT", escaped(path))).collect();
+    let mut rows: Vec<_> =
+        quorum.conflicts.iter().map(|path| row(&Mark::Bad.paint("CONFLICT"), escaped(path))).collect();
     let shown = rows.len() as u64;
     if count > shown {
         rows.push(row("", format!("and {} more paths on which builders disagree", count - shown)));
@@ -244,7 +258,7 @@ fn peer_table(peers: &[PeerStatus], is_in_mesh: bool) -> String {
         return format!("\nno peers: {how}\n");
     }
     let connected = peers.iter().filter(|peer| peer.stats.connected).count();
-    let mut text = format!("\npeers: {}, connected: {connected}\n", peers.len());
+    let mut text = format!("\n{}, connected: {connected}\n", Mark::Heading.paint(format!("peers: {}", peers.len())));
     let heading = ["name", "state", "summary", "asked/found/false", "in", "out", "rate", "rtt"];
     let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
     rows.extend(peers.iter().map(peer_row));
@@ -266,8 +280,9 @@ fn upstreams_text(upstreams: &[UpstreamStatus]) -> String {
     let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
     rows.extend(upstreams.iter().map(|upstream| {
         let state = match upstream.down_s {
-            Some(seconds) => format!("down, tried again in {}", duration(seconds)),
-            None => upstream.state.clone(),
+            Some(seconds) => Mark::Bad.paint(format!("down, tried again in {}", duration(seconds))),
+            None if upstream.state == "up" => Mark::Good.paint(&upstream.state),
+            None => Mark::Unusual.paint(&upstream.state),
         };
         let latency = upstream.latency_ms.map_or_else(|| "-".to_owned(), |latency| format!("{latency:.1} ms"));
         let received = bytes(upstream.bytes_in);
@@ -275,7 +290,8 @@ fn upstreams_text(upstreams: &[UpstreamStatus]) -> String {
     }));
     let all_down = upstreams.iter().all(|upstream| upstream.down_s.is_some());
     let offline = if all_down { " (offline: none can be reached)" } else { "" };
-    let mut text = format!("\nupstream caches: {}{offline}\n{}", upstreams.len(), table(&rows, 2));
+    let heading = Mark::Heading.paint(format!("upstream caches: {}", upstreams.len()));
+    let mut text = format!("\n{heading}{offline}\n{}", table(&rows, 2));
     for upstream in upstreams {
         if let (Some(failure), Some(age_s)) = (&upstream.last_failure, upstream.last_failure_age_s) {
             let (name, age) = (escaped(&upstream.name), duration(age_s));
@@ -287,9 +303,9 @@ fn upstreams_text(upstreams: &[UpstreamStatus]) -> String {
 
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
     let state = match (peer.stats.connected, peer.set_aside_s) {
-        (_, Some(seconds)) => format!("set aside for {}", duration(seconds)),
-        (true, None) => "connected".to_owned(),
-        (false, None) => "not connected".to_owned(),
+        (_, Some(seconds)) => Mark::Bad.paint(format!("set aside for {}", duration(seconds))),
+        (true, None) => Mark::Good.paint("connected"),
+        (false, None) => Mark::Unusual.paint("not connected"),
     };
     let none = || "-".to_owned();
     vec![
@@ -349,9 +365,10 @@ impl AdvertisedReport {
 }
 
 impl WhyReport {
-    /// The output of `narmesh why PATH`.
+    /// The output of `narmesh why PATH`, in colours.
     pub fn text(&self) -> String {
-        let mut text = format!("{} (hash part {})\n\nnow:\n", escaped(&self.asked), self.hash_part);
+        let about = Mark::Heading.paint(escaped(&self.asked));
+        let mut text = format!("{about} (hash part {})\n\n{}\n", self.hash_part, Mark::Heading.paint("now:"));
         let own = match (self.own_store.held, self.own_store.advertised, &self.own_store.reason) {
             (false, _, _) => "own store: does not hold it".to_owned(),
             (true, true, _) => "own store: holds it, and peers may see it".to_owned(),
@@ -384,19 +401,21 @@ impl WhyReport {
             .chain(&self.upstreams)
             .map(|peer| {
                 let verb = match (peer.would_ask, self.answer) {
-                    (false, _) => "not asked:",
-                    (true, WouldAnswer::AskCandidates) => "would be asked:",
-                    (true, WouldAnswer::OwnStore | WouldAnswer::Remembered | WouldAnswer::Absent) => "could be asked:",
+                    (false, _) => Mark::Aside.paint("not asked:"),
+                    (true, WouldAnswer::AskCandidates) => Mark::Good.paint("would be asked:"),
+                    (true, WouldAnswer::OwnStore | WouldAnswer::Remembered | WouldAnswer::Absent) => {
+                        "could be asked:".to_owned()
+                    }
                 };
-                vec![escaped(&peer.name), verb.to_owned(), escaped(&peer.reason)]
+                vec![escaped(&peer.name), verb, escaped(&peer.reason)]
             })
             .collect();
         text.push_str(&table(&rows, 2));
         let answer = match self.answer {
-            WouldAnswer::OwnStore => "200 from our own store",
-            WouldAnswer::Remembered => "200 from memory",
-            WouldAnswer::AskCandidates => "the candidates are asked; 200 if one has it, else 404",
-            WouldAnswer::Absent => "404 at once: nobody is known to have it",
+            WouldAnswer::OwnStore => Mark::Good.paint("200 from our own store"),
+            WouldAnswer::Remembered => Mark::Good.paint("200 from memory"),
+            WouldAnswer::AskCandidates => "the candidates are asked; 200 if one has it, else 404".to_owned(),
+            WouldAnswer::Absent => Mark::Unusual.paint("404 at once: nobody is known to have it"),
         };
         text += &format!("  answer: {answer}\n");
         if self.decisions.is_empty() {
@@ -408,7 +427,7 @@ impl WhyReport {
                 }
             });
         } else {
-            text.push_str("\nlast decisions:\n");
+            text += &format!("\n{}\n", Mark::Heading.paint("last decisions:"));
             for decision in &self.decisions {
                 text += &format!("  {}\n", self.sentence(decision, now_ms()));
             }

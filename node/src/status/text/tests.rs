@@ -7,6 +7,7 @@ use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
     RelayStatus, RememberedView, RequestStatus, RevokedStatus, StoreStatus, TlsStatus,
 };
+use crate::styles::without_colours;
 use narmesh_mesh::PeerStats;
 
 pub(crate) fn status() -> Status {
@@ -99,7 +100,7 @@ fn each_listener_has_a_line_and_its_certificate_one_more() {
         listener("[::]:7282", Some(tls(true))),
         ListenerStatus { needs_token: true, ..listener("[::]:7283", Some(refused)) },
     ];
-    let text = Status { listeners, ..status() }.text();
+    let text = without_colours(&Status { listeners, ..status() }.text());
     let expected = "\
 listener  /run/narmesh/sock: serve; 0 connections
 listener  http://0.0.0.0:7282: serve, needs a token; 7 connections
@@ -125,7 +126,7 @@ fn conflicts_come_first_and_the_policy_is_shown() {
         conflicts: vec!["aaa-x\u{1b}".to_owned()],
         refused: counts(&[("conflict", 4)]),
     };
-    let text = Status { quorum: Some(quorum), ..status() }.text();
+    let text = without_colours(&Status { quorum: Some(quorum), ..status() }.text());
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "CONFLICT  aaa-x\\u{1b}", "{text}");
     assert_eq!(lines[1].trim(), "and 1 more paths on which builders disagree", "{text}");
@@ -163,7 +164,7 @@ fn each_builder_has_a_line_that_says_which_peers_may_be_told_of_it() {
         builder("new", BuilderAudience::Unknown, &[], &["c", "d"]),
         BuilderStatus { revoked: Some(revoked), ..builder("file", BuilderAudience::NoPeer, &[], &["c", "d"]) },
     ];
-    let text = Status { builders, ..status() }.text();
+    let text = without_colours(&Status { builders, ..status() }.text());
     let expected = "
 builders: 5
   name  group  named by       attestations  last                     peer  told to                                                                     revoked
@@ -206,7 +207,7 @@ peers: 2, connected: 1
 ";
     let squeeze =
         |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
-    let text = status().text();
+    let text = without_colours(&status().text());
     assert_eq!(squeeze(&text), squeeze(expected), "{text}");
     let columns: Vec<_> = text.lines().filter(|line| line.contains("0 B  ") || line.contains("out ")).collect();
     let starts: Vec<_> = columns.iter().map(|line| line.find("out").or_else(|| line.rfind("0 B  ")).unwrap()).collect();
@@ -219,7 +220,7 @@ fn a_refused_reload_is_shown() {
     let mut status = status();
     status.config.error = Some("gateway.listen = \"0.0.0.0:1\" is refused".to_owned());
     status.peers.clear();
-    let text = status.text();
+    let text = without_colours(&status.text());
     assert!(
         text.contains("LAST RELOAD REFUSED") && text.contains("gateway.listen") && text.contains("no peers"),
         "{text}"
@@ -256,6 +257,8 @@ fn the_json_has_the_documented_names() {
         "bytes_out",
         "rate_bytes_s",
         "rtt_ms",
+        "distance_ms",
+        "why_kind",
         "set_aside_s",
         "misdeeds",
         "last_misdeed",
@@ -296,7 +299,7 @@ fn why_says_what_would_happen_and_what_happened() {
         decisions: vec![LookedUp { at_unix_ms: u64::MAX, sentence: "12D3 holds it".to_owned() }],
         decisions_forgotten: true,
     };
-    let text = report.text();
+    let text = without_colours(&report.text());
     for expected in [
         "own store: holds it, but peers may not see it: unsigned",
         "its copy is not given to Nix: no quorum",
@@ -326,7 +329,7 @@ fn each_advertised_path_is_shown_with_the_keys_that_signed_it() {
         paths: vec![path("/a", &["one-1", "two-1"]), path("/b", &[]), attested],
         ..AdvertisedReport::default()
     };
-    let text = report.text();
+    let text = without_colours(&report.text());
     for line in [
         "  /a  1.0 KiB  signed by one-1, two-1",
         "  /b  1.0 KiB  not signed: it is content-addressed",
