@@ -66,7 +66,7 @@ pub(crate) enum TokensError {
         path: PathBuf,
     },
     /// A line has another form.
-    #[error("{path}: line {line} is refused; accepted: NAME sha256:<64 hex digits> [own-store] [until <time with a zone>], a new name on each line", path = path.display())]
+    #[error("{path}: line {line} is refused; accepted: NAME sha256:<64 hex digits> [own-store] [until <time with a zone>], a name and digest of its own on each line", path = path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -104,8 +104,10 @@ impl Tokens {
                 continue;
             }
             let token = parse_line(text).ok_or(line)?;
-            // A name that stands twice would leave it open which of the two `revoke` means.
-            if tokens.len() == TOKENS_MAX || tokens.iter().any(|known| known.name == token.name) {
+            // A name that stands twice would leave it open which of the two `revoke` means, and a digest that does, what may
+            // be read with its token and until when.
+            let is_same = |known: &Token| known.name == token.name || known.digest == token.digest;
+            if tokens.len() == TOKENS_MAX || tokens.iter().any(is_same) {
                 return Err(line);
             }
             tokens.push(token);
@@ -286,7 +288,9 @@ mod tests {
     fn line_of_another_form_is_refused_with_its_number() {
         let digest = "0".repeat(64);
         let good = format!(
-            "# a\n\na sha256:{digest} until 2027-01-01T00:00:00Z\nb sha256:{digest}\nc sha256:{digest} own-store\n"
+            "# a\n\na sha256:{} until 2027-01-01T00:00:00Z\nb sha256:{}\nc sha256:{digest} own-store\n",
+            "1".repeat(64),
+            "2".repeat(64)
         );
         assert_eq!(Tokens::parse(&good).unwrap().iter().count(), 3);
         for bad in [
@@ -304,10 +308,13 @@ mod tests {
             format!("a sha256:{digest} from 2027-01-01T00:00:00Z"),
             format!("a sha256:{digest} until 2027-01-01T00:00:00Z x"),
             format!("b sha256:{digest}"),
+            // The same token under another name could be one that reads more.
+            format!("c sha256:{}", "1".repeat(64)),
         ] {
-            assert_eq!(Tokens::parse(&format!("b sha256:{digest}\n{bad}\n")), Err(2), "{bad}");
+            let text = format!("b sha256:{} own-store\n{bad}\n", "1".repeat(64));
+            assert_eq!(Tokens::parse(&text), Err(2), "{bad}");
         }
-        let many: String = (0..=TOKENS_MAX).map(|count| format!("{count} sha256:{digest}\n")).collect();
+        let many: String = (0..=TOKENS_MAX).map(|count| format!("{count} sha256:{count:064x}\n")).collect();
         assert_eq!(Tokens::parse(&many), Err(TOKENS_MAX + 1));
     }
 }

@@ -105,6 +105,7 @@ impl PathReport {
         let most = self.fingerprints.first().map_or(0, |most| most.groups);
         let lacking = self.k.saturating_sub(most);
         let from = match self.missing.as_slice() {
+            [] if self.of == 0 => "no builder counts here".to_owned(),
             [] => "every builder has spoken; a rebuild elsewhere, or another builder, is needed".to_owned(),
             missing => format!("not heard yet: {}", list(missing)),
         };

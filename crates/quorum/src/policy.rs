@@ -127,20 +127,20 @@ pub enum PolicyError {
         name: String,
     },
     /// The mode needs a `k`, and none is configured.
-    #[error("quorum.mode needs quorum.k; accepted: 1 to {of}, the number of groups of builders")]
+    #[error("quorum.mode needs quorum.k; accepted: {}", numbers(*of))]
     NoK {
-        /// How many groups of builders there are.
-        of: usize,
+        /// How many groups of builders there are; `None` where a roster decides that.
+        of: Option<usize>,
     },
     /// `k` is 0, or greater than the number of groups.
-    #[error("{key} = {k} is refused; accepted: 1 to {of}, the number of groups of builders")]
+    #[error("{key} = {k} is refused; accepted: {}", numbers(*of))]
     K {
         /// The configuration key: `quorum.k`, or that of an override.
         key: String,
         /// The value as written.
         k: usize,
-        /// How many groups of builders there are.
-        of: usize,
+        /// How many groups of builders there are; `None` where a roster decides that.
+        of: Option<usize>,
     },
     /// A name in `grace` belongs to no builder.
     #[error("quorum.grace: {name:?} is not a builder; accepted: names of [[builder]]")]
@@ -186,6 +186,14 @@ pub enum PolicyWarning {
         /// How many groups there are.
         of: usize,
     },
+}
+
+/// The numbers that `k` may have.
+fn numbers(of: Option<usize>) -> String {
+    match of {
+        Some(of) => format!("1 to {of}, the number of groups of builders"),
+        None => "1 or more groups of builders".to_owned(),
+    }
 }
 
 impl std::fmt::Display for PolicyWarning {
@@ -254,7 +262,7 @@ impl Policy {
             Some(require) => policy.demand(require, &names, &mut warnings)?,
             // Nobody is asked, so no number is needed.
             None if rules.mode == Mode::Off => {}
-            None => return Err(PolicyError::NoK { of: policy.groups.len() }),
+            None => return Err(PolicyError::NoK { of: policy.fixed_groups() }),
         }
         Ok((policy, warnings))
     }
@@ -353,6 +361,11 @@ impl Policy {
         });
     }
 
+    /// How many groups there are, if no roster brings more.
+    fn fixed_groups(&self) -> Option<usize> {
+        self.from_roster.is_none().then_some(self.groups.len())
+    }
+
     fn demand(
         &mut self,
         require: Require,
@@ -366,7 +379,7 @@ impl Policy {
             // More than there are groups could never be reached, and 0 would be agreement of nobody. A roster may yet bring
             // groups, and one that lost a builder must not keep the daemon from starting.
             if k == 0 || (k > of && self.from_roster.is_none()) {
-                return Err(PolicyError::K { key, k, of });
+                return Err(PolicyError::K { key, k, of: self.fixed_groups() });
             }
             if k > of {
                 warnings.push(PolicyWarning::OutOfReach { key, k, of });

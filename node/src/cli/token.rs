@@ -3,7 +3,6 @@
 use super::{emit, eprint_line};
 use crate::settings::Settings;
 use crate::tokens::{Tokens, is_token_name};
-use anyhow::Context;
 use jiff::Timestamp;
 use narmesh_http_gateway::Reads;
 use std::collections::BTreeSet;
@@ -114,8 +113,11 @@ fn parse_until(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
 /// A date is its beginning in UTC.
 fn parse_time(text: &str) -> anyhow::Result<Timestamp> {
     let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
-    whole.parse().with_context(|| {
-        format!("--until {text:?} is no time; accepted: 2027-01-31, or a time with a zone such as 2027-01-31T12:00:00Z")
+    // Why it is none is said in the words of a parser, which help nobody.
+    whole.parse().map_err(|_| {
+        anyhow::anyhow!(
+            "--until {text:?} is no time; accepted: 2027-01-31, or a time with a zone such as 2027-01-31T12:00:00Z"
+        )
     })
 }
 

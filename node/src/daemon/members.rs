@@ -44,7 +44,7 @@ pub(crate) fn with_members(configured: &Settings, me: &PeerId, in_force: Option<
     // A file of the operator counts beside what peers told; the newer of both wins.
     let given = configured.mesh.roster_file.as_ref().and_then(|file| usable(read_roster_file(mesh, file)));
     let Some(roster) = newest(kept, given) else {
-        tracing::warn!(%mesh, "there is no roster of the mesh yet: its members are unknown");
+        tracing::warn!(%mesh, "there is no roster of the mesh here: its members are unknown; `narmesh mesh export FILE` on a member and `narmesh mesh import FILE` here bring it");
         return settings;
     };
     settings.mesh.key = Some(roster.key().clone());

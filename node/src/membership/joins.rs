@@ -140,11 +140,8 @@ pub(crate) fn check_new(member: &Member) -> anyhow::Result<()> {
 
 /// Why this cannot be the name of a group.
 pub(crate) fn check_group(group: Option<&str>) -> anyhow::Result<()> {
-    let Some(group) = group.filter(|group| !is_name(group) || group.trim() != *group) else { return Ok(()) };
-    anyhow::bail!(
-        "group \"{}\" is refused; accepted: {NAME_FORM}, and without white space at its ends",
-        crate::describe::escaped(group)
-    )
+    let Some(group) = group.filter(|group| !is_name(group)) else { return Ok(()) };
+    anyhow::bail!("group \"{}\" is refused; accepted: {NAME_FORM}", crate::describe::escaped(group))
 }
 
 /// A builder stays one.

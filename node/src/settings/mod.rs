@@ -292,12 +292,12 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
 }
 
 /// What [`is_name`] accepts, in words.
-pub(crate) const NAME_FORM: &str =
-    "1 to 64 bytes without control characters and without invisible ones or such that change the direction";
+pub(crate) const NAME_FORM: &str = "1 to 64 bytes without control characters, without invisible ones or such that change the direction, and without white space at the ends";
 
-/// Whether a machine may have this name, here and in the configurations of others.
+/// Whether a machine or a group may have this name, here and in the configurations of others. White space at its ends would
+/// make two names of what people take for one, and two votes of one group.
 pub(crate) fn is_name(text: &str) -> bool {
-    (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(is_unseen)
+    (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(is_unseen) && text.trim() == text
 }
 
 /// Whether this is 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them, without a hyphen at the

@@ -53,6 +53,11 @@ impl QuorumSettings {
         self.rules.from_roster.is_some()
     }
 
+    /// Whether the configuration revokes this key, from whatever time on.
+    pub fn is_revoked(&self, key: &BuilderKey) -> bool {
+        self.rules.revoked.iter().any(|revoked| revoked.key == *key)
+    }
+
     /// Whether this builder counts because the roster names it.
     pub fn is_from_roster(&self, key: &BuilderKey) -> bool {
         self.rules.from_roster.as_ref().is_some_and(|keys| keys.contains(key))
@@ -166,8 +171,8 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
 /// Gives some errors a better text: if there is no builder at all, for instance, the bounds of `k` would read "1 to 0".
 fn explain(error: PolicyError, mode: &str) -> SettingsError {
     match error {
-        PolicyError::NoK { of: 0 } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
-        PolicyError::K { key, k, of: 0 } => SettingsError::NoBuilders { key: format!("{key} = {k}") },
+        PolicyError::NoK { of: Some(0) } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
+        PolicyError::K { key, k, of: Some(0) } => SettingsError::NoBuilders { key: format!("{key} = {k}") },
         PolicyError::NoOwnKey => {
             refused("quorum.count_own_rebuild", true, "false, or trust.builder_key_file to sign with")
         }
@@ -298,6 +303,8 @@ mod tests {
             ("[quorum]\nmode = 'enforce'", "quorum.mode = \"enforce\""),
             ("[quorum]\nmode = 'require'", "quorum.mode needs quorum.k"),
             ("[quorum]\nk = 4", "quorum.k = 4 is refused; accepted: 1 to 3"),
+            ("[quorum]\nk = 0\nfrom_roster = true", "quorum.k = 0 is refused; accepted: 1 or more"),
+            ("[quorum]\nmode = 'require'\nfrom_roster = true", "quorum.mode needs quorum.k; accepted: 1 or more"),
             ("[quorum]\nk = 2\ngrace = ['z']", "quorum.grace: \"z\""),
             ("[quorum]\nveto = true", "quorum.veto"),
             ("[quorum]\nkeep = ['/nix/store/short-x']", "quorum.keep[0]"),

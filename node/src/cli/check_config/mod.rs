@@ -85,7 +85,8 @@ fn name_builders(settings: &Settings) -> String {
     let name = |(builder, _): (&Builder, _)| {
         let by = if settings.quorum.is_from_roster(&builder.key) { "roster" } else { "configuration" };
         let group = builder.group.as_ref().map_or_else(String::new, |group| format!(" of {}", escaped(group)));
-        format!("{}{group} ({by})", escaped(&builder.name))
+        let revoked = if settings.quorum.is_revoked(&builder.key) { ", revoked" } else { "" };
+        format!("{}{group} ({by}{revoked})", escaped(&builder.name))
     };
     let names: Vec<_> = settings.quorum.builders().map(name).collect();
     format!("builders that count: {}\n", if names.is_empty() { "none".to_owned() } else { names.join(", ") })

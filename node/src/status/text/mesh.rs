@@ -76,7 +76,7 @@ mod tests {
     fn a_machine_that_was_removed_is_told_whatever_roster_it_had() {
         let removed_in_version = Some(7);
         let mesh = MeshStatus { key: "ho\u{202e}me:AA==".to_owned(), removed_in_version, ..MeshStatus::default() };
-        let text = mesh_text(&mesh);
+        let text = without_colours(&mesh_text(&mesh));
         assert!(
             text.starts_with("this machine was removed from the mesh ho\\u{202e}me, in roster version 7: "),
             "{text}"
