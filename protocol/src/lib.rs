@@ -33,6 +33,7 @@ mod realisation;
 mod removal;
 mod roster;
 mod roster_codec;
+mod roster_removals;
 mod signed_deriver;
 mod signed_roster;
 mod store_path;

@@ -5,11 +5,7 @@
 //! bytes; it sends nothing. Invariants: the protocol is offered to a machine that has a removal and to nobody else, so a
 //! stranger learns nothing, not even that there is one; each is told at most once in [`PAUSE`].
 
-use super::names::Names;
-use super::transport::{self, Tls};
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use libp2p::core::Endpoint;
-use libp2p::core::transport::{DialOpts, PortUse, Transport as _};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{Removal, peer_of};
 use narmesh_roster::Membership;
@@ -21,11 +17,6 @@ use std::time::{Duration, Instant};
 
 /// A machine is told at most once in this time; it asks each member at most once in ten seconds.
 const PAUSE: Duration = Duration::from_secs(5);
-/// How long one address is tried.
-const DIAL_MAX: Duration = Duration::from_secs(5);
-/// How long names are resolved.
-const NAMES_MAX: Duration = Duration::from_secs(5);
-
 #[derive(Debug)]
 struct Told {
     removal: Removal,
@@ -77,22 +68,6 @@ impl Told {
     fn is_due(&self) -> bool {
         self.last.is_none_or(|last| last.elapsed() >= PAUSE)
     }
-}
-
-/// Asks `member` whether we were removed; `None` if it says nothing, or cannot be reached.
-pub(crate) async fn ask(tls: Tls, member: PeerId, addresses: Vec<Multiaddr>) -> Option<Removal> {
-    let mut transport = transport::removal(tls);
-    let resolved = Names::of_the_system().resolve(&addresses, NAMES_MAX).await;
-    for address in resolved.addresses {
-        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
-        let Ok(dial) = transport.dial(address, options) else { continue };
-        match tokio::time::timeout(DIAL_MAX, dial).await {
-            // Whoever else is there: the signature counts, and only the mesh key can make it.
-            Ok(Ok((peer, removal))) if peer == member => return Some(removal),
-            Ok(Ok(_) | Err(_)) | Err(_) => {}
-        }
-    }
-    None
 }
 
 /// Reads what a member says.

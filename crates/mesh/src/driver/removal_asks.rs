@@ -3,17 +3,24 @@
 use super::context::Context;
 use super::parts::MeshNews;
 use crate::clock::moment;
-use crate::removals;
-use crate::transport::Tls;
+use crate::names::Names;
+use crate::transport::{self, Tls};
+use libp2p::core::Endpoint;
+use libp2p::core::transport::{DialOpts, PortUse, Transport as _};
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
 use narmesh_protocol::{Removal, node_key_of};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
 /// One member is asked at most once in this time, milliseconds: a daemon that crashes again and again hangs up, too.
 const ASK_PAUSE_MS: u64 = 10_000;
+/// How long one address is tried.
+const DIAL_MAX: Duration = Duration::from_secs(5);
+/// How long names are resolved.
+const NAMES_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct RemovalAsks {
     tls: Tls,
@@ -57,7 +64,7 @@ impl RemovalAsks {
         let (key, version) = (key.clone(), roster.roster().version);
         let (tls, news) = (self.tls.clone(), self.news.clone());
         tokio::spawn(async move {
-            let told = removals::ask(tls, member, addresses).await;
+            let told = ask_member(tls, member, addresses).await;
             drop(place);
             // An old one says nothing of a machine that has joined again since.
             let holds = |removal: &Removal| removal.version > version && removal.is_of(&key, &own_key);
@@ -68,4 +75,20 @@ impl RemovalAsks {
             }
         });
     }
+}
+
+/// Asks `member` whether we were removed; `None` if it says nothing, or cannot be reached.
+async fn ask_member(tls: Tls, member: PeerId, addresses: Vec<Multiaddr>) -> Option<Removal> {
+    let mut transport = transport::removal(tls);
+    let resolved = Names::of_the_system().resolve(&addresses, NAMES_MAX).await;
+    for address in resolved.addresses {
+        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        let Ok(dial) = transport.dial(address, options) else { continue };
+        match tokio::time::timeout(DIAL_MAX, dial).await {
+            // Whoever else is there: the signature counts, and only the mesh key can make it.
+            Ok(Ok((peer, removal))) if peer == member => return Some(removal),
+            Ok(Ok(_) | Err(_)) | Err(_) => {}
+        }
+    }
+    None
 }
