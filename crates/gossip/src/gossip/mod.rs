@@ -308,8 +308,9 @@ impl Gossip {
         let Self { context: cx, pulls, syncs, .. } = self;
         let Some(purpose) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
         let reply = bytes.map(GossipReply::decode);
-        // The purpose is served as if nothing had come, so that the pull or sync is tried elsewhere.
-        if matches!(reply, Some(Err(_))) {
+        // The purpose is served as if nothing had come, so that the pull or sync is tried elsewhere. A reply that was cut
+        // short may be the connection's fault: a large body is on its way for seconds, and its sender may lose power.
+        if matches!(&reply, Some(Err(error)) if !error.is_truncated()) {
             cx.penalize(pulls, from, Misdeed::MalformedReply);
         }
         let reply = reply.and_then(Result::ok);

@@ -460,6 +460,11 @@ fn garbage_is_blamed_on_its_sender() {
     assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::MalformedReply)]);
     lone.pass(100);
     let (to, id, _) = lone.pulls()[0];
+    let cut = GossipReply::Body(vec![7; 1_000]).encode().unwrap();
+    lone.feed(Input::Response { from: to, id, bytes: cut[..500].to_vec() });
+    assert_eq!(lone.misdeeds().len(), 1, "what ends too early may be the fault of the connection");
+    lone.pass(200);
+    let (to, id, _) = lone.pulls()[0];
     lone.feed(Input::Response { from: to, id, bytes: sync_reply(vec![], None).encode().unwrap() });
     assert_eq!(lone.misdeeds().last(), Some(&(to, Misdeed::MalformedReply)));
 }

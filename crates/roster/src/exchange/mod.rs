@@ -338,6 +338,8 @@ impl RosterExchange {
             Ok(RosterReply::OtherKey(bytes)) => self.compare(peer, &bytes),
             Ok(RosterReply::Same) => self.know(peer, question.have),
             Ok(RosterReply::Absent | RosterReply::Older | RosterReply::Busy) => {}
+            // A reply that was cut short may be the connection's fault.
+            Err(error) if error.is_truncated() => {}
             Err(_) => self.blame(peer),
         }
     }

@@ -161,6 +161,15 @@ fn what_the_mesh_key_did_not_sign_and_what_is_old_is_not_heard() {
         outputs(&mut exchange)
     };
     assert!(answers(&signed(4, &all)).is_empty());
+    let cut = |end: usize| {
+        let mut exchange = exchange(&signed(5, &all), &[]);
+        exchange.handle(NOW, Input::Peer(all[0]));
+        let (id, _) = asked(&mut exchange)[0];
+        let bytes = RosterReply::Newer(signed(6, &all).as_bytes().to_vec()).encode().unwrap();
+        exchange.handle(NOW, Input::Response { from: all[0], id, bytes: bytes[..bytes.len() - end].to_vec() });
+        outputs(&mut exchange)
+    };
+    assert!(cut(1).is_empty(), "what ends too early may be the fault of the connection");
     let forged = answers(&signed_by(&key(2), 6, &all));
     assert!(matches!(&forged[..], [Output::Misbehaved { fault: Fault::MalformedReply, .. }]), "{forged:?}");
     assert!(matches!(&answers(&signed(6, &all))[..], [Output::Heard { .. }]));
