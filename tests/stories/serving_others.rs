@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use narmesh_tests::{
-    NixStoreFixture, TestMesh, TestNode, finish, free_address, get, hash_part, promised, request, scratch_dir,
-    wait_until, with_gateway,
+    NarInfoText, NixStoreFixture, TestMesh, TestNode, finish, free_address, get, hash_part, promised, request,
+    scratch_dir, wait_until, with_gateway,
 };
 
 /// What is offered follows a change within this.
@@ -139,6 +139,35 @@ fn a_site_gives_the_mesh_as_well_and_what_is_private_to_nobody() {
     assert_eq!([by_site, by_serve, by_local].map(|socket| mode(socket)), [0o660, 0o666, 0o660]);
     assert!(node.terminate().success());
     assert!(sockets.iter().all(|socket| !socket.exists()), "removed at the end");
+}
+
+/// As through the gateway of the machine itself: a false 404 would have the client build what the peer holds.
+#[test]
+fn a_site_gives_of_others_what_is_damaged_here() {
+    let mesh = TestMesh::new();
+    let [mut node, mut good] = ["node", "good"].map(|name| mesh.node(name));
+    let [site, serve] = [(); 2].map(|()| free_address());
+    node.config.more = listener(&site.to_string(), "site") + &listener(&serve.to_string(), "serve");
+    let lib = node.store.build_one("lib");
+    assert_eq!(good.store.build_one("lib"), lib);
+    TestMesh::start_all(&mut [&mut node, &mut good]);
+    good.wait_all_advertised(&[&node]);
+    let narinfo = format!("/{}.narinfo", hash_part(&lib));
+    wait_until("it is offered", promised(FOLLOWED), || get(site, &narinfo).unwrap().status == 200);
+    node.store.corrupt_file(&lib, "lib/libmesh.txt");
+    let url = |address| {
+        let got = get(address, &narinfo).unwrap();
+        (got.status == 200).then(|| NarInfoText::parse(&got.text()).url)
+    };
+    // Whoever asks first may find out what is wrong with it.
+    drop(get(site, &url(site).expect("the narinfo of an offered path")));
+    for _ in 0..20 {
+        let url = url(site).expect("the peer holds it");
+        let body = get(site, &url).unwrap();
+        assert!(body.status == 200 && body.complete, "{}", body.status);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_until("a serve listener gives only of its own", promised(FOLLOWED), || url(serve).is_none());
 }
 
 #[test]

@@ -259,6 +259,11 @@ impl NixStore {
         self.registry.read_derived(derivation)
     }
 
+    /// Whether our copy of this path failed, as far as is remembered; it may have been repaired since.
+    pub(crate) fn has_failed_copy(&self, part: &HashPart) -> bool {
+        self.failed.find(part).is_some()
+    }
+
     pub(crate) fn find_fault(&self, row: i64, info: &PathInfo) -> Option<CopyFault> {
         self.failed.find_fault(&info.path.hash_part(), &Registration::of(row, info))
     }

@@ -75,6 +75,8 @@ impl GatewaySubstituter {
             Scope::Local => Source::Resolver,
             // What our own store holds and does not offer is private, even if a peer would give it.
             Scope::Site if !self.store().contains(part) => Source::Resolver,
+            // It is damaged here, and somebody else may have it whole.
+            Scope::Site if self.offer.lacks_only_copy(part) => Source::Resolver,
             Scope::Serve | Scope::Site if self.offer.is_offered(part) => Source::Offer,
             Scope::Serve | Scope::Site => Source::Nobody,
         }

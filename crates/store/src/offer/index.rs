@@ -114,6 +114,13 @@ impl OfferIndex {
         }
     }
 
+    /// Whether nothing but the fault of our copy keeps this path from being offered.
+    pub(super) fn lacks_only_copy(&self, rules: &Rules, part: &HashPart) -> bool {
+        let is_about_copy =
+            |why: Withheld| matches!(why, Withheld::CopyFailed | Withheld::CopyGone | Withheld::CopyUnreadable);
+        rules.is_serving() && self.lines.get(part).and_then(|line| line.why_withheld(rules)).is_some_and(is_about_copy)
+    }
+
     /// Whether it is a source that is offered because an offered path refers to it.
     pub(super) fn is_carried(&self, part: &HashPart) -> bool {
         self.lines.get(part).is_some_and(|line| line.is_carried)

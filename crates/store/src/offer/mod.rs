@@ -191,6 +191,14 @@ impl Offer {
         self.shared.offered.read().contains(part)
     }
 
+    /// Whether this path would be offered if our copy were as it should be. From memory. So whoever may have the path may have
+    /// it of somebody else.
+    pub fn lacks_only_copy(&self, part: &HashPart) -> bool {
+        // It stays offered until the index has heard of the fault.
+        let is_known_only_to_store = self.is_offered(part) && self.shared.store.has_failed_copy(part);
+        is_known_only_to_store || self.shared.index.read().lacks_only_copy(&self.shared.rules(), part)
+    }
+
     /// The path with this hash part, if a peer may have it now. "No" is answered from memory, whatever the reason; "yes"
     /// only after the row and our copy were checked again. Blocks for some microseconds, or longer while Nix commits.
     ///
