@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::certificate::Certificate;
 use crate::{NixStoreFixture, TestNode, finish, free_address, get, hash_part, promised, wait_until};
 
@@ -208,9 +210,15 @@ impl LoggingProxy {
         Self { nginx, log, address }
     }
 
-    /// The lines so far.
+    /// Its log, when it has ended: nginx writes the line of a request only after the answer, so a client may be done before.
+    ///
+    /// # Panics
+    /// When nginx does not end.
     #[must_use]
-    pub fn lines(&self) -> Vec<String> {
+    pub fn end(mut self) -> Vec<String> {
+        let nginx = Pid::from_child(&self.nginx);
+        kill_process(nginx, Signal::QUIT).expect("nginx runs");
+        wait_until("nginx has ended", promised(START), || self.nginx.try_wait().expect("our child").is_some());
         fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 }

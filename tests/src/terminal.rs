@@ -26,8 +26,8 @@ impl TestNode {
         let mut python = Command::new("python3");
         python.args(["-c", include_str!("in_a_terminal.py"), keys]).arg(narmesh_binary());
         python.arg("--config").arg(self.config_file()).args(arguments);
-        // Those who run the tests may have said what they want of colours.
-        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        // Those who run the tests may have said what they want of colours; `CI` counts as a wish for them.
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             python.env_remove(name);
         }
         python.env("TERM", "xterm-256color").envs(environment.iter().copied());

@@ -192,7 +192,7 @@ fn write_requests(text: &mut String, holder: &TestNode, path: &str) {
             finish(with_gateway(&mut command, proxy.address, &[holder.builder_key()]))
                 .expect_success(&format!("{act} of Nix {}", version.name()));
             let mut requests = BTreeSet::new();
-            for line in proxy.lines() {
+            for line in proxy.end() {
                 let [method, uri, status] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
                 requests.insert(format!("`{method} {}` {status}", kind_of(uri)));
             }
