@@ -254,6 +254,11 @@ fn a_builder_key_has_one_machine() {
     twin.narmesh(&["init", "--force", "--name", "twin"]).expect_success("a key of its own");
     join(&twin, &token);
     assert_eq!(names(&founder), ["founder", "twin"]);
+    // A key file that was exchanged later is told where the machine is.
+    let is_told = || twin.narmesh(&["check-config"]).stdout.contains("members take nothing that is built here");
+    assert!(!is_told());
+    fs::copy(key_of(&founder), key_of(&twin)).unwrap();
+    assert!(is_told());
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let keys = OwnKeys {
         builder: secrets.builder_key.as_ref().map(NixSecretKey::public),
         gateway: settings.read_gateway_key()?.map(|key| key.public()),
+        node: Some(secrets.peer_id()),
     };
     let mender = Mender::of_this_machine(config);
     let findings = of_configuration(&settings, &keys, &nix, NixVersion::installed(), &mender)?;

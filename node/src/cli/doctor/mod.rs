@@ -72,6 +72,7 @@ impl Facts {
         let keys = OwnKeys {
             builder: secrets.and_then(|secrets| secrets.builder_key).as_ref().map(NixSecretKey::public),
             gateway: read.or_else(|| told.and_then(|key| narmesh_protocol::NixPublicKey::parse(key).ok())),
+            node: own_id,
         };
         let daemon = status.map(|status| Process(status.pid));
         Self { settings, keys, daemon, answer, nix: NixSettings::effective(), version: NixVersion::installed(), mender }

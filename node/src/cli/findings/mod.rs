@@ -18,6 +18,7 @@ use super::nix_version::NixVersion;
 use crate::describe::escaped;
 use crate::settings::Settings;
 use crate::styles::Mark;
+use libp2p::PeerId;
 use narmesh_protocol::NixPublicKey;
 use serde::Serialize;
 
@@ -96,6 +97,8 @@ pub(super) struct OwnKeys {
     pub(super) builder: Option<NixPublicKey>,
     /// The gateway key, if it was made and could be read.
     pub(super) gateway: Option<NixPublicKey>,
+    /// The node's own id, if it is known.
+    pub(super) node: Option<PeerId>,
 }
 
 /// What the configuration and that of Nix beside it show.

@@ -1,10 +1,11 @@
 //! What the configuration shows by itself: peers, the roster, listeners, keys, the place of the store.
 
-use super::{Finding, Mender, OwnKeys};
+use super::{Finding, Mender, OwnKeys, quoted};
 use crate::cli::nix_keys::warn_of_gateway_keys;
 use crate::cli::startable::Startable;
 use crate::settings::Settings;
 use jiff::Timestamp;
+use narmesh_protocol::MemberRole;
 use narmesh_store::NixStore;
 use std::fs;
 use std::io::ErrorKind;
@@ -42,6 +43,7 @@ pub(super) fn own_findings(settings: &Settings, keys: &OwnKeys, mender: &Mender)
         findings.push(if is_hidden { unseen() } else { lost.mended_by(mender.narmesh("mesh import FILE")) });
     }
     findings.extend(earlier_mesh_key(settings, mender));
+    findings.extend(other_builder_key(settings, keys, mender));
     for (index, listener) in settings.gateway.listeners.iter().enumerate() {
         findings.extend(listener.warn_of_plain_tokens(index).map(Finding::warning));
         // `startable` reports files that cannot be used.
@@ -80,4 +82,27 @@ fn earlier_mesh_key(settings: &Settings, mender: &Mender) -> Option<Finding> {
          has the earlier one"
     ));
     Some(earlier.mended_by(mender.narmesh(&format!("mesh rekey --accept {in_force}"))))
+}
+
+/// Members trust the builder key that the roster has for this machine; what it signs with another one, nobody takes.
+fn other_builder_key(settings: &Settings, keys: &OwnKeys, mender: &Mender) -> Option<Finding> {
+    let (roster, node) = (settings.mesh.roster.as_ref()?, keys.node?);
+    let me = roster.roster().members.iter().find(|member| member.peer_id() == Some(node))?;
+    let told = me.builder_key.as_ref().filter(|_| me.role == MemberRole::Builder)?;
+    let signs = match &keys.builder {
+        Some(key) if key.to_string() == *told => return None,
+        Some(key) => format!("signs with {key}"),
+        // A file that this user may not read, or that is not there: other findings and the daemon's start tell.
+        None if settings.builder_key_file.is_some() => return None,
+        None => "signs with none (trust.builder_key_file is not set)".to_owned(),
+    };
+    let other = Finding::error(format!(
+        "the roster has the builder key {told} for this machine, which {signs}: members take nothing that is built here"
+    ));
+    let back = "put the key of the roster back, or give this machine a new place:";
+    Some(
+        other.mended_by(format!("{back} narmesh mesh remove {} # on another member", quoted(&me.name))).mended_by(
+            format!("{} # with a token of `narmesh mesh invite`", mender.narmesh("join --unless-member TOKEN")),
+        ),
+    )
 }

@@ -96,7 +96,7 @@ fn what_goes_past_a_policy_that_requires_agreement_is_named() {
         config.quorum.mode = mode.to_owned();
         config.quorum.k = Some(k);
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-        let keys = OwnKeys { builder: None, gateway: NixPublicKey::parse(&gateway).ok() };
+        let keys = OwnKeys { builder: None, gateway: NixPublicKey::parse(&gateway).ok(), node: None };
         quorum_findings(&settings, &keys, &NixSettings::from_file(&file), &Mender::plain()).unwrap()
     };
     let found = |mode: &str, k| found_with(mode, k, true);

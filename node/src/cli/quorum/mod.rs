@@ -161,7 +161,11 @@ fn check_policy(file: &Path) -> anyhow::Result<bool> {
     let (builders, groups) = (policy.keys().count(), policy.groups());
     emit(&format!("{}: {builders} builders in {groups} groups; {means}\n", file.display()))?;
     if let Some(k) = policy.k_default() {
-        emit(&format!("{k} of {groups} groups must have got the same result\n"))?;
+        let of = match settings.quorum.takes_roster() {
+            true => "of these groups and those of the roster".to_owned(),
+            false => format!("of {groups} groups"),
+        };
+        emit(&format!("{k} {of} must have got the same result\n"))?;
     }
     warnings.iter().try_for_each(|warning| emit(&format!("warning: {}\n", printable(&warning.to_string()))))?;
     Ok(true)
