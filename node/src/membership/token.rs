@@ -132,4 +132,19 @@ mod tests {
         }
         assert!(!format!("{token:?}").contains("7, 7"), "the secret is not printed");
     }
+
+    #[test]
+    fn the_example_of_the_protocol_document_is_this_token() {
+        let node =
+            Keypair::ed25519_from_bytes(std::array::from_fn::<u8, 32, _>(|at| u8::try_from(at).unwrap())).unwrap();
+        let token = JoinToken {
+            mesh: NixSecretKey::from_seed("home", &[1; 32]).unwrap().public(),
+            inviter: node.public().to_peer_id(),
+            addresses: vec!["/ip4/192.0.2.1/tcp/7280".parse().unwrap()],
+            secret: [7; SECRET_BYTES],
+        };
+        let text = token.render().unwrap();
+        let document = include_str!("../../../docs/protocol.md");
+        assert!(document.contains(&text), "{text}");
+    }
 }
