@@ -51,6 +51,11 @@ impl Network {
         }
     }
 
+    /// Whether every address of its kind is in it.
+    pub fn is_everybody(self) -> bool {
+        self.prefix_bits == 0
+    }
+
     /// Whether the address is in it.
     pub fn contains(self, address: IpAddr) -> bool {
         let address = address.to_canonical();

@@ -259,6 +259,11 @@ fn check_proxies(key: &str, texts: &[String], address: &ListenerAddress) -> Resu
             }
         };
         let network = Network::parse(text).ok_or_else(|| refused(format!("{key}[{index}]"), text, accepted))?;
+        if network.is_everybody() {
+            // Each client would say itself who it is, and count as somebody else in each bound.
+            let accepted = "the addresses and networks of proxies, not all addresses";
+            return Err(refused(format!("{key}[{index}]"), text, accepted));
+        }
         proxies.networks.push(network);
     }
     Ok(proxies)

@@ -202,6 +202,18 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "an IP address, or a network",
         ),
         (
+            listener("0.0.0.0:7282", "serve") + "trusted_proxies = ['0.0.0.0/0']",
+            "gateway.listener[0].trusted_proxies[0]",
+            "\"0.0.0.0/0\"",
+            "not all addresses",
+        ),
+        (
+            listener("0.0.0.0:7282", "serve") + "trusted_proxies = ['::1', '::ffff:0.0.0.0/96']",
+            "gateway.listener[0].trusted_proxies[1]",
+            "\"::ffff:0.0.0.0/96\"",
+            "not all addresses",
+        ),
+        (
             listener("0.0.0.0:7282", "serve") + "trusted_proxies = ['unix']",
             "gateway.listener[0].trusted_proxies[0]",
             "\"unix\"",
