@@ -48,6 +48,8 @@ fn requests_are_in_the_log_without_tokens_and_at_a_bounded_rate() {
 
     assert_eq!(ask("GET", &format!("{narinfo}?password=hidden")), 200);
     assert_eq!(ask("HEAD", &format!("/{url}")), 200);
+    let listing = narinfo.replace(".narinfo", ".ls");
+    assert_eq!(ask("HEAD", &listing), 200);
     assert_eq!(ask("GET", &format!("/{url}")), 200);
     assert_eq!(get(logged, "/nix-cache-info").unwrap().status, 401);
     let mut forger = TcpStream::connect(logged).unwrap();
@@ -63,6 +65,7 @@ fn requests_are_in_the_log_without_tokens_and_at_a_bounded_rate() {
     };
     is_there(&format!("GET path={narinfo} status=200"), "whole=true");
     is_there(&format!("HEAD path=/{url} status=200"), "bytes=0 ");
+    is_there(&format!("HEAD path={listing} status=200"), "whole=true");
     is_there(&format!("GET path=/{url} status=200"), &format!("bytes={nar_size} "));
     is_there("GET path=/nix-cache-info status=401", "whole=true");
     is_there("GET path=/%0aforged status=401", "whole=true");

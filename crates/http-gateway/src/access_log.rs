@@ -126,6 +126,8 @@ pub(crate) struct AccessLine {
 impl AccessLine {
     pub(crate) fn note_status(&mut self, status: StatusCode) {
         self.status = Some(status);
+        // An answer to a HEAD has no body that could be cut short.
+        self.is_whole |= self.method == Method::HEAD;
     }
 
     /// Notes a piece of the body that hyper takes.

@@ -1,5 +1,6 @@
 //! The bodies of responses.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,12 @@ use crate::nar_body::{BodyAborted, NarBody};
 /// Largest piece of a body that hyper gets at once where several bodies share a connection: it keeps a piece until the client
 /// takes it, for each of them.
 const PIECE_BYTES_MAX: usize = 8 << 10;
+
+/// The body of an answer to a HEAD whose GET has no known length. An empty body would be told as one of 0 bytes, which a client
+/// may take for the length of what it asks about (RFC 9110, section 8.6).
+pub(crate) fn without_length() -> Body {
+    Body::from_stream(futures::stream::empty::<Result<Bytes, Infallible>>())
+}
 
 /// A body of the router. Its connection counts as busy until the body ends. A failure is passed on only after all bytes
 /// before it were sent: hyper would throw away what it has buffered, perhaps even the head, and Nix would then start again

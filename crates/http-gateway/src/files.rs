@@ -13,7 +13,7 @@ use hyper::{HeaderMap, Method, StatusCode};
 use narmesh_protocol::{HashPart, NarHash, NarUrl, StorePath};
 
 use crate::GatewayError;
-use crate::body::StreamedBody;
+use crate::body::{StreamedBody, without_length};
 use crate::content_type::content_type;
 use crate::metrics::{Outcome, RequestKind};
 use crate::nar_body::{BodyAborted, NarBody};
@@ -151,7 +151,7 @@ impl<S: Substituter> Endpoint<S> {
     ) -> Result<Response, GatewayError> {
         let mut response = if head.method == Method::HEAD {
             self.listener.metrics.on_finished(kind, Outcome::Served);
-            Response::new(Body::empty())
+            Response::new(without_length())
         } else {
             let first = match body.next().await {
                 Some(Ok(first)) => first,

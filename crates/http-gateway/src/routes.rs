@@ -20,7 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::GatewayError;
 use crate::access::{Attempts, Reads, token_of};
-use crate::body::StreamedBody;
+use crate::body::{StreamedBody, without_length};
 use crate::client::Client;
 use crate::error::{RequestIds, shown};
 use crate::exposition::Exposition;
@@ -249,7 +249,7 @@ impl<S: Substituter> Endpoint<S> {
                 return Err(GatewayError::NotFound);
             }
             self.listener.metrics.on_finished(RequestKind::Nar, Outcome::Served);
-            Response::new(Body::empty())
+            Response::new(without_length())
         } else {
             // Before the NAR is fetched, which would else wait for an encoder with its memory taken.
             let permit = self.listener.encoders.take().await.ok_or(GatewayError::Busy)?;

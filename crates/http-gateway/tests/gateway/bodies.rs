@@ -194,6 +194,10 @@ async fn listener_with_zstd_compresses_what_it_names_and_cuts_it_short_where_the
             }
         }
         assert_eq!(gateway.get(&format!("/{}.zst", nar_url(2, SIZE))).await.status, 404);
+        let mut connection = gateway.connect().await;
+        connection.send(request("HEAD", &url, &[])).await;
+        let head = connection.answer_to("HEAD").await;
+        assert_eq!((head.status, head.header("content-length")), (200, ""), "nobody knows its length before");
         assert_eq!(gateway.get(&format!("{url}.zst")).await.status, 404);
     }
     let plain = gateway_with(Nar::good(pattern(SIZE))).await;
