@@ -10,8 +10,8 @@
 //! Walk: [`transport`] carries bytes, and `swarm::build` puts our protocols on it. `driver` owns the swarm and the core,
 //! and turns events of one into inputs of the other. `listeners` opens our listen addresses; `dialer` decides which
 //! peers to dial and when, and `names` resolves host names for it; `dead_connections` finds connections that are dead.
-//! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours. `statistics`
-//! counts what each peer did.
+//! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours, at a rate that
+//! `byte_rate` shares out. `circuits` passes bytes on for others. `statistics` counts what each peer did.
 //! Invariants:
 //! - no peer outside the allowlist gets past its handshake;
 //! - no lookup that memory can answer waits for the driver;
@@ -23,6 +23,7 @@ mod ask_error;
 mod attestation_link;
 mod behaviour;
 mod bulk;
+mod byte_rate;
 mod circuits;
 mod clock;
 mod codec;
@@ -57,6 +58,7 @@ mod uploads;
 
 pub use addresses::{find_outward_v4, find_outward_v6};
 pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
+pub use byte_rate::BYTES_PER_S_MIN;
 pub use circuits::{RelayView, Way};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
@@ -70,4 +72,4 @@ pub use narmesh_roster::{Journal, Membership};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};
 pub use state::{MeshState, SummaryStore};
 pub use statistics::{PeerStatistics, PeerStats, Ranked};
-pub use uploads::{UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};
+pub use uploads::{UploadLimits, Uploads};

@@ -6,7 +6,7 @@
 use crate::config::{AdvertiseConfig, Config, LimitsConfig, NodeConfig, TrustConfig, bounds_of};
 use crate::describe::is_unseen;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
+use narmesh_mesh::BYTES_PER_S_MIN;
 use narmesh_protocol::{NixPublicKey, NixSecretKey, TrustedKeys};
 pub use narmesh_resolver::{Compress, TransferSettings};
 use narmesh_store::{OfferPolicy, StoreLocation};
@@ -141,7 +141,7 @@ pub struct LimitSettings {
     pub uploads_per_peer: u32,
     /// NARs read from the disk for peers at the same moment, 1 to 65,536.
     pub uploads_total: u32,
-    /// Bytes per second of NARs to all peers together, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit.
+    /// Bytes per second of NARs to all peers together, at least [`BYTES_PER_S_MIN`]; `None` for no limit.
     pub upload_bytes_per_s: Option<NonZeroU32>,
     /// Disk space for NARs that peers get while they are coming in here, 0 to 1 TiB.
     pub partial_copies_bytes: u64,
@@ -409,7 +409,7 @@ fn check_limits(limits: &LimitsConfig) -> Result<LimitSettings, SettingsError> {
 fn check_upload_rate(key: &str, rate: u32) -> Result<Option<NonZeroU32>, SettingsError> {
     match rate {
         0 => Ok(None),
-        rate => within(key, rate, (UPLOAD_BYTES_PER_S_MIN, u32::MAX)).map(NonZeroU32::new),
+        rate => within(key, rate, (BYTES_PER_S_MIN, u32::MAX)).map(NonZeroU32::new),
     }
 }
 

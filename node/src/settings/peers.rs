@@ -19,7 +19,7 @@ pub struct PeerSettings {
     pub addresses: Vec<Multiaddr>,
     /// Whether it relays for this node.
     pub relay: bool,
-    /// Bytes per second of NARs to it, at least [`UPLOAD_BYTES_PER_S_MIN`](narmesh_mesh::UPLOAD_BYTES_PER_S_MIN); `None` for no limit of its own.
+    /// Bytes per second of NARs to it, at least [`BYTES_PER_S_MIN`](narmesh_mesh::BYTES_PER_S_MIN); `None` for no limit of its own.
     pub upload_bytes_per_s: Option<NonZeroU32>,
 }
 

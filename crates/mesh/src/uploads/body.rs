@@ -2,7 +2,7 @@
 //! moves.
 
 use super::peer::PeerUploads;
-use super::rate::RateShare;
+use crate::byte_rate::RateShare;
 use crate::framing::{write_all_of, write_frame};
 use futures::{AsyncWrite, AsyncWriteExt};
 use narmesh_protocol::wire::NarFrame;
@@ -139,9 +139,8 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
 #[cfg(test)]
 mod tests {
     use super::super::peer::Waiting;
-    use super::super::queue::Ticket;
-    use super::super::rate::UploadRate;
     use super::*;
+    use crate::byte_rate::{ByteRate, Ticket};
     use libp2p::PeerId;
     use std::pin::Pin;
     use std::task::{Context, Poll};
@@ -165,8 +164,7 @@ mod tests {
 
     /// How long a body stands still before it is given up.
     async fn patience(peer: &PeerUploads) -> Duration {
-        let (share, mut stream, since) =
-            (UploadRate::default().join(PeerId::random(), Ticket(0)), Full, Instant::now());
+        let (share, mut stream, since) = (ByteRate::default().join(PeerId::random(), Ticket(0)), Full, Instant::now());
         let written = BodyWriter::new(&mut stream, peer, &share).write(b"body").await;
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         since.elapsed()
@@ -175,7 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn body_that_is_not_read_is_given_up_sooner_if_others_of_its_peer_want_to_move() {
         let around = |least: Duration| least..least + STALL_CHECK;
-        let peer = PeerUploads::new(UploadRate::default());
+        let peer = PeerUploads::new(ByteRate::default());
         assert!(around(STALL_MAX).contains(&patience(&peer).await), "nobody else is there");
         let waiting = Waiting::of(&peer);
         assert!(around(STALL_BESIDE_OTHERS).contains(&patience(&peer).await), "a request waits for a place");

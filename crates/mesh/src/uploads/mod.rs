@@ -3,7 +3,7 @@
 //!
 //! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
 //! asker is told its place (`replies`), unless `referrals` names others whom it should ask; then a `reader` opens the NAR, and a `body`
-//! is written piece by piece, each slice when `rate` grants it.
+//! is written piece by piece, each slice when the rate (`byte_rate`) grants it.
 //!
 //! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
 //! 256 KiB where the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to
@@ -16,13 +16,12 @@
 mod body;
 mod peer;
 mod queue;
-mod rate;
 mod reader;
 mod referrals;
 mod replies;
-mod shares;
 
 use super::bulk::{BulkStream, Incoming};
+use super::byte_rate::{ByteRate, Ticket};
 use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
 use super::request_rates::NarRates;
@@ -34,12 +33,10 @@ use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
 use narmesh_store::{Offer, PartialCopies, PartialCopy, PathInfo};
 use parking_lot::Mutex;
 use peer::{PeerUploads, STREAMS_PER_PEER_MAX, Waiting, acquire};
-use queue::{Kind, Queue, Ticket};
-use rate::UploadRate;
+use queue::{Kind, Queue};
 use reader::{ReadFailure, Reader};
 use referrals::Referrals;
 use replies::{ASK_AGAIN_MS, HEAD_STALL, name, reply, turn_away, wait_and_tell_place};
-pub use shares::UPLOAD_BYTES_PER_S_MIN;
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
@@ -83,10 +80,10 @@ struct Shared {
     /// and peers who ask for much of it must leave time to answer everybody else.
     compressors: Arc<Semaphore>,
     queue: Mutex<Queue>,
-    rate: UploadRate,
+    rate: ByteRate,
     /// The rates of peers that have a limit of their own. Kept while such a peer asks for nothing, or its burst would begin
     /// anew each time.
-    peer_rates: Mutex<HashMap<PeerId, UploadRate>>,
+    peer_rates: Mutex<HashMap<PeerId, ByteRate>>,
     rates: NarRates,
     peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
     ended: Notify,
@@ -138,7 +135,7 @@ impl Uploads {
         limits: UploadLimits,
         may_compress: bool,
     ) -> Self {
-        let rate = UploadRate::default();
+        let rate = ByteRate::default();
         rate.set_rate(limits.bytes_per_s);
         // Half of the cores at most compress for peers; the rest is for this machine's own work.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,7 +1,7 @@
 //! What the NAR streams of one peer have in common.
 
 use super::ENCODERS_PER_PEER_MAX;
-use super::rate::UploadRate;
+use crate::byte_rate::ByteRate;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const TURNED_AWAY_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct PeerUploads {
     pub(super) streams: Arc<Semaphore>,
-    pub(super) rate: UploadRate,
+    pub(super) rate: ByteRate,
     pub(super) encoders: Arc<Semaphore>,
     /// Streams over the limit that are being told so.
     pub(super) turned_away: Arc<Semaphore>,
@@ -33,7 +33,7 @@ pub(super) struct PeerUploads {
 }
 
 impl PeerUploads {
-    pub(super) fn new(rate: UploadRate) -> Self {
+    pub(super) fn new(rate: ByteRate) -> Self {
         Self {
             rate,
             streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),

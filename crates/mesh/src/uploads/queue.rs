@@ -3,16 +3,13 @@
 //! There is no bound over all peers: whatever two of them ask for, a third finds its own turns free. What all of them
 //! cost together is bounded by what one body may hold (see the parent module).
 
+use crate::byte_rate::Ticket;
 use libp2p::PeerId;
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use std::collections::{HashMap, VecDeque};
 
 /// Requests of one peer that may wait for their turn: as many as it may have streams.
 pub(super) const WAITING_MAX: usize = 64;
-
-/// A request, numbered in the order of asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Ticket(pub(super) u64);
 
 /// Large and small NARs wait apart, so that the small ones, of which a closure mostly consists, are never behind the
 /// large ones.

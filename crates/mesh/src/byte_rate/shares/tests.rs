@@ -143,7 +143,7 @@ fn bodies_of_a_peer_end_in_the_order_of_asking_and_all_move_meanwhile() {
 #[test]
 fn the_lowest_rate_moves_sixteen_bodies() {
     let peer = PeerId::random();
-    let mut world = World::with_rate(UPLOAD_BYTES_PER_S_MIN);
+    let mut world = World::with_rate(BYTES_PER_S_MIN);
     (0..16).for_each(|_| world.add(peer, None, u64::MAX));
     world.run(Duration::from_secs(60));
     let longest = world.bodies.iter().map(|body| body.longest_wait).max().unwrap();

@@ -1,18 +1,18 @@
-//! Decides who may send the next bytes under `limits.upload_bytes_per_s`: deficit round robin over peers (Shreedhar and
+//! Decides who may send the next bytes under a limit: deficit round robin over peers (Shreedhar and
 //! Varghese, 1995), and within a peer every other turn for its oldest request. No clock, no task: time comes from
 //! outside.
 //!
 //! A body asks for bytes only when it has them in hand and its stream has taken those before. So a body that nobody
 //! reads keeps one slice from the others, once.
 
-use super::queue::Ticket;
+use super::Ticket;
 use libp2p::PeerId;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// The lowest limit, bytes per second: with 16 bodies under way each still moves by 1 KiB a second.
-pub const UPLOAD_BYTES_PER_S_MIN: u32 = 16 << 10;
+pub const BYTES_PER_S_MIN: u32 = 16 << 10;
 /// The least that is granted at a time: with fewer bytes, heads and frames would cost more than what they carry.
 const SLICE_BYTES_MIN: u64 = 1 << 10;
 /// The most that is granted at a time: a chunk.

@@ -1,19 +1,25 @@
-//! Waits for a share of `limits.upload_bytes_per_s`, and of the peer's own `upload_bytes_per_s`: [`Shares`], with the clock
-//! and the wakers that it lacks.
+//! A rate that many share fairly: waits for a share of `limits.upload_bytes_per_s`, of a peer's own `upload_bytes_per_s`, or of
+//! `limits.relay_bytes_per_s`. [`Shares`] decides; here are the clock and the wakers that it lacks.
 
-use super::queue::Ticket;
-use super::shares::{Next, Shares};
+mod shares;
+
 use libp2p::PeerId;
 use parking_lot::Mutex;
+pub use shares::BYTES_PER_S_MIN;
+use shares::{Next, Shares};
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// The rate of all uploads together, or of all to one peer; cheap to clone.
+/// Who asks for a share, numbered in the order of asking: a request for a NAR, or a direction of a circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// The rate of all uploads together, of all to one peer, or of all that a relay passes on; cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct UploadRate(Arc<Inner>);
+pub(crate) struct ByteRate(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -32,29 +38,29 @@ struct State {
 
 /// A body under way, with its share of the rate.
 #[derive(Debug)]
-pub(super) struct RateShare {
-    rate: UploadRate,
+pub(crate) struct RateShare {
+    rate: ByteRate,
     peer: PeerId,
     ticket: Ticket,
     /// Its share of what its peer may get.
     of_peer: Option<Box<Self>>,
 }
 
-impl Default for UploadRate {
+impl Default for ByteRate {
     fn default() -> Self {
         Self(Arc::new(Inner { began: Instant::now(), state: Mutex::default(), changed: Notify::new() }))
     }
 }
 
-impl UploadRate {
+impl ByteRate {
     /// Allows at most this many bytes per second from now on; `None` for no limit. Bodies that wait go by the new rate
     /// at once.
-    pub(super) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+    pub(crate) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
         self.0.state.lock().shares.set_rate(self.now(), bytes_per_s);
         self.0.changed.notify_one();
     }
 
-    pub(super) fn join(&self, peer: PeerId, ticket: Ticket) -> RateShare {
+    pub(crate) fn join(&self, peer: PeerId, ticket: Ticket) -> RateShare {
         self.0.state.lock().shares.join(peer, ticket);
         RateShare { rate: self.clone(), peer, ticket, of_peer: None }
     }
@@ -96,20 +102,20 @@ impl UploadRate {
 
 impl RateShare {
     /// The same, and a share of what its peer may get.
-    pub(super) fn under(mut self, of_peer: &UploadRate) -> Self {
+    pub(crate) fn under(mut self, of_peer: &ByteRate) -> Self {
         self.of_peer = Some(Box::new(of_peer.join(self.peer, self.ticket)));
         self
     }
 
     /// Whether there is no limit.
-    pub(super) fn is_free(&self) -> bool {
+    pub(crate) fn is_free(&self) -> bool {
         self.rate.0.state.lock().shares.bytes_per_s().is_none()
             && self.of_peer.as_ref().is_none_or(|of_peer| of_peer.is_free())
     }
 
     /// Waits for the right to send some of `wanted` bytes, and says how many. The peer's own rate comes first, so that
     /// whoever waits for it keeps nothing from other peers.
-    pub(super) async fn pay(&self, wanted: usize) -> usize {
+    pub(crate) async fn pay(&self, wanted: usize) -> usize {
         let Some(of_peer) = &self.of_peer else { return self.pay_here(wanted).await };
         let allowed = of_peer.pay_here(wanted).await;
         let granted = self.pay_here(allowed).await;
@@ -166,7 +172,7 @@ mod tests {
     async fn a_peers_own_limit_holds_for_all_its_bodies_and_for_nobody_else() {
         const LIMIT: u32 = 128 << 10;
         let (all, of_peer, limited, other) =
-            (UploadRate::default(), UploadRate::default(), PeerId::random(), PeerId::random());
+            (ByteRate::default(), ByteRate::default(), PeerId::random(), PeerId::random());
         all.set_rate(NonZeroU32::new(8 << 20));
         of_peer.set_rate(NonZeroU32::new(LIMIT));
         let bodies = (0..4).map(|number| {
@@ -175,7 +181,7 @@ mod tests {
             tokio::spawn(time_for(share, LIMIT as usize / 2))
         });
         let bodies: Vec<_> = bodies.collect();
-        let unlimited = all.join(other, Ticket(9)).under(&UploadRate::default());
+        let unlimited = all.join(other, Ticket(9)).under(&ByteRate::default());
         let quick = time_for(unlimited, 8 << 20).await;
         let slow = futures::future::join_all(bodies).await.into_iter().map(Result::unwrap).max().unwrap();
         // Two seconds' bytes, of which the first second's are a burst.
