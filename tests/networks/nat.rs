@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Nat, Network, PROMISE_FACTOR, Place, TestMesh, TestNode, promised, wait_until};
+use narmesh_tests::{Nat, Network, PROMISE_FACTOR, Place, TestMesh, TestNode, get, promised, wait_until};
 
 use crate::report::{Table, seconds};
 
@@ -217,6 +217,39 @@ fn machines_of_ipv6_behind_firewalls_meet_without_the_relay() {
     println!("IPv6 behind two firewalls: {} after {}", way(b, "a").unwrap(), seconds(started.elapsed()));
     a.wait_all_advertised(&[b]);
     b.realise(&paths).expect_success("nix-store --realise through two firewalls");
+}
+
+/// A relay with a bill for its traffic passes on what it may in a second, and who waits for it is not told gone.
+#[test]
+fn a_relay_keeps_its_limit_and_everything_arrives_at_that_rate() {
+    let Some(_turn) = crate::turn() else { return };
+    const BYTES_PER_S: u32 = 2 << 20;
+    const NAR_BYTES: u64 = 6 << 20;
+    let behind = Place::Behind(Nat::Symmetric);
+    let (network, mesh) = (Network::behind_nats(&[Place::Public, behind, behind]), TestMesh::new());
+    let mut nodes = meet(&network, &mesh, 1, &["relay", "a", "b"]);
+    nodes[0].config.relay_bytes_per_s = Some(BYTES_PER_S);
+    let paths = nodes[1].store.hold_noise(3, NAR_BYTES, 1);
+    nodes.iter_mut().for_each(TestNode::start);
+    let [relay, a, b] = nodes.as_slice() else { unreachable!("three nodes") };
+    b.wait_connected("a", true, MEETING);
+    a.wait_all_advertised(&[b]);
+    let since = Instant::now();
+    let (first, last) = paths.split_at(2);
+    std::thread::scope(|scope| {
+        let fetched = scope.spawn(|| b.realise(first));
+        wait_until("NARs are under way", promised(MEETING), || relay.status().number("/relay/bytes") > 1 << 20);
+        // Asked while the circuit of the NARs has all that it may have.
+        assert_eq!(b.get_narinfo(&last[0]).status, 200, "a narinfo passes beside the NARs");
+        fetched.join().unwrap().expect_success("nix-store --realise over a slow relay");
+    });
+    // What may go in the first second is there at once.
+    let at_least = (2 * NAR_BYTES / u64::from(BYTES_PER_S) - 1) as f64;
+    let took = since.elapsed().as_secs_f64();
+    assert!(took > at_least, "{took:.1} s, but {at_least:.1} s at the least");
+    let metrics = network.machine(0).enter(|| get(relay.gateway(), "/metrics").unwrap().text());
+    let passed_on = metrics.lines().find_map(|line| line.strip_prefix("narmesh_relay_bytes_total "));
+    assert!(passed_on.is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 2 * NAR_BYTES), "{passed_on:?}");
 }
 
 /// What a relay costs: its rate beside that of a direct connection, and its time for a gigabyte.

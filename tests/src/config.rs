@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub connections_gossip: Option<u32>,
     /// `limits.upload_bytes_per_s`, when a story limits uploads.
     pub upload_bytes_per_s: Option<u32>,
+    /// `limits.relay_bytes_per_s`, when a story limits a relay.
+    pub relay_bytes_per_s: Option<u32>,
     /// `limits.partial_copies_bytes`, when a story needs another value than the default.
     pub partial_copies_bytes: Option<u32>,
     /// `mesh.key`, when a story writes it itself.
@@ -110,6 +112,7 @@ impl NodeConfig {
             stall_timeout_ms: None,
             connections_gossip: None,
             upload_bytes_per_s: None,
+            relay_bytes_per_s: None,
             partial_copies_bytes: None,
             mesh_key: None,
             roster_file: None,
@@ -175,6 +178,9 @@ impl NodeConfig {
         }
         if let Some(rate) = self.upload_bytes_per_s {
             limits.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
+        }
+        if let Some(rate) = self.relay_bytes_per_s {
+            limits.insert("relay_bytes_per_s".into(), Value::Integer(rate.into()));
         }
         if let Some(bytes) = self.partial_copies_bytes {
             limits.insert("partial_copies_bytes".into(), Value::Integer(bytes.into()));

@@ -4,6 +4,7 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, NixPublicKey};
 use narmesh_roster::Membership;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 /// A builder whose attestations are kept here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +24,8 @@ pub struct MeshConfig {
     pub relays: BTreeSet<PeerId>,
     /// Whether this node relays for its peers.
     pub is_relay: bool,
+    /// Bytes per second over all circuits of this node as a relay, in both directions; `None` for no limit.
+    pub relay_bytes_per_s: Option<NonZeroU32>,
     /// The addresses to listen on.
     pub listen: Vec<Multiaddr>,
     /// Addresses told to peers besides the listen addresses.

@@ -2,7 +2,7 @@
 
 pub use super::ask_error::AskError;
 use super::attestation_link::{ExchangeLink, ExchangeMessage};
-use super::circuits::RelayView;
+use super::circuits::{Relay, RelayView};
 use super::config::MeshConfig;
 use super::first_words::FirstWords;
 use super::nar_client::NarPool;
@@ -121,6 +121,7 @@ pub struct MeshHandle {
     realisation_asks: AskSlots,
     first_words: Arc<FirstWords>,
     listened: watch::Receiver<Vec<SocketAddr>>,
+    relay: Relay,
 }
 
 impl std::fmt::Debug for MeshHandle {
@@ -152,7 +153,18 @@ impl MeshHandle {
             realisation_asks,
             first_words,
             listened,
+            relay: Relay::default(),
         }
+    }
+
+    /// The same, which shows this node as a relay.
+    pub(super) fn with_relay(self, relay: Relay) -> Self {
+        Self { relay, ..self }
+    }
+
+    /// This node as a relay; can be read without asking the driver.
+    pub fn view_relay(&self) -> RelayView {
+        self.relay.view()
     }
 
     /// Who may hold what; can be read without asking the driver.

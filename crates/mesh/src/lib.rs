@@ -59,7 +59,7 @@ mod uploads;
 pub use addresses::{find_outward_v4, find_outward_v6};
 pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 pub use byte_rate::BYTES_PER_S_MIN;
-pub use circuits::{RelayView, Way};
+pub use circuits::{RELAY_BYTES_PER_S_MIN, RelayView, Way};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
 pub use dial_failure::DialFailure;

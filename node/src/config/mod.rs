@@ -303,6 +303,8 @@ pub struct LimitsConfig {
     pub uploads_total: u32,
     /// The most bytes per second of NARs sent to all peers together; 0 for no limit.
     pub upload_bytes_per_s: u32,
+    /// The most bytes per second passed on for others as a relay, both directions together; 0 for no limit.
+    pub relay_bytes_per_s: u32,
     /// Disk space for NARs that peers get while they are coming in here, bytes; 0 for none.
     pub partial_copies_bytes: u64,
     /// The most paths in our own summary; beyond it the newest are withheld.
@@ -317,6 +319,7 @@ impl Default for LimitsConfig {
             uploads_per_peer: 16,
             uploads_total: 32,
             upload_bytes_per_s: 0,
+            relay_bytes_per_s: 0,
             partial_copies_bytes: 2 << 30,
             advertised_paths_max: 200_000,
         }

@@ -18,6 +18,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("limits.uploads_per_peer", "1 to 1024"),
     ("limits.uploads_total", "1 to 65536"),
     ("limits.upload_bytes_per_s", "0 for no limit, or 16384 to 4294967295"),
+    ("limits.relay_bytes_per_s", "0 for no limit, or 131072 to 4294967295"),
     ("limits.partial_copies_bytes", "0 for none, to 1099511627776 (1 TiB)"),
     ("limits.advertised_paths_max", "1 to 400000 (what the largest filter can tell apart)"),
     ("peer.upload_bytes_per_s", "0 for no limit, or 16384 to 4294967295"),

@@ -70,6 +70,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.uploads_per_peer", limits.uploads_per_peer.to_string()),
         ("limits.uploads_total", limits.uploads_total.to_string()),
         ("limits.upload_bytes_per_s", limits.upload_bytes_per_s.to_string()),
+        ("limits.relay_bytes_per_s", limits.relay_bytes_per_s.to_string()),
         ("limits.partial_copies_bytes", limits.partial_copies_bytes.to_string()),
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
         ("mesh.key", optional("key", mesh.key.as_deref().map(std::path::Path::new), "home:BASE64")),
@@ -359,6 +360,9 @@ uploads_per_peer = @limits.uploads_per_peer@
 uploads_total = @limits.uploads_total@
 # The most bytes per second of NARs sent to all peers together, 16384 or more, shared fairly; 0 for no limit.
 upload_bytes_per_s = @limits.upload_bytes_per_s@
+# The most bytes per second that this node passes on as a relay, 131072 or more, both directions together, shared fairly;
+# 0 for no limit.
+relay_bytes_per_s = @limits.relay_bytes_per_s@
 # Disk space, bytes (0 to 1 TiB), for NARs over 8 MiB that peers get from us while we still receive them; 0 for none.
 partial_copies_bytes = @limits.partial_copies_bytes@
 # The most paths that this node advertises (1 to 400000); beyond that the newest are withheld, and the log warns.

@@ -6,7 +6,7 @@ use crate::daemon::process_metrics::ProcessMetrics;
 use crate::sources::UpstreamSources;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
-use narmesh_mesh::{PeerStatistics, PeerStats};
+use narmesh_mesh::{MeshHandle, PeerStats};
 use narmesh_quorum::State;
 use narmesh_resolver::{Resolver, UpstreamId};
 use narmesh_upstream::Upstream;
@@ -25,7 +25,7 @@ pub(super) fn registry(
     (gateway, others): (&GatewayMetrics, &GatewayMetrics),
     attestations: &Attestations,
     resolver: &Arc<Resolver>,
-    statistics: &Arc<PeerStatistics>,
+    mesh: &MeshHandle,
     upstreams: &Arc<UpstreamSources>,
 ) -> Registry {
     let mut all = Registry::default();
@@ -67,7 +67,7 @@ pub(super) fn registry(
         resolver.refusals().clone(),
     );
     registry.register_collector(Box::new(Gauges {
-        statistics: Arc::clone(statistics),
+        mesh: mesh.clone(),
         verdicts: attestations.verdicts(),
         upstreams: Arc::clone(upstreams),
     }));
@@ -76,22 +76,24 @@ pub(super) fn registry(
 
 #[derive(Debug)]
 struct Gauges {
-    statistics: Arc<PeerStatistics>,
+    mesh: MeshHandle,
     verdicts: Verdicts,
     upstreams: Arc<UpstreamSources>,
 }
 
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let peers = self.statistics.all();
+        let peers = self.mesh.statistics().all();
         let connected = peers.values().filter(|stats| stats.connected).count() as u64;
         let set_aside = peers.values().filter(|stats| stats.set_aside_left().is_some()).count() as u64;
         let sent_bytes = peers.values().map(|stats| stats.bytes_out).sum::<u64>();
+        let relay = self.mesh.view_relay();
         let ages_s = || peers.values().filter_map(|stats| stats.summary_since).map(|since| since.elapsed().as_secs());
         for (name, help, value) in [
             ("peers_allowed", "Peers on the allowlist", peers.len() as u64),
             ("peers_connected", "Peers connected now", connected),
             ("peers_set_aside", "Peers that are asked nothing because they misbehaved", set_aside),
+            ("relay_circuits", "Circuits of other machines over this one", relay.circuits as u64),
             ("filters", "Peers whose filter is in the table", ages_s().count() as u64),
             ("filter_oldest_age_seconds", "Age of the oldest filter in the table", ages_s().max().unwrap_or(0)),
         ] {
@@ -99,9 +101,13 @@ impl Collector for Gauges {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
-        let (name, help) = ("mesh_sent_bytes", "NAR bytes sent to peers");
-        let counter = ConstCounter::new(sent_bytes);
-        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        for (name, help, bytes) in [
+            ("mesh_sent_bytes", "NAR bytes sent to peers", sent_bytes),
+            ("relay_bytes", "Bytes passed on for other machines, both directions together", relay.bytes),
+        ] {
+            let counter = ConstCounter::new(bytes);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
         let verdicts = self.verdicts.lock().as_ref().map(|found| found.by_state.clone());
         if let Some(verdicts) = verdicts {
             encode_verdicts(&mut encoder, &verdicts)?;

@@ -192,7 +192,7 @@ async fn serve(config_file: &Path, configured: Settings, secrets: Secrets) -> an
     ));
     let [gateway_metrics, others_metrics] = [(); 2].map(|()| Arc::new(GatewayMetrics::default()));
     let gateways = (&*gateway_metrics, &*others_metrics);
-    let registry = metrics::registry(gateways, &attestations, &resolver, handle.statistics(), &upstreams);
+    let registry = metrics::registry(gateways, &attestations, &resolver, &handle, &upstreams);
     let (link_asker, link_askers) = link_askers();
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),

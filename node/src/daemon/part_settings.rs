@@ -73,6 +73,7 @@ pub(super) fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig 
         peers: settings.peer_addresses(),
         relays: settings.peers.iter().filter(|peer| peer.relay).map(|peer| peer.peer_id).collect(),
         is_relay: settings.node.relay.unwrap_or(false),
+        relay_bytes_per_s: settings.limits.relay_bytes_per_s,
         listen: settings.node.listen.clone(),
         external_addresses: settings.node.external_addresses.clone(),
         advertise_loopback: settings.node.advertise_loopback,

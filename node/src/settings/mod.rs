@@ -6,7 +6,7 @@
 use crate::config::{AdvertiseConfig, Config, LimitsConfig, NodeConfig, TrustConfig, bounds_of};
 use crate::describe::is_unseen;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_mesh::BYTES_PER_S_MIN;
+use narmesh_mesh::{BYTES_PER_S_MIN, RELAY_BYTES_PER_S_MIN};
 use narmesh_protocol::{NixPublicKey, NixSecretKey, TrustedKeys};
 pub use narmesh_resolver::{Compress, TransferSettings};
 use narmesh_store::{OfferPolicy, StoreLocation};
@@ -143,6 +143,8 @@ pub struct LimitSettings {
     pub uploads_total: u32,
     /// Bytes per second of NARs to all peers together, at least [`BYTES_PER_S_MIN`]; `None` for no limit.
     pub upload_bytes_per_s: Option<NonZeroU32>,
+    /// Bytes per second passed on as a relay, at least [`RELAY_BYTES_PER_S_MIN`]; `None` for no limit.
+    pub relay_bytes_per_s: Option<NonZeroU32>,
     /// Disk space for NARs that peers get while they are coming in here, 0 to 1 TiB.
     pub partial_copies_bytes: u64,
     /// Paths in our own summary, 1 to [`narmesh_gossip::PATHS_MAX`].
@@ -400,6 +402,7 @@ fn check_limits(limits: &LimitsConfig) -> Result<LimitSettings, SettingsError> {
         uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024))?,
         uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536))?,
         upload_bytes_per_s: check_upload_rate("limits.upload_bytes_per_s", limits.upload_bytes_per_s)?,
+        relay_bytes_per_s: check_rate("limits.relay_bytes_per_s", limits.relay_bytes_per_s, RELAY_BYTES_PER_S_MIN)?,
         partial_copies_bytes: within("limits.partial_copies_bytes", limits.partial_copies_bytes, (0, 1 << 40))?,
         advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
     })
@@ -407,9 +410,14 @@ fn check_limits(limits: &LimitsConfig) -> Result<LimitSettings, SettingsError> {
 
 /// A rate of uploads; 0 is no limit.
 fn check_upload_rate(key: &str, rate: u32) -> Result<Option<NonZeroU32>, SettingsError> {
+    check_rate(key, rate, BYTES_PER_S_MIN)
+}
+
+/// A rate in bytes per second; 0 is no limit.
+fn check_rate(key: &str, rate: u32, rate_min: u32) -> Result<Option<NonZeroU32>, SettingsError> {
     match rate {
         0 => Ok(None),
-        rate => within(key, rate, (BYTES_PER_S_MIN, u32::MAX)).map(NonZeroU32::new),
+        rate => within(key, rate, (rate_min, u32::MAX)).map(NonZeroU32::new),
     }
 }
 

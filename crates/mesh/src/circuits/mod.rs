@@ -22,7 +22,7 @@ pub(crate) use arrived::{Arrived, arrivals};
 pub(crate) use connect::{Circuits, Order};
 pub(crate) use meeting::Part;
 pub(crate) use relay::Relay;
-pub use relay::RelayView;
+pub use relay::{RELAY_BYTES_PER_S_MIN, RelayView};
 pub(crate) use transport::{CircuitTransport, listen_address};
 pub use way::Way;
 pub(crate) use way::{meeting_place, over_relay, relay_of};

@@ -2,6 +2,7 @@
 
 use super::socket::Socket;
 use super::splice::splice;
+use crate::byte_rate::{ByteRate, Ticket};
 use crate::framing::{read_frame, write_frame};
 use futures::AsyncWriteExt;
 use libp2p::PeerId;
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +20,9 @@ use std::time::Duration;
 pub(super) const PER_MEMBER_MAX: usize = 48;
 /// Circuits in all. Each holds two sockets and some 128 KiB.
 const CIRCUITS_MAX: usize = 512;
+/// The lowest limit of a relay, bytes per second. A member's TCP ends a connection on which nothing could be sent for 10 s, and a
+/// holder is left when nothing comes for 5 s: with some twenty circuits under way, each has 6 KiB a second.
+pub const RELAY_BYTES_PER_S_MIN: u32 = 128 << 10;
 /// How long the first of two members waits for the other.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
@@ -29,6 +34,10 @@ pub(crate) struct Relay(Arc<Shared>);
 struct Shared {
     is_on: AtomicBool,
     bytes: AtomicU64,
+    /// What goes over all circuits together.
+    rate: ByteRate,
+    /// Directions of circuits that asked for a share of the rate so far.
+    directions: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -125,6 +134,12 @@ impl Relay {
         self.0.is_on.store(is_on, Ordering::Relaxed);
     }
 
+    /// Allows at most this many bytes per second over all circuits together, in both directions; `None` for no limit. Open
+    /// circuits go by it at once.
+    pub(crate) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+        self.0.rate.set_rate(bytes_per_s);
+    }
+
     /// Whether this node is a relay.
     pub(crate) fn is_on(&self) -> bool {
         self.0.is_on.load(Ordering::Relaxed)
@@ -211,12 +226,15 @@ impl Relay {
         }
     }
 
-    async fn pass_on(self, [mut one, mut other]: [Socket; 2], place: Place) {
+    async fn pass_on(self, mut sockets: [Socket; 2], place: Place) {
         let ended = async {
-            for socket in [&mut one, &mut other] {
+            for socket in &mut sockets {
                 welcome(socket, RelayWelcome::Joined).await?;
             }
-            splice(one, other, |bytes| {
+            // Members share alike, however many circuits one of them has: each circuit counts for who asked for it.
+            let [asker, _] = place.members;
+            let share = || self.0.rate.join(asker, Ticket(self.0.directions.fetch_add(1, Ordering::Relaxed)));
+            splice(sockets, [share(), share()], |bytes| {
                 self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
             })
             .await

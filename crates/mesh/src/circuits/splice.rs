@@ -1,6 +1,7 @@
 //! Passes bytes on between two sockets.
 
 use super::socket::Socket;
+use crate::byte_rate::RateShare;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,9 +15,13 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// was cut.
 const BYTES_MAX: u64 = 16 << 30;
 
-/// Passes bytes on until one side ends or breaks off, nothing moves for [`IDLE_MAX`], or [`BYTES_MAX`] went through.
-/// `count` is told of each piece.
-pub(super) async fn splice(one: Socket, other: Socket, count: impl Fn(u64)) -> io::Result<()> {
+/// Passes bytes on until one side ends or breaks off, nothing moves for [`IDLE_MAX`], or [`BYTES_MAX`] went through. Each
+/// direction waits for its share of a rate; `count` is told of each piece.
+pub(super) async fn splice(
+    [one, other]: [Socket; 2],
+    [there, back]: [RateShare; 2],
+    count: impl Fn(u64),
+) -> io::Result<()> {
     let moved = AtomicU64::new(0);
     let count = |bytes: u64| {
         count(bytes);
@@ -32,8 +37,12 @@ pub(super) async fn splice(one: Socket, other: Socket, count: impl Fn(u64)) -> i
             tokio::time::sleep(IDLE_MAX).await;
         }
     };
+    let both = futures::future::try_join(
+        pass_on(from_one, to_other, &there, &count),
+        pass_on(from_other, to_one, &back, &count),
+    );
     tokio::select! {
-        done = futures::future::try_join(pass_on(from_one, to_other, &count), pass_on(from_other, to_one, &count)) => done.map(drop),
+        done = both => done.map(drop),
         () = watch => Err(io::ErrorKind::TimedOut.into()),
     }
 }
@@ -41,6 +50,7 @@ pub(super) async fn splice(one: Socket, other: Socket, count: impl Fn(u64)) -> i
 async fn pass_on(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    share: &RateShare,
     count: &impl Fn(u64) -> u64,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
@@ -50,7 +60,13 @@ async fn pass_on(
         if read == 0 {
             return to.close().await;
         }
-        to.write_all(piece.get(..read).unwrap_or_default()).await?;
+        let mut left = piece.get(..read).unwrap_or_default();
+        // While it waits for its share nothing is read, so that the sender is held up and not our memory filled.
+        while !left.is_empty() {
+            let (now, later) = left.split_at(share.pay(left.len()).await.clamp(1, left.len()));
+            to.write_all(now).await?;
+            left = later;
+        }
         // The other side may wait for exactly these bytes before it says more.
         to.flush().await?;
         if count(read as u64) > BYTES_MAX {

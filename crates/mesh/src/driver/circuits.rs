@@ -251,6 +251,7 @@ impl CircuitRequests {
             context.swarm.close_connection(id);
         }
         self.relay.set_on(context.config.is_relay);
+        self.relay.set_rate(context.config.relay_bytes_per_s);
         self.circuits.set_loopback_told(context.config.advertise_loopback);
         self.tell_relays(context, dials);
     }

@@ -67,7 +67,8 @@ impl Mesh {
             exchange.link.clone(),
             Arc::clone(&first_words),
             listeners.follow(),
-        );
+        )
+        .with_relay(circuits.relay.clone());
         // Uploads run as tasks of their own, and reach the driver by its commands alone.
         let blame = Blame(commands_sender);
         let connection_rates = ConnectionRates::clone(&swarm.behaviour().connection_rates);
