@@ -75,6 +75,7 @@ fn every_value_survives_being_written_and_read_back() {
         uploads_per_peer = 6
         uploads_total = 7
         upload_bytes_per_s = 9
+        relay_bytes_per_s = 11
         partial_copies_bytes = 10
         advertised_paths_max = 8
         [mesh]
