@@ -79,10 +79,16 @@ impl BuildLogText {
     }
 }
 
+/// Streams of bzip2 in one log. Nix writes one, and a person may have put some together. Each costs some 100 us to begin, and may
+/// be of 14 bytes with nothing in it, so that a file of 64 MiB could keep a processor busy for minutes and say nothing.
+const STREAMS_MAX: u32 = 1_024;
+
 /// Unpacks a log that is compressed with bzip2 and comes in parts. It takes up to 4 MiB of memory.
 pub struct LogUnpacker {
     decompress: Decompress,
     is_between_streams: bool,
+    /// Streams that have ended.
+    streams: u32,
 }
 
 impl std::fmt::Debug for LogUnpacker {
@@ -93,7 +99,7 @@ impl std::fmt::Debug for LogUnpacker {
 
 impl Default for LogUnpacker {
     fn default() -> Self {
-        Self { decompress: Decompress::new(false), is_between_streams: false }
+        Self { decompress: Decompress::new(false), is_between_streams: false, streams: 0 }
     }
 }
 
@@ -102,18 +108,22 @@ impl LogUnpacker {
     /// When there is neither, more of `packed` is needed.
     ///
     /// # Errors
-    /// When this is not bzip2.
+    /// When this is not bzip2, or of more than 1,024 streams.
     pub fn unpack(&mut self, packed: &[u8], bytes_max: usize) -> io::Result<(Vec<u8>, usize)> {
         // A log may be several streams one after the other, as `cat` makes of two.
         if self.is_between_streams {
             if packed.is_empty() {
                 return Ok((Vec::new(), 0));
             }
-            *self = Self::default();
+            if self.streams == STREAMS_MAX {
+                return Err(io::Error::other("more than 1,024 streams of bzip2"));
+            }
+            *self = Self { streams: self.streams, ..Self::default() };
         }
         let (mut text, before) = (Vec::with_capacity(bytes_max), self.decompress.total_in());
         let status = self.decompress.decompress_vec(packed, &mut text).map_err(io::Error::other)?;
         self.is_between_streams = status == Status::StreamEnd;
+        self.streams += u32::from(self.is_between_streams);
         let taken = self.decompress.total_in().saturating_sub(before);
         Ok((text, usize::try_from(taken).unwrap_or(packed.len())))
     }
@@ -283,5 +293,13 @@ mod tests {
             assert!(find(dir.path()).is_none(), "a link: {path:?}");
             fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn streams_without_end_that_hold_nothing_are_refused() {
+        let empty = BzEncoder::new(Vec::new(), bzip2::Compression::fast()).finish().unwrap();
+        let many = |streams: u32| empty.repeat(streams as usize);
+        assert_eq!(unpack(&many(STREAMS_MAX), 100), Some(Vec::new()));
+        assert_eq!(unpack(&many(STREAMS_MAX + 1), 100), None);
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Worker {
 }
 
 /// A source that reads ranges.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct RangeSource {
     source: SourceId,
     /// Bytes that came since the last tick.
@@ -299,7 +299,7 @@ impl Parallel {
         let free = self.members.iter().filter(|member| self.has_time(member.source));
         // Whoever is quickest takes the first range.
         let member = free.max_by_key(|member| member.rate)?;
-        let (source, bytes, rate) = (member.source, self.range_bytes(member.rate), member.rate);
+        let (source, bytes) = (member.source, self.range_bytes(member.rate));
         if let Some(number) = (0..self.gaps.len()).min_by_key(|number| self.gaps.get(*number).map(|gap| gap.start)) {
             let gap = self.gaps.swap_remove(number);
             let start = gap.start.max(frontier);
@@ -323,7 +323,7 @@ impl Parallel {
             self.next = end;
             return Some(Order { source, range });
         }
-        self.overtake(source, rate?)
+        self.overtake()
     }
 
     /// A source takes a range when it has none, and one more when the half of that has come.
@@ -343,17 +343,32 @@ impl Parallel {
         self.members.iter().find(|member| member.source == source)?.rate
     }
 
-    /// The range that all wait for, if `source` would bring it in half the time.
-    fn overtake(&self, source: SourceId, rate: u64) -> Option<Order> {
-        if self.workers.iter().any(|worker| worker.runner.source == source) {
-            return None;
-        }
-        let first = self.workers.iter().min_by_key(|worker| worker.at)?;
+    /// The range that all wait for, if the quickest of those who have nothing to do would bring it in half the time; one whose pace
+    /// is not known tries it where the other one would still take a while.
+    fn overtake(&self) -> Option<Order> {
+        let is_idle = |member: &&RangeSource| self.workers.iter().all(|worker| worker.runner.source != member.source);
+        let RangeSource { source, rate, .. } = *self.members.iter().filter(is_idle).max_by_key(|member| member.rate)?;
+        let first = self.first_worker()?;
         let is_twice = self.workers.iter().filter(|worker| worker.at < first.end).count() > 1;
-        let left = first.end - first.at - (first.runner.tail.len() as u64).min(first.end - first.at);
-        let (its_rate, whole) = (self.rate_of(first.runner.source).unwrap_or(0).max(1), first.end - first.at);
-        let is_worth_it = !is_twice && left / its_rate >= 1 && whole / rate.max(1) < left / its_rate / 2 + 1;
-        (is_worth_it && rate > its_rate).then_some(Order { source, range: first.at..first.end })
+        let (takes_s, its_rate, whole) =
+            (self.first_takes_s()?, self.rate_of(first.runner.source).unwrap_or(0), first.end - first.at);
+        let is_quicker = match rate {
+            Some(rate) => takes_s >= 1 && whole / rate.max(1) < takes_s / 2 + 1 && rate > its_rate,
+            None => takes_s >= WORTH_IT.as_secs(),
+        };
+        (!is_twice && is_quicker).then_some(Order { source, range: first.at..first.end })
+    }
+
+    /// The range that all wait for.
+    fn first_worker(&self) -> Option<&Worker> {
+        self.workers.iter().min_by_key(|worker| worker.at)
+    }
+
+    /// How long that will still take at the pace of its source, seconds.
+    fn first_takes_s(&self) -> Option<u64> {
+        let first = self.first_worker()?;
+        let left = (first.end - first.at).saturating_sub(first.runner.tail.len() as u64);
+        Some(left / self.rate_of(first.runner.source).unwrap_or(0).max(1))
     }
 
     /// Measures once a second, and decides who stays and whether others may join.
@@ -366,16 +381,18 @@ impl Parallel {
         let per_s = |bytes: u64| bytes * 1_000 / u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
         for member in &mut self.members {
             let rate = per_s(std::mem::take(&mut member.bytes));
-            // Who waited for the window was not slow.
+            // Who waited for the window was not slow, and who had next to nothing to bring was not measured.
             let is_busy = self.workers.iter().any(|worker| worker.runner.source == member.source);
-            member.rate = Some(if is_busy { rate } else { rate.max(member.rate.unwrap_or(0)) });
+            member.rate = if is_busy { Some(rate) } else { member.rate.map(|before| rate.max(before)) };
         }
         let total: u64 = self.members.iter().filter_map(|member| member.rate).sum();
         let quickest = self.members.iter().max_by_key(|member| member.rate).map(|member| (member.source, member.rate));
         let (quickest, best) = quickest.unzip();
         self.best_alone = self.best_alone.max(best.flatten().unwrap_or(0));
         let mut tick = Tick::default();
-        if !self.is_alone() && total < self.best_alone {
+        // Where the whole waits for one that crawls, the others are not why it is slow, and one of them can bring that range.
+        let is_held_up = self.first_takes_s().is_some_and(|seconds| seconds >= WORTH_IT.as_secs());
+        if !self.is_alone() && total < self.best_alone && !is_held_up {
             // One of them was quicker when it did not wait for the others.
             let others = self.members.iter().map(|member| member.source).filter(|source| Some(*source) != quickest);
             tick.let_go.extend(others);
@@ -383,12 +400,13 @@ impl Parallel {
             self.rest_until = waited + REST;
         }
         // Who joined last has to make the whole quicker by a tenth, or goes again.
-        if !self.joined.is_empty() && total < self.rate_before + self.rate_before / GAIN {
+        let is_measured = self.joined.iter().all(|joined| self.rate_of(*joined).is_some());
+        if !self.joined.is_empty() && is_measured && !is_held_up && total < self.rate_before + self.rate_before / GAIN {
             tick.let_go.append(&mut self.joined);
             self.rest_until = waited + REST;
         }
         self.joined.clear();
-        let slow = self.members.iter().filter(|member| member.rate.unwrap_or(0) < total / SHARE_MIN);
+        let slow = self.members.iter().filter(|member| member.rate.is_some_and(|rate| rate < total / SHARE_MIN));
         let slow: Vec<_> = slow.map(|member| member.source).filter(|source| !tick.let_go.contains(source)).collect();
         tick.let_go.extend(slow);
         self.useless.extend(tick.let_go.iter().copied());

@@ -23,6 +23,8 @@ pub(super) enum Act {
     Send { chunk: usize, pause: Duration, flips: Option<u64> },
     /// The same, but breaks off after this many bytes of the request.
     Break { chunk: usize, pause: Duration, after: u64, flips: Option<u64>, how: Break },
+    /// Sends the NAR in chunks of 64 KiB up to this byte, with a pause before each, and then byte by byte, one in each `every`.
+    Crawl { pause: Duration, at: u64, every: Duration },
     /// Never says anything.
     Silent,
     /// Names these sources, by their numbers, to who takes names, and else sends the NAR in such chunks.
@@ -92,6 +94,7 @@ impl Script {
             Act::Send { flips: None, pause, .. } | Act::Name { pause, .. } => *pause < STALL / 2,
             Act::Send { .. }
             | Act::Break { .. }
+            | Act::Crawl { .. }
             | Act::Silent
             | Act::Absent
             | Act::Refuse
@@ -111,7 +114,13 @@ impl Script {
     pub(super) fn lies(&self) -> bool {
         let flips = |act: &Act| match act {
             Act::Send { flips, .. } | Act::Break { flips, .. } => flips.is_some(),
-            Act::Name { .. } | Act::Silent | Act::Absent | Act::Refuse | Act::Unreachable | Act::FailForNow => false,
+            Act::Name { .. }
+            | Act::Crawl { .. }
+            | Act::Silent
+            | Act::Absent
+            | Act::Refuse
+            | Act::Unreachable
+            | Act::FailForNow => false,
         };
         self.acts.iter().any(flips)
     }
@@ -300,6 +309,11 @@ impl Feed {
             Act::Name { .. } => return Ok(Piece::Others(std::mem::take(&mut self.names))),
             Act::Send { chunk, pause, flips } => (chunk, pause, u64::MAX, flips, Break::Closed),
             Act::Break { chunk, pause, after, flips, how } => (chunk, pause, after, flips, how),
+            Act::Crawl { pause, at, every } => {
+                let quick = usize::try_from(at.saturating_sub(self.at)).unwrap().min(64 << 10);
+                let (chunk, pause) = if quick == 0 { (1, every) } else { (quick, pause) };
+                (chunk, pause, u64::MAX, None, Break::Closed)
+            }
         };
         self.wait(pause).await;
         if self.sent >= until {

@@ -76,3 +76,32 @@ async fn sources_that_fail_stall_or_lie_while_several_are_read_do_no_harm() {
         assert!(outcome.elapsed < Duration::from_secs(20), "{:?} beside {act:?}", outcome.elapsed);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn source_that_takes_over_and_then_crawls_costs_little_wherever_it_does() {
+    let nar = nar_of(17 << 20, 1);
+    let tree = tree_of(&nar);
+    // 3 MB/s.
+    let honest = holder(&tree, 21);
+    let (_, alone) = deliver(&nar, vec![honest.clone()], 0).await;
+    assert_exact(&alone, &nar);
+    let nar_bytes = nar.len() as u64;
+    let mut late = Vec::new();
+    for left in [1, 100, 1_000, 70_000, 140_000, 262_144, 300_000, 600_000, 3 << 20, 10 << 20] {
+        for every_ms in [300, 1_500, 4_500] {
+            let (pause, every) = (Duration::from_millis(1), Duration::from_millis(every_ms));
+            let act = Act::Crawl { pause, at: nar_bytes - left, every };
+            let crawling = Script { is_line: true, ..Script::acting(vec![act]) };
+            for scripts in [vec![honest.clone(), crawling.clone()], vec![crawling, honest.clone()]] {
+                let (order, outcome) = deliver(&nar, scripts, 0).await;
+                assert_exact(&outcome, &nar);
+                let added = outcome.elapsed.saturating_sub(alone.elapsed);
+                if added >= Duration::from_secs(5) {
+                    late.push(format!("{added:?} more: a byte in {every_ms} ms, {left} bytes before the end"));
+                }
+                assert!(order.iter().all(|source| !is_blamed(&outcome, *source)));
+            }
+        }
+    }
+    assert!(late.is_empty(), "{late:#?}");
+}

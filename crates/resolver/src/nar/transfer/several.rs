@@ -29,6 +29,12 @@ impl Transfer {
         if waited < self.parallel_after || runner.is_queued() || runner.is_opening() || runner.source.peer().is_none() {
             return false;
         }
+        // The leaf that it is sending is its own, so that in the last one nothing is left to give to others: a race asks another
+        // source for the same bytes.
+        let begun = self.offset + runner.tail.len() as u64;
+        if (begun + 1).next_multiple_of(leaf_bytes) >= self.url.nar_size {
+            return false;
+        }
         let Some(rate) = runner.measure_rate_bytes_s(waited) else { return false };
         let would_end_soon = left.checked_div(rate).is_some_and(|left_s| Duration::from_secs(left_s) <= WORTH_IT);
         if would_end_soon || self.helpers(1, rate).is_empty() {
